@@ -1,0 +1,5 @@
+"""The one error a reader may cause: bad input, said in one line."""
+
+
+class InputError(ValueError):
+    """Something given by the reader cannot be used; the message names it and the way out."""
