@@ -1,0 +1,62 @@
+# `make book` and `make test` do everything, the environment included. Nothing outside this folder is changed,
+# except the caches of pip and of the downloaded model and text (~/.cache/iclgd, or $ICLGD_CACHE).
+SHELL := /bin/sh
+PY := .venv/bin/python
+# Test workers are one thread each; waiting threads leave the cores to the others.
+TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE ICLGD_RECORDS="$(CURDIR)/_build/test-records"
+NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout 600
+
+.PHONY: help environment book test refresh run lab clean
+
+help:
+	@echo "make book      execute the notebooks and build the book: _build/html/index.html"
+	@echo "make test      check everything (notebooks at the smoke preset, then the unit tests)"
+	@echo "make run       one notebook: make run NOTEBOOK=notebooks/50_prediction_alignment.ipynb ARGS='-p seed 3'"
+	@echo "make lab       open JupyterLab in the project's environment"
+	@echo "make refresh   execute at the default preset and store the outputs in notebooks/"
+	@echo "make clean     remove what was built (not the environment, not single runs)"
+
+book: environment
+	@$(PY) -m iclgd_helpers.pipeline book
+
+test: environment
+	@rm -rf _build/smoke _build/test-records
+	@$(PY) -m iclgd_helpers.pipeline smoke-copies _build/smoke
+	@$(TEST_ENV) $(PY) -m pytest -q -n 2 --dist loadscope $(NBVAL) tests _build/smoke
+
+refresh: environment
+	@$(PY) -m iclgd_helpers.pipeline refresh
+
+run: environment
+	@$(PY) -m iclgd_helpers.run $(NOTEBOOK) $(ARGS)
+
+lab: environment
+	@$(PY) -m jupyterlab
+
+clean:
+	rm -rf _build
+
+# The environment is made again when the folder moved or its versions changed, and from scratch when an earlier
+# installation was interrupted. PYTHON=/path/to/python chooses the interpreter.
+environment:
+	@wanted="$$(pwd) $$(cat requirements.lock pyproject.toml | cksum)"; \
+	if [ -x $(PY) ] && [ "$$(cat .venv/installed 2>/dev/null)" = "$$wanted" ]; then exit 0; fi; \
+	set -e; \
+	if [ -e .venv/installing ] || ! $(PY) -m pip --version >/dev/null 2>&1; then \
+	  rm -rf .venv; \
+	  for python in $(PYTHON) python3.11 python3 python; do \
+	    if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then break; fi; \
+	    python=; \
+	  done; \
+	  if [ -z "$$python" ]; then \
+	    echo "No Python 3.11 or newer found: install one, or name it: make PYTHON=/path/to/python" >&2; exit 1; \
+	  fi; \
+	  echo "Making the environment in .venv with $$("$$python" --version) (about 2 GB, some minutes) ..."; \
+	  "$$python" -m venv .venv; \
+	else \
+	  echo "Bringing the environment in .venv up to date ..."; \
+	fi; \
+	: > .venv/installing; rm -f .venv/installed; \
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock; \
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -e .; \
+	echo "$$wanted" > .venv/installed; rm .venv/installing

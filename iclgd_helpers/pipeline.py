@@ -1,0 +1,312 @@
+"""The pipeline behind the Makefile: execute the pages, build the book, prepare the notebooks for tests."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+import psutil
+import yaml
+
+from iclgd_helpers.errors import InputError
+from iclgd_helpers.parameters import notebook_parameters, repository_root
+from iclgd_helpers.run import CellError, execute
+
+ROOT = repository_root()
+VERSIONS_SHOWN = ("torch", "transformers", "numpy", "pandas", "datasets", "jupyter-book", "papermill")
+SETUP_MARK = "# Colab setup: "
+SETUP = (
+    SETUP_MARK
+    + """the same cell in every notebook, written by `python -m iclgd_helpers.pipeline sync-setup`.
+# For a GPU choose Runtime > Change runtime type > T4 GPU before running it. Elsewhere this cell does nothing.
+import importlib.util
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+if "google.colab" in sys.modules and importlib.util.find_spec("iclgd_helpers") is None:
+    keep = Path("/tmp/keep.txt")  # torch and numpy stay exactly as Colab installed them
+    keep.write_text("".join(f"{{name}}=={{version(name)}}\\n" for name in ("torch", "numpy")))
+    package = "iclgd-helpers @ {url}/archive/refs/tags/{tag}.zip"
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-c", str(keep), package], check=True)"""
+)
+
+
+def read(notebook: Path) -> nbformat.NotebookNode:
+    """The notebook, in the current format."""
+    return nbformat.read(notebook, as_version=4)
+
+
+def write(notebook: nbformat.NotebookNode, path: Path) -> None:
+    """Write atomically, the way Jupyter does."""
+    partial = path.with_name(f".{path.name}.partial")
+    nbformat.write(notebook, partial)
+    partial.replace(path)
+
+
+def notebooks() -> list[Path]:
+    """The notebooks of the book, in the order of its table of contents."""
+
+    def files(node: Any) -> Iterator[str]:
+        children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+        if isinstance(node, dict) and "file" in node:
+            yield node["file"]
+        for child in children:
+            yield from files(child)
+
+    names = files(yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8")))
+    return [ROOT / f"{name}.ipynb" for name in names if name.startswith("notebooks/")]
+
+
+def page_key(notebook: Path, parameters: dict[str, Any]) -> str:
+    """Hash of all that a page's outputs depend on; downloads are pinned by the hashes in the helpers."""
+    content = [[cell.cell_type, cell.source, cell.metadata] for cell in read(notebook).cells]
+    digest = hashlib.sha256(json.dumps([content, parameters], sort_keys=True).encode())
+    helpers = [p for p in (ROOT / "iclgd_helpers").rglob("*") if p.suffix in {".py", ".yaml"}]
+    stored = [p for p in (ROOT / "results").rglob("*") if p.is_file()]
+    for path in sorted([*helpers, *stored, ROOT / "requirements.lock"]):
+        digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+class PeakMemory(threading.Thread):
+    """Samples the resident memory of this process's descendants (the kernel and what it starts)."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak, self._done = 0, threading.Event()
+
+    def run(self) -> None:
+        while not self._done.wait(0.2):
+            total = 0
+            for process in psutil.Process().children(recursive=True):
+                try:
+                    total += process.memory_info().rss
+                except psutil.Error:
+                    continue  # it ended meanwhile
+            self.peak = max(self.peak, total)
+
+    def __enter__(self) -> PeakMemory:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self.join()
+
+
+def execute_page(notebook: Path, target: Path, costs_file: Path, preset: str) -> dict[str, Any]:
+    """Execute a page unless its stored key is current; returns its costs, with `new` telling which."""
+    parameters = preset_values(notebook, preset)
+    key = page_key(notebook, parameters)
+    if target.exists() and costs_file.exists():
+        costs = json.loads(costs_file.read_text())
+        if costs["key"] == key:
+            return costs | {"new": False}
+    costs_file.unlink(missing_ok=True)
+    start = time.perf_counter()
+    with PeakMemory() as memory:
+        execute(notebook, target, parameters)
+    seconds = time.perf_counter() - start
+    executed = read(target)
+    for cell in executed.cells:
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.metadata.tags.append("remove-cell")
+    write(executed, target)
+    when = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
+    costs = {"key": key, "seconds": round(seconds, 1), "peak_gb": round(memory.peak / 1e9, 2), "when": when}
+    costs_file.parent.mkdir(parents=True, exist_ok=True)
+    costs_file.write_text(json.dumps(costs))
+    return costs | {"new": True}
+
+
+def git_commit() -> str:
+    """Short hash of the checkout, marked when files differ from it; `unknown` without git."""
+    try:
+        options = {"cwd": ROOT, "capture_output": True, "text": True, "check": True}
+        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **options).stdout.strip()
+        changed = subprocess.run(["git", "status", "--porcelain"], **options).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{commit}, with local changes" if changed else commit
+
+
+def status_page(costs: dict[str, dict[str, Any]], preset: str) -> str:
+    """Markdown of what was built when, with what, at which cost."""
+    memory = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
+    facts = {
+        "Preset": preset if costs else "as stored in the notebooks (nothing was executed for this build)",
+        "Commit": git_commit(),
+        "Built": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "Machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {memory} memory",
+        "Python": platform.python_version(),
+    } | {name: importlib.metadata.version(name) for name in VERSIONS_SHOWN}
+    lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())]
+    if costs:
+        lines += ["", "| Page | Time (s) | Peak memory (GB) | Executed (UTC) |", "|---|---:|---:|---|"]
+        rows = ([page, c["seconds"], c["peak_gb"], c["when"][:16]] for page, c in costs.items())
+        lines += [f"| {' | '.join(map(str, row))} |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def render(build: Path) -> None:
+    """Strict build of `build`/source into `build`/html; a warning is an error."""
+    for old in ("html", ".doctrees"):
+        shutil.rmtree(build / old, ignore_errors=True)
+    command = [sys.executable, "-m", "jupyter_book", "build", str(build / "source"), "--path-output"]
+    command += [str(build.parent), "--all", "-W", "-n", "--keep-going"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    (build / "book.log").write_text(done.stdout)
+    if done.returncode:
+        raise CellError(f"{done.stdout}\nThe strict build of the book failed; its log: {build / 'book.log'}")
+
+
+def book(folder: Path, preset: str = "quick", stored: bool = False) -> Path:
+    """
+    Build the book in `folder`/_build: execute what changed (or take the stored outputs), then render.
+
+    Returns
+    -------
+    Path
+        the folder of the HTML.
+    """
+    build = folder.absolute() / "_build"
+    source, pages = build / "source", build / "pages"
+    shutil.rmtree(source / "book", ignore_errors=True)
+    shutil.copytree(ROOT / "book", source / "book")
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy(ROOT / name, source / name)
+    os.environ["ICLGD_RECORDS"] = str(build / "records")
+    (source / "notebooks").mkdir(exist_ok=True)
+    costs = {}
+    for notebook in notebooks():
+        target, costs_file = source / "notebooks" / notebook.name, pages / f"{notebook.stem}.json"
+        if stored:
+            costs_file.unlink(missing_ok=True)
+            shutil.copy(notebook, target)
+            continue
+        print(f"{notebook.stem:<40}", end="", flush=True)
+        page = costs[notebook.stem] = execute_page(notebook, target, costs_file, preset)
+        made = "" if page["new"] else "   (unchanged since)"
+        print(f"{page['seconds']:8.1f} s {page['peak_gb']:6.2f} GB{made}", flush=True)
+    generated = source / "book" / "_generated"
+    generated.mkdir()
+    (generated / "status.md").write_text(status_page(costs, preset), encoding="utf-8")
+    render(build)
+    print(f"The book: {build / 'html' / 'index.html'}")
+    return build / "html"
+
+
+def smoke_copies(folder: Path) -> None:
+    """Copies for nbval: the smoke preset's values are injected, committed outputs and counts are kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for notebook in notebooks():
+        papermill.execute_notebook(
+            notebook,
+            folder / notebook.name,
+            preset_values(notebook, "smoke"),
+            prepare_only=True,
+            progress_bar=False,
+        )
+
+
+def preset_values(notebook: Path, preset: str) -> dict[str, Any]:
+    """What to inject for `preset`: nothing for the notebooks' own default, or where a page has no presets."""
+    own = notebook_parameters(notebook).get("preset", preset)
+    return {} if own == preset else {"preset": preset}
+
+
+def refresh(chosen: Iterable[Path]) -> None:
+    """Execute at the default preset and store the outputs in `notebooks/`; nothing else writes there."""
+    os.environ["ICLGD_RECORDS"] = str(ROOT / "_build" / "records")
+    for notebook in chosen:
+        executed = ROOT / "_build" / "refresh" / notebook.name
+        execute(notebook, executed, {})
+        write(cleaned(read(executed)), notebook)
+        print(f"refreshed {notebook.name}", flush=True)
+
+
+def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Without what a run leaves in the metadata: papermill's, timings, widget state, interpreter version."""
+    notebook.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        }
+    )
+    notebook.cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    for cell in notebook.cells:
+        for name in ("papermill", "execution", "collapsed"):
+            cell.metadata.pop(name, None)
+    return notebook
+
+
+def setup_source() -> str:
+    """Source of the Colab setup cell; address and release come from `_config.yml`."""
+    repository = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["repository"]
+    return SETUP.format(url=repository["url"], tag=repository["branch"])
+
+
+def sync_setup() -> None:
+    """Put the setup cell into every notebook: over the old one, else before the parameters."""
+    for path in notebooks():
+        notebook = read(path)
+        tags = {"tags": ["hide-cell", "nbval-ignore-output"]}
+        cell = nbformat.v4.new_code_cell(setup_source(), id="setup", metadata=tags)
+        places = [i for i, old in enumerate(notebook.cells) if old.source.startswith(SETUP_MARK)]
+        if places:
+            cell.execution_count = notebook.cells[places[0]].execution_count
+            notebook.cells[places[0]] = cell
+        else:
+            first_code = [c.cell_type for c in notebook.cells].index("code")
+            notebook.cells.insert(first_code, cell)
+        write(notebook, path)
+
+
+def main() -> int:
+    """Exit status 0, or 1 with the reason."""
+    parser = argparse.ArgumentParser(prog="python -m iclgd_helpers.pipeline", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    build = commands.add_parser("book", help="execute what changed and build the HTML")
+    build.add_argument("--preset", default="quick")
+    build.add_argument("--stored", action="store_true", help="take the outputs stored in notebooks/")
+    build.add_argument("--folder", type=Path, default=ROOT, help="where _build is made")
+    copies = commands.add_parser("smoke-copies", help="copies for nbval")
+    copies.add_argument("folder", type=Path)
+    fresh = commands.add_parser("refresh", help="store new outputs in notebooks/")
+    fresh.add_argument("notebooks", nargs="*", type=Path, help="these only")
+    commands.add_parser("sync-setup", help="write the Colab setup cell into the notebooks")
+    options = parser.parse_args()
+    try:
+        if options.command == "book":
+            book(options.folder, options.preset, options.stored)
+        elif options.command == "smoke-copies":
+            smoke_copies(options.folder)
+        elif options.command == "refresh":
+            refresh(options.notebooks or notebooks())
+        else:
+            sync_setup()
+    except (InputError, CellError) as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""Run one notebook with checked parameters: `python -m iclgd_helpers.run NOTEBOOK -p seed 3`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+import papermill
+from ipykernel.kernelspec import get_kernel_dict
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from papermill.exceptions import PapermillExecutionError
+
+from iclgd_helpers.errors import InputError
+from iclgd_helpers.parameters import (
+    ExperimentParameters,
+    Parameters,
+    engine_hash,
+    repository_root,
+    resolve_path,
+    validate_for_notebook,
+)
+
+
+class ThisInterpreter(AsyncKernelManager):
+    """Starts kernels with the running interpreter, whatever kernels the user has registered."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        return KernelSpec(**get_kernel_dict())
+
+
+class CellError(RuntimeError):
+    """A cell of a notebook failed for another reason than bad input."""
+
+
+def literal(text: str) -> bool | int | float | str | None:
+    """The value that papermill's command line makes of `text`."""
+    names = {"True": True, "False": False, "None": None}
+    if text in names:
+        return names[text]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
+def execute(notebook: Path, target: Path, parameters: Mapping[str, Any], progress: bool = False) -> None:
+    """
+    Execute `notebook` into `target`, which appears only when the last cell has finished.
+
+    Raises
+    ------
+    InputError
+        if a cell raised one.
+    CellError
+        if a cell raised anything else; the notebook up to there is kept as `<target's stem>.failed.ipynb`.
+    """
+    partial = target.with_name(f".{target.stem}.partial.ipynb")
+    failed = target.with_name(f"{target.stem}.failed.ipynb")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    options = {"kernel_name": "python3", "language": "python", "kernel_manager_class": ThisInterpreter}
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # its notice would stay in the output
+    try:
+        papermill.execute_notebook(
+            notebook, partial, dict(parameters), progress_bar=progress, cwd=repository_root(), **options
+        )
+    except PapermillExecutionError as error:
+        if error.ename == "InputError":
+            partial.unlink(missing_ok=True)
+            raise InputError(error.evalue) from None
+        partial.replace(failed)
+        place = f"{notebook.name}, cell In [{error.exec_count}]: {error.ename}: {error.evalue}"
+        raise CellError(f"{place}\nThe notebook up to there, with the traceback: {failed}") from None
+    partial.replace(target)
+    failed.unlink(missing_ok=True)
+
+
+def default_folder(notebook: Path, parameters: Parameters) -> Path:
+    """`_runs/<page>-<hash of parameters and helper code>` in the repository."""
+    content = json.dumps([parameters.model_dump(), engine_hash()], sort_keys=True)
+    return resolve_path(f"_runs/{notebook.stem}-{hashlib.sha256(content.encode()).hexdigest()[:12]}")
+
+
+def run(notebook: Path, given: Mapping[str, Any], output: Path | None = None, progress: bool = False) -> Path:
+    """
+    Check the parameters, execute the notebook, and put it and its record into one folder.
+
+    Returns
+    -------
+    Path
+        the folder: the executed notebook, and for a language-model page `record.json` and `examples.parquet`.
+    """
+    parameters = validate_for_notebook(notebook, given)
+    folder = (output or default_folder(notebook, parameters)).absolute()
+    existed = folder.exists()
+    if existed and not folder.is_dir():
+        raise InputError(f"--output {output} is a file: name a folder")
+    try:
+        execute(notebook, folder / notebook.name, given, progress)
+    except InputError:
+        if not existed:
+            folder.rmdir()
+        raise
+    if isinstance(parameters, ExperimentParameters):
+        from iclgd_helpers import experiment, records  # slow to import, and of no use to bad input
+
+        records.copy_to(experiment.record_id(parameters), folder)
+    return folder
+
+
+@click.command()
+@click.argument("notebook", type=click.Path(path_type=Path))
+@click.option("--preset", help="smoke, quick (the notebooks' own default) or paper")
+@click.option("-p", "parameters", nargs=2, multiple=True, metavar="NAME VALUE", help="repeatable")
+@click.option("--output", type=click.Path(path_type=Path), help="folder for the results [_runs/<run id>]")
+def command(
+    notebook: Path, preset: str | None, parameters: tuple[tuple[str, str], ...], output: Path | None
+) -> None:
+    """Execute NOTEBOOK with the given parameters; bad input gives one line and exit status 2."""
+    given = {name: literal(value) for name, value in parameters}
+    if preset is not None:
+        given["preset"] = preset
+    folder = run(notebook, given, output, progress=sys.stderr.isatty())
+    print(f"{folder}: {', '.join(sorted(p.name for p in folder.iterdir() if not p.name.startswith('.')))}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0, 2 for bad input (one line), 1 for a failing cell."""
+    try:
+        command.main(arguments, prog_name="python -m iclgd_helpers.run", standalone_mode=False)
+        return 0
+    except (InputError, click.UsageError) as error:
+        message = error.format_message() if isinstance(error, click.UsageError) else str(error)
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        return 2
+    except CellError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, click.Abort):
+        print("interrupted; start it again to go on from the records kept", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
