@@ -164,7 +164,7 @@ def _examples(task: Task, split: str, frame: pd.DataFrame) -> list[Example]:
     allowed = range(len(task.verbalizers))
     wrong = given[given.notna() & ~labels.isin(allowed)]
     if len(wrong):
-        raise InputError(f"{where}: label {wrong.iloc[0]!r} (row {wrong.index[0]}) is none of {list(allowed)}")
+        raise InputError(f"{where}: label {wrong.iloc[0]!r} (row {wrong.index[0]}) not in {list(allowed)}")
     for column in task.text_columns:
         bad = [row for row, value in enumerate(frame[column]) if not isinstance(value, str)]
         if bad:
@@ -246,11 +246,12 @@ def split_snippets(table: str) -> list[pd.DataFrame]:
 
     ``table`` has one tab-separated line (id, mean valence, text) a snippet. Texts get HTML entities decoded,
     doubled apostrophes written as quotation marks and runs of blanks made one. Of texts equal but for case
-    and punctuation the first is kept. In the order of the SHA-256 of their text, the first 1,000 of each class
+    and punctuation the first is kept. In the order of their SHA-256, the first 1,000 texts of each class
     are the evaluation split, all others the training split. The file has no review ids to group by.
     """
     rows = [line.split("\t") for line in table.splitlines() if line]
-    frame = pd.DataFrame({"text": [_normalise(row[2]) for row in rows], "valence": [float(r[1]) for r in rows]})
+    texts = [_normalise(row[2]) for row in rows]
+    frame = pd.DataFrame({"text": texts, "valence": [float(row[1]) for row in rows]})
     frame = frame[~frame["text"].map(lambda text: re.sub(r"\W", "", text.casefold())).duplicated()]
     frame = frame[frame["valence"].abs() >= SNIPPET_VALENCE]
     frame["label"] = (frame["valence"] > 0).astype(int)
