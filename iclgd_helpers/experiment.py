@@ -1,0 +1,318 @@
+"""One cell = (model, task, seed): observe every arm on the same queries, compare, and return a record."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from tqdm.auto import tqdm
+
+from iclgd_helpers import finetune, metrics, models, parameters, records, statistics
+from iclgd_helpers.models import LanguageModel
+from iclgd_helpers.observe import Arm, Observation, observe
+from iclgd_helpers.parameters import ExperimentParameters
+from iclgd_helpers.records import Record
+from iclgd_helpers.sequences import Layout, Query
+from iclgd_helpers.tasks import Example, load_task, select_demonstrations, shuffle_labels
+
+# A comparison asks how alike two ways of changing a model are: (unchanged, in context, finetuned).
+COMPARISONS = {name: ("zero_shot", "in_context", name) for name in (
+    "standard", "joint", "sequential", "standard_shuffled", "random_update", "norm_matched"
+)} | {"untrained_standard": ("untrained_zero_shot", "untrained_in_context", "untrained_standard")}  # fmt: skip
+PER_LAYER_IN_EXAMPLES = ("standard", "joint", "sequential")  # the others keep their mean over layers a query
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The material of one experiment: model, token layout, demonstrations that fit, queries."""
+
+    parameters: ExperimentParameters
+    identity: str
+    data_checksum: str
+    model: LanguageModel
+    layout: Layout
+    demonstrations: list[Example]
+    training: list[Example]
+    queries: list[Query]
+
+
+def prepare(given: ExperimentParameters) -> Cell:
+    """
+    Load data and model and lay out the tokens.
+
+    Raises
+    ------
+    InputError
+        if anything named in the parameters is missing, damaged, or does not fit together.
+    """
+    data = load_task(given.task, given.data_source, parameters.data_folder(given))
+    drawn = select_demonstrations(data.train, given.n_demonstrations, given.seed, given.balanced)
+    model = models.load_model(given.model, given.dtype, given.device)
+    layout = Layout.make(model.tokenizer, data.task, given.separator)
+    everything = [layout.query(example, given.token_read) for example in data.evaluation]
+    limit = min(given.max_context, model.context_length)
+    fitting = layout.fitting(drawn, max(len(query.tokens) for query in everything), limit)
+    return Cell(
+        parameters=given,
+        identity=parameters.run_id(given, data.checksum),
+        data_checksum=data.checksum,
+        model=model,
+        layout=layout,
+        demonstrations=fitting,
+        training=fitting if given.equal_demonstrations else drawn,
+        queries=everything[: given.max_examples],
+    )
+
+
+def run_cell(given: ExperimentParameters, progress: bool = True) -> Record:
+    """The record of the cell: the stored one if there is one, else computed now and stored."""
+    stored = records.find(records.record_id(given))
+    if stored is not None:
+        return stored
+    record = compute(prepare(given), progress)
+    records.save(record)
+    return record
+
+
+def compute(cell: Cell, progress: bool = True) -> Record:
+    """Finetune, observe and compare all arms of a cell."""
+    clock = _Clock()
+    table = _Table(len(cell.queries), cell)
+    seeds = {"control": cell.parameters.seed + 1000}
+    tuned, arms = _trained_arms(cell, clock, progress, seeds["control"])
+    with clock("observe"):
+        table.fill(cell, arms, progress)
+    if cell.parameters.controls:
+        with cell.model.untrained(seeds["control"], cell.parameters.untrained):
+            more, untrained = _untrained_arms(cell, clock, progress)
+            tuned |= more
+            with clock("observe_untrained"):
+                table.fill(cell, untrained, progress)
+    return Record(_summary(cell, table, tuned, clock), table.frame())
+
+
+# --------------------------------------------------------------------------------------------------------------- arms
+def _trained_arms(cell: Cell, clock: _Clock, progress: bool, seed: int) -> tuple[dict, dict[str, Arm]]:
+    """Arms of the pretrained model; with controls, those of shuffled labels and of random or rescaled updates."""
+    layout, model = cell.layout, cell.model
+    shuffled = {"in_context": cell.demonstrations, "training": cell.training}
+    if cell.parameters.controls:
+        shuffled = {name: shuffle_labels(examples, seed) for name, examples in shuffled.items()}
+    jobs = {method: (method, cell.training) for method in finetune.METHODS}
+    if cell.parameters.controls:
+        jobs["standard_shuffled"] = ("standard", shuffled["training"])
+    tuned = {name: _finetuned(cell, name, *job, clock, progress) for name, job in jobs.items()}
+    bare = layout.prefix()
+    arms = {"zero_shot": Arm(bare), "in_context": Arm(layout.prefix(cell.demonstrations))}
+    arms |= {name: Arm(bare, result["update"]) for name, result in tuned.items()}
+    if cell.parameters.controls:
+        norm = finetune.update_norm(model, tuned["standard"]["update"])
+        arms["in_context_shuffled"] = Arm(layout.prefix(shuffled["in_context"]))
+        arms["random_update"] = Arm(bare, finetune.random_update(model, seed, norm))
+        arms["norm_matched"] = Arm(bare, finetune.scaled_to(model, tuned["joint"]["update"], norm))
+    return tuned, arms
+
+
+def _untrained_arms(cell: Cell, clock: _Clock, progress: bool) -> tuple[dict, dict[str, Arm]]:
+    """The same three arms for a model with random weights (the caller has put them in place)."""
+    tuned = _finetuned(cell, "untrained_standard", "standard", cell.training, clock, progress)
+    bare = cell.layout.prefix()
+    arms = {
+        "untrained_zero_shot": Arm(bare),
+        "untrained_in_context": Arm(cell.layout.prefix(cell.demonstrations)),
+        "untrained_standard": Arm(bare, tuned["update"]),
+    }
+    return {"untrained_standard": tuned}, arms
+
+
+def settings(given: ExperimentParameters, method: str) -> finetune.Settings:
+    """Finetuning settings; `sequential` has no global norm, so `global` clips each of its layers instead."""
+    per_layer = method == "sequential" and given.clip == "global"
+    return finetune.Settings(
+        given.learning_rate, given.loss, "per_layer" if per_layer else given.clip, given.clip_value
+    )
+
+
+def _finetuned(
+    cell: Cell, name: str, method: str, examples: Sequence[Example], clock: _Clock, progress: bool
+) -> dict[str, Any]:
+    sequences = [cell.layout.training_sequence(example) for example in examples]
+    with clock(f"finetune_{name}"), tqdm(total=len(sequences), desc=name, disable=not progress, leave=False) as bar:
+        result = finetune.finetune(
+            cell.model, sequences, cell.layout.labels, method, settings(cell.parameters, method), bar.update
+        )
+    return {
+        "update": result.update,
+        "losses": result.losses.tolist(),
+        "gradient_norms": result.gradient_norms.tolist(),
+        "drift": finetune.drift(cell.model, result.update).tolist(),
+    }
+
+
+# -------------------------------------------------------------------------------------------------------- comparisons
+class _Table:
+    """Per-example results, filled batch by batch: the observations themselves are never kept."""
+
+    def __init__(self, n_queries: int, cell: Cell) -> None:
+        self.n_queries, self.n_layers = n_queries, cell.model.n_layers
+        self.labels = np.array([query.label for query in cell.queries])
+        self.rows = [query.row for query in cell.queries]
+        self.log_probabilities: dict[str, NDArray] = {}  # arm -> [example, class]
+        self.lens: dict[str, NDArray] = {}  # arm -> [example, layer], predicted class
+        self.similarities: dict[str, dict[str, NDArray]] = {}  # comparison -> metric -> [example, layer]
+
+    def fill(self, cell: Cell, arms: Mapping[str, Arm], progress: bool) -> None:
+        """Observe `arms` on every query and compare them."""
+        compared = {name: triple for name, triple in COMPARISONS.items() if set(triple) <= set(arms)}
+        with tqdm(total=self.n_queries, desc="queries", disable=not progress, leave=False) as bar:
+            for indices, seen in observe(cell.model, cell.queries, arms, cell.layout.labels):
+                for name, observation in seen.items():
+                    self._put(self.log_probabilities, name, indices, observation.label_log_probabilities)
+                    self._put(self.lens, name, indices, observation.lens_log_odds.argmax(-1))
+                rows = [self.rows[i] for i in indices]
+                for name, triple in compared.items():
+                    values = similarities(*(seen[arm] for arm in triple), cell, rows)
+                    for metric, value in values.items():
+                        self._put(self.similarities.setdefault(name, {}), metric, indices, value)
+                bar.update(len(indices))
+
+    def _put(self, columns: dict[str, NDArray], name: str, indices: list[int], values: torch.Tensor) -> None:
+        array = values.cpu().numpy()
+        columns.setdefault(name, np.zeros((self.n_queries, *array.shape[1:]), array.dtype))[indices] = array
+
+    def predictions(self, arm: str) -> NDArray:
+        return self.log_probabilities[arm].argmax(-1)
+
+    def frame(self) -> pd.DataFrame:
+        """One row a query, without any text; per-layer values in half precision."""
+        columns: dict[str, Any] = {"row": self.rows, "label": self.labels.astype(np.int8)}
+        for arm, values in self.log_probabilities.items():
+            columns[f"log_probability/{arm}"] = list(values.astype(np.float32))
+        for name, by_metric in self.similarities.items():
+            for metric, values in by_metric.items():
+                if name in PER_LAYER_IN_EXAMPLES and metric in ("sim_aou", "sim_am_direct", "sim_am_delta"):
+                    columns[f"{metric}/{name}"] = list(values.astype(np.float16))
+                else:
+                    columns[f"{metric}/{name}"] = _row_means(values).astype(np.float16)
+        return pd.DataFrame(columns)
+
+
+def similarities(
+    zero_shot: Observation, in_context: Observation, finetuned: Observation, cell: Cell, rows: list[int]
+) -> dict[str, torch.Tensor]:
+    """Every attention metric of one comparison on one batch; each `[query, layer]`."""
+    outputs = [arm.attention_output for arm in (zero_shot, in_context, finetuned)]
+    scores = [arm.attention_scores for arm in (zero_shot, in_context, finetuned)]
+    return {
+        "sim_aou": metrics.sim_aou(*outputs),
+        "sim_aou_null": metrics.sim_aou_null(*outputs),
+        "sim_aou_raw": metrics.sim_aou(*outputs, normalise=False),
+        "sim_aou_random": metrics.sim_aou_random(*outputs[:2], rows, cell.parameters.seed),
+        "sim_am_zero_shot": metrics.sim_am(scores[1], scores[0]),
+        "sim_am_direct": metrics.sim_am(scores[1], scores[2]),
+        "sim_am_delta": metrics.sim_am_delta(*scores, rotary=cell.model.family.rotary),
+    }
+
+
+def _row_means(values: NDArray) -> NDArray:
+    defined = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(defined, values, 0).sum(1) / defined.sum(1)
+
+
+# ------------------------------------------------------------------------------------------------------------ summary
+def _summary(cell: Cell, table: _Table, tuned: Mapping[str, dict], clock: _Clock) -> dict[str, Any]:
+    """The record's JSON."""
+    return {
+        "id": cell.identity,
+        "parameters": cell.parameters.model_dump(exclude={"data_folder"}),
+        "engine": parameters.engine_hash(),
+        "data_checksum": cell.data_checksum,
+        "n_examples": len(cell.queries),
+        "n_demonstrations": len(cell.demonstrations),
+        "n_training_demonstrations": len(cell.training),
+        "prefix_tokens": len(cell.layout.prefix(cell.demonstrations)),
+        "verbalizers": list(cell.layout.task.verbalizers),
+        "n_layers": cell.model.n_layers,
+        "arms": {arm: arm_summary(table.log_probabilities[arm], table.lens[arm], table.labels) for arm in table.lens},
+        "comparisons": {name: _comparison(table, name) for name in table.similarities},
+        "finetuning": {
+            name: {key: value for key, value in result.items() if key != "update"} for name, result in tuned.items()
+        },
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "timings": clock.seconds,
+        "environment": environment(cell.model),
+    }
+
+
+def arm_summary(log_probabilities: NDArray, lens: NDArray, labels: NDArray) -> dict[str, Any]:
+    """Accuracy (share of examples), how the predictions spread, and logit-lens accuracy by layer."""
+    predictions, n_classes = log_probabilities.argmax(-1), log_probabilities.shape[1]
+    right = predictions == labels
+    return {
+        "accuracy": float(right.mean()),
+        "accuracy_interval": statistics.over_examples(np.mean, right),
+        "predicted": np.bincount(predictions, minlength=n_classes).tolist(),
+        "prediction_entropy_bits": metrics.prediction_entropy(predictions, n_classes),
+        "label_log_probability": float(log_probabilities[np.arange(len(labels)), labels].mean()),
+        "lens_accuracy": (lens == labels[:, None]).mean(0).tolist(),
+    }
+
+
+def _comparison(table: _Table, name: str) -> dict[str, Any]:
+    triple = [table.predictions(arm) for arm in COMPARISONS[name]]
+    columns = (*triple, table.labels)
+    result: dict[str, Any] = {metric: statistics.layer_means(v) for metric, v in table.similarities[name].items()}
+    result["partition"] = metrics.partition(*columns)
+    result["rec2ftp"] = _with_interval(metrics.rec2ftp, columns)
+    for rule in ("code", "set"):
+        for which in ("all", "correct", "incorrect"):
+
+            def index(z: NDArray, c: NDArray, f: NDArray, y: NDArray, which: str = which, rule: str = rule) -> float:
+                return metrics.jaccard(z, c, f, y, which, rule)
+
+            result[f"jaccard_{which}_{rule}"] = _with_interval(index, columns)
+    return result
+
+
+def _with_interval(statistic: Callable[..., float], columns: Sequence[NDArray]) -> dict[str, Any]:
+    return {"value": statistic(*columns), "interval": statistics.over_examples(statistic, *columns)}
+
+
+class _Clock:
+    """Seconds spent in named stages: `with clock("observe"): …`."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, name: str) -> _Clock:
+        self._name = name
+        return self
+
+    def __enter__(self) -> None:
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds[self._name] = round(time.perf_counter() - self._start, 2)
+
+
+def environment(model: LanguageModel) -> dict[str, Any]:
+    """Versions, device, threads and peak memory (MiB, of this process) behind a record."""
+    packages: Iterable[str] = ("torch", "transformers", "datasets", "numpy")
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+        "device": str(model.device),
+        "threads": torch.get_num_threads(),
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }

@@ -1,0 +1,138 @@
+"""What a model does on a set of queries, arm by arm: label log-probabilities, attention outputs, attention scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from iclgd_helpers.attention import Call, Prefix, precise_dtype
+from iclgd_helpers.models import KVUpdate, LanguageModel
+from iclgd_helpers.sequences import Query
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to present the queries: the tokens before them, and the weights of the K/V projections."""
+
+    prefix: tuple[int, ...]
+    update: KVUpdate | None = None
+
+
+@dataclass(frozen=True)
+class Observation:
+    """
+    One arm on one batch of queries; metrics read these in float32 or better.
+
+    label_log_probabilities: `[query, class]`, natural logarithm, normalised over the whole vocabulary.
+    lens_log_odds: `[query, layer, class]`, logits of the verbalizers at each layer's output (logit lens).
+    attention_output: `[query, layer, d_model]` at the read position, after the output projection, before the residual.
+    attention_scores: `[query, layer, head, token]`, scaled, pre-softmax, of the read position over the query's own
+    tokens (BOS and demonstrations left out); 0 behind the read position.
+    """
+
+    label_log_probabilities: Tensor
+    lens_log_odds: Tensor
+    attention_output: Tensor
+    attention_scores: Tensor
+
+
+def batches(queries: Sequence[Query], batch_tokens: int) -> list[list[int]]:
+    """Indices of `queries` in batches of similar length, longest first, at most `batch_tokens` padded tokens each."""
+    order = sorted(range(len(queries)), key=lambda i: (-len(queries[i].tokens), i))
+    result: list[list[int]] = []
+    for index in order:
+        longest = len(queries[result[-1][0]].tokens) if result else 0
+        if result and longest * (len(result[-1]) + 1) <= batch_tokens:
+            result[-1].append(index)
+        else:
+            result.append([index])
+    return result
+
+
+@torch.no_grad()
+def observe(
+    language_model: LanguageModel,
+    queries: Sequence[Query],
+    arms: Mapping[str, Arm],
+    labels: Sequence[int],
+    batch_tokens: int = 1536,
+) -> Iterator[tuple[list[int], dict[str, Observation]]]:
+    """
+    Yield, batch by batch, the indices of the queries and every arm's observation of them.
+
+    Each arm's prefix is run once, whatever the number of queries; memory is bounded by the batch.
+
+    Parameters
+    ----------
+    arms
+        name -> arm. Each is applied to the same batch, so that comparisons need nothing but the batch.
+    labels
+        token of each class.
+    batch_tokens
+        padded query tokens in a batch.
+    """
+    prefixes = {}
+    for name, arm in arms.items():
+        with language_model.using(arm.update):
+            prefixes[name] = language_model.prefix(arm.prefix)
+    for indices in batches(queries, batch_tokens):
+        batch = [queries[i] for i in indices]
+        observations = {}
+        for name, arm in arms.items():
+            with language_model.using(arm.update):
+                observations[name] = observe_batch(language_model, batch, prefixes[name], labels)
+        yield indices, observations
+
+
+@torch.no_grad()
+def observe_batch(
+    language_model: LanguageModel, batch: Sequence[Query], prefix: Prefix, labels: Sequence[int]
+) -> Observation:
+    """One forward pass of `batch` behind `prefix`, with what the metrics need and no more."""
+    device = language_model.device
+    width = max(len(query.tokens) for query in batch)
+    tokens = torch.tensor([(*q.tokens, *[q.tokens[-1]] * (width - len(q.tokens))) for q in batch], device=device)
+    read = torch.tensor([query.read for query in batch], device=device)
+    predict = torch.tensor([query.predict for query in batch], device=device)
+    call = Call(prefix=prefix, read=read)
+    with _recording(language_model.attentions, read) as outputs, _recording(language_model.layers, predict) as states:
+        hidden = language_model.hidden(tokens, start=prefix.length, call=call)
+    rows = torch.arange(len(batch), device=device)
+    logits = language_model.head(hidden[rows, predict])  # [query, vocabulary]: one position a query
+    log_probabilities = torch.log_softmax(logits.to(precise_dtype(logits)), -1)
+    precise = precise_dtype(hidden)
+    return Observation(
+        label_log_probabilities=log_probabilities[:, list(labels)],
+        lens_log_odds=_label_logits(language_model, torch.stack(states, 1), labels).to(precise),
+        attention_output=torch.stack(outputs, 1).to(precise),
+        attention_scores=torch.stack([call.scores[i] for i in range(language_model.n_layers)], 1),
+    )
+
+
+def _label_logits(language_model: LanguageModel, states: Tensor, labels: Sequence[int]) -> Tensor:
+    """Logit lens with the verbalizers' rows of the head only; `[query, layer, class]`."""
+    head = language_model.head
+    bias = None if head.bias is None else head.bias[list(labels)]
+    return nn.functional.linear(language_model.lens(states), head.weight[list(labels)], bias)
+
+
+@contextmanager
+def _recording(modules: Sequence[nn.Module], positions: Tensor) -> Iterator[list[Tensor]]:
+    """Collect each module's output `[query, d_model]` at `positions` (`[query]`) of its forward pass."""
+    collected: list[Tensor] = []
+    rows = torch.arange(len(positions), device=positions.device)
+
+    def keep(_module: nn.Module, _inputs: tuple, output: Tensor | tuple) -> None:
+        tensor = output[0] if isinstance(output, tuple) else output
+        collected.append(tensor[rows, positions])
+
+    handles = [module.register_forward_hook(keep) for module in modules]
+    try:
+        yield collected
+    finally:
+        for handle in handles:
+            handle.remove()

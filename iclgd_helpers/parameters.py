@@ -1,0 +1,214 @@
+"""Parameters of every notebook: one schema, presets, and the identity of a run."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import nbformat
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from iclgd_helpers.errors import InputError
+
+PACKAGE = Path(__file__).parent
+PRESETS = PACKAGE / "presets"
+# Modules whose code can change a number; the others draw, run and report.
+ENGINE = (
+    "attention experiment finetune grammar metrics models observe sequences statistics tasks downloads".split()
+)
+
+
+class Parameters(BaseModel):
+    """What every schema shares: values are typed strictly, unknown names are refused, nothing changes later."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, protected_namespaces=())
+
+
+class TheoryParameters(Parameters):
+    """Parameters of the theory notebooks."""
+
+    seed: int = Field(0, ge=0)
+    n_demonstrations: int = Field(16, ge=1)
+
+
+class ExperimentParameters(Parameters):
+    """Parameters of a cell (model, task, seed); the defaults below are the original code's choices."""
+
+    preset: str
+    model: str
+    task: str
+    seed: int = Field(ge=0)
+    data_source: Literal["hub", "folder", "pypi", "generated"]
+    data_folder: str | None = None
+    n_demonstrations: int = Field(ge=1)
+    max_examples: int = Field(ge=1)
+    learning_rate: float = Field(ge=0, allow_inf_nan=False)
+    device: str
+    dtype: Literal["float32", "float64", "bfloat16", "float16"]
+    separator: Literal["eos", "newline", "blank_line"]
+    balanced: bool
+    token_read: Literal["label", "prompt"] = "label"
+    loss: Literal["all", "label", "label_space"] = "all"
+    clip: Literal["none", "global", "per_layer", "elementwise"] = "none"
+    clip_value: float | None = Field(None, gt=0, allow_inf_nan=False)
+    equal_demonstrations: bool = True
+    max_context: int = Field(2048, ge=8)
+    untrained: Literal["blocks", "everything"] = "blocks"
+    controls: bool = True
+
+
+def repository_root() -> Path:
+    """Folder that relative paths resolve against: the checkout, or the working directory without one."""
+    checkout = PACKAGE.parent
+    return checkout if (checkout / "_toc.yml").exists() else Path.cwd()
+
+
+def resolve_path(path: str | os.PathLike[str]) -> Path:
+    """Absolute form of `path`, relative ones taken from the repository root."""
+    return (repository_root() / Path(path).expanduser()).resolve()
+
+
+@cache
+def _yaml(name: str) -> dict[str, Any]:
+    return yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+def presets() -> list[str]:
+    """Names of the presets."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml") if path.stem != "tasks")
+
+
+def _one_of(kind: str, name: Any, known: Iterable[str]) -> None:
+    known = list(known)
+    if name not in known:
+        close = difflib.get_close_matches(str(name), known, 1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise InputError(f"unknown {kind} {name!r}: {hint}known are {', '.join(known)}")
+
+
+def _validated(schema: type[Parameters], values: Mapping[str, Any]) -> Any:
+    try:
+        return schema(**values)
+    except ValidationError as error:
+        faults = (f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}" for e in error.errors())
+        raise InputError("bad parameter " + "; ".join(faults)) from None
+
+
+def resolve(given: Mapping[str, Any]) -> ExperimentParameters:
+    """
+    Complete parameters from what was given (`None` counts as not given).
+
+    A value is the one given, else the task's committed setting, else the preset's. Row limits are caps, so of the
+    task's and the preset's the smaller one holds. A model with `seed` in neither place keeps the preset's.
+
+    Raises
+    ------
+    InputError
+        for an unknown name, task or preset, a wrong type, or a folder given to a source that reads none.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    for name in given:
+        _one_of("parameter", name, ExperimentParameters.model_fields)
+    values = {"preset": "quick"} | given
+    _one_of("preset", values["preset"], presets())
+    preset = _yaml(values["preset"])
+    values.setdefault("task", preset["task"])
+    _one_of("task", values["task"], _yaml("tasks"))
+    settings = dict(_yaml("tasks")[values["task"]])
+    settings["max_examples"] = min(settings.pop("row_cap"), preset["max_examples"])
+    values = preset | settings | values
+    if "data_source" not in given:
+        values["data_source"] = _default_source(values["task"], preset["data_source"], "data_folder" in given)
+    parameters = _validated(ExperimentParameters, values)
+    _check_combinations(parameters)
+    return parameters
+
+
+def _default_source(task: str, preset_source: str, folder_given: bool) -> str:
+    """The preset's text source; a folder that was named wins, and only the default task lies on the index."""
+    if folder_given:
+        return "folder"
+    if preset_source == "pypi" and task != "snippets":
+        return "folder" if os.environ.get("ICLGD_DATA") else "hub"
+    return preset_source
+
+
+def _check_combinations(parameters: ExperimentParameters) -> None:
+    if parameters.data_folder is not None and parameters.data_source != "folder":
+        raise InputError(f"data_folder is given, but data_source is {parameters.data_source!r}: pass data_source=folder")
+    if (parameters.clip == "none") != (parameters.clip_value is None):
+        raise InputError(f"clip={parameters.clip!r} with clip_value={parameters.clip_value}: give both, or neither")
+
+
+def data_folder(parameters: ExperimentParameters) -> Path | None:
+    """The folder of the six tasks: the parameter, else the environment variable `ICLGD_DATA`."""
+    folder = parameters.data_folder or os.environ.get("ICLGD_DATA")
+    return resolve_path(folder) if folder else None
+
+
+def notebook_parameters(notebook: Path) -> dict[str, Any]:
+    """Names and literal defaults in the cell of `notebook` that is tagged `parameters`."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(tagged) != 1:
+        raise InputError(f"{notebook.name} has {len(tagged)} cells tagged 'parameters'; it needs exactly one")
+    statements = ast.parse(tagged[0].source).body
+    return {s.targets[0].id: ast.literal_eval(s.value) for s in statements if isinstance(s, ast.Assign)}
+
+
+def validate_for_notebook(notebook: str | os.PathLike[str], given: Mapping[str, Any]) -> Parameters:
+    """
+    The complete parameters that `notebook` would run with, given some.
+
+    Raises
+    ------
+    InputError
+        if the notebook is missing, has no such parameter, or a value is wrong.
+    """
+    notebook = Path(notebook)
+    if not notebook.is_file():
+        raise InputError(f"no notebook at {notebook}")
+    defaults = notebook_parameters(notebook)
+    for name in given:
+        _one_of(f"parameter of {notebook.name}", name, defaults)
+    values = defaults | dict(given)
+    if "preset" in defaults:
+        shared = {name: value for name, value in values.items() if name in ExperimentParameters.model_fields}
+        return resolve(shared)
+    return _validated(TheoryParameters, {n: v for n, v in values.items() if n in TheoryParameters.model_fields})
+
+
+def _code_only(source: str) -> str:
+    """`source` without comments, layout and docstrings, so that only code changes the hash."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+            if isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
+                body[0].value.value = ""
+    return ast.dump(tree)
+
+
+@cache
+def engine_hash() -> str:
+    """Hash of the helper code that can change a number."""
+    digest = hashlib.sha256()
+    for name in ENGINE:
+        path = PACKAGE / f"{name}.py"
+        digest.update(_code_only(path.read_text(encoding="utf-8")).encode() if path.exists() else b"")
+    return digest.hexdigest()[:16]
+
+
+def run_id(parameters: ExperimentParameters, data_checksum: str) -> str:
+    """Identity of a cell's record: parameters (not where the data lies), engine code, content of the data."""
+    values = parameters.model_dump(exclude={"data_folder", "data_source", "preset"})
+    content = json.dumps([values, engine_hash(), data_checksum], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]

@@ -1,0 +1,128 @@
+"""Run records: one folder a cell, `record.json` beside `examples.parquet`, written atomically, found by identity."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from iclgd_helpers import parameters as schema
+from iclgd_helpers.errors import InputError
+from iclgd_helpers.parameters import ExperimentParameters, repository_root, resolve_path
+from iclgd_helpers.tasks import load_task
+
+JSON, PARQUET = "record.json", "examples.parquet"
+# Everything else in a record is determined by its identity, so two runs may differ in these keys alone.
+VOLATILE = ("created", "timings", "environment")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A cell's results: `json` (parameters, arms, comparisons, finetuning, …) and `examples`, one row a query."""
+
+    json: dict[str, Any]
+    examples: pd.DataFrame
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the helpers that computed it are the present ones."""
+        return self.json["engine"] == schema.engine_hash()
+
+
+def records_folder() -> Path:
+    """Where records are kept: `$ICLGD_RECORDS`, else `_runs/records`."""
+    return resolve_path(os.environ.get("ICLGD_RECORDS") or repository_root() / "_runs" / "records")
+
+
+def record_id(parameters: ExperimentParameters) -> str:
+    """Identity of the cell: its parameters, the helpers' code, and the content of its data."""
+    data = load_task(parameters.task, parameters.data_source, schema.data_folder(parameters))
+    return schema.run_id(parameters, data.checksum)
+
+
+def save(record: Record, folder: Path | None = None) -> Path:
+    """
+    Write the record to its own folder below `folder`; the folder appears complete or not at all.
+
+    Raises
+    ------
+    InputError
+        if the disk is full or not writable.
+    """
+    parent = folder or records_folder()
+    final = parent / record.json["id"]
+    parquet = io.BytesIO()
+    record.examples.to_parquet(parquet, compression="zstd", index=False)
+    content = _plain(record.json | {"examples_sha256": hashlib.sha256(parquet.getvalue()).hexdigest()})
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".part-", dir=parent) as temporary:
+            part = Path(temporary) / final.name
+            part.mkdir()
+            (part / PARQUET).write_bytes(parquet.getvalue())
+            (part / JSON).write_text(json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
+            if final.exists():
+                final.rename(Path(temporary) / "replaced")
+            part.rename(final)
+    except OSError as error:
+        raise InputError(f"cannot write the record to {final} ({error.strerror}): free space, or set ICLGD_RECORDS") from None
+    return final
+
+
+def load(path: Path) -> Record:
+    """
+    The record in the folder `path`.
+
+    Raises
+    ------
+    InputError
+        if a part is missing or does not match its checksum.
+    """
+    try:
+        content = json.loads((path / JSON).read_text(encoding="utf-8"))
+        parquet = (path / PARQUET).read_bytes()
+        if hashlib.sha256(parquet).hexdigest() != content["examples_sha256"]:
+            raise ValueError(f"{PARQUET} does not match its checksum")
+        return Record(content, pd.read_parquet(io.BytesIO(parquet)))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"record {path} is damaged ({error}): delete that folder and run again") from None
+
+
+def find(identity: str) -> Record | None:
+    """The stored record of that identity, or None."""
+    path = records_folder() / identity
+    return load(path) if path.exists() else None
+
+
+def load_all(folder: str | Path) -> list[Record]:
+    """All records below `folder` (relative to the repository root), in a fixed order."""
+    return [load(path.parent) for path in sorted(resolve_path(folder).glob(f"*/{JSON}"))]
+
+
+def copy_to(identity: str, folder: Path) -> None:
+    """Copy a stored record's two files into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (PARQUET, JSON):
+        part = folder / f".part-{name}"
+        shutil.copyfile(records_folder() / identity / name, part)
+        part.replace(folder / name)
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON holds it: NaN becomes null, tuples become lists."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

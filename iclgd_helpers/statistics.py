@@ -1,0 +1,64 @@
+"""Uncertainty over evaluation examples, for one choice of demonstrations (the seed): 95 % percentile bootstrap."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+LEVEL = 0.95
+RESAMPLES = 2000
+
+
+def over_examples(statistic: Callable[..., float], *columns: NDArray, seed: int = 0) -> tuple[float, float]:
+    """
+    Interval of `statistic(*columns)` over examples, which are resampled jointly.
+
+    Resamples in which the statistic is NaN are left out; (NaN, NaN) if that is all of them.
+    """
+    draws = np.random.default_rng(seed).integers(0, len(columns[0]), (RESAMPLES, len(columns[0])))
+    return _percentiles(np.array([statistic(*(column[i] for column in columns)) for i in draws]))
+
+
+def layer_means(values: NDArray, seed: int = 0) -> dict[str, object]:
+    """
+    Mean of `values` (`[example, layer]`, NaN = undefined) for each layer and over all layers, with intervals.
+
+    The order of averaging is the original code's: over examples within a layer, then over layers.
+
+    Returns
+    -------
+    `mean`, `interval` (two numbers), `per_layer`, `per_layer_low`, `per_layer_high` (`[layer]`), `n` and `undefined`
+    (how many of the values are NaN).
+    """
+    defined = ~np.isnan(values)
+    filled = np.where(defined, values, 0.0)
+    generator = np.random.default_rng(seed)
+    weights = generator.multinomial(len(values), np.full(len(values), 1 / len(values)), RESAMPLES).astype(float)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        per_layer = filled.sum(0) / defined.sum(0)
+        draws = (weights @ filled) / (weights @ defined)
+    bounds = [_percentiles(column) for column in draws.T]
+    return {
+        "mean": _mean(per_layer),
+        "interval": _percentiles(np.array([_mean(draw) for draw in draws])),
+        "per_layer": per_layer.tolist(),
+        "per_layer_low": [low for low, _high in bounds],
+        "per_layer_high": [high for _low, high in bounds],
+        "n": len(values),
+        "undefined": int((~defined).sum()),
+    }
+
+
+def _mean(values: NDArray) -> float:
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def _percentiles(draws: NDArray) -> tuple[float, float]:
+    draws = draws[~np.isnan(draws)]
+    if not len(draws):
+        return float("nan"), float("nan")
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
