@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -41,7 +42,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 if "google.colab" in sys.modules and importlib.util.find_spec("iclgd_helpers") is None:
-    keep = Path("/tmp/keep.txt")  # torch and numpy stay exactly as Colab installed them
+    keep = Path("keep.txt")  # torch and numpy stay exactly as Colab installed them
     keep.write_text("".join(f"{{name}}=={{version(name)}}\\n" for name in ("torch", "numpy")))
     package = "iclgd-helpers @ {url}/archive/refs/tags/{tag}.zip"
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-c", str(keep), package], check=True)"""
@@ -169,12 +170,17 @@ def render(build: Path) -> None:
     """Strict build of `build`/source into `build`/html; a warning is an error."""
     for old in ("html", ".doctrees"):
         shutil.rmtree(build / old, ignore_errors=True)
-    command = [sys.executable, "-m", "jupyter_book", "build", str(build / "source"), "--path-output"]
-    command += [str(build.parent), "--all", "-W", "-n", "--keep-going"]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    (build / "book.log").write_text(done.stdout)
+    options = ["--path-output", str(build.parent), "--all", "-W", "-n", "--keep-going"]
+    command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    done = subprocess.run([*command, str(build / "source"), *options], **streams)
+    log = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
+    (build / "book.log").write_text(log)
     if done.returncode:
-        raise CellError(f"{done.stdout}\nThe strict build of the book failed; its log: {build / 'book.log'}")
+        faults = [line for line in log.splitlines() if "WARNING" in line or "ERROR" in line]
+        raise CellError(
+            f"{chr(10).join(faults) or log}\nThe strict build of the book failed; its log: {build / 'book.log'}"
+        )
 
 
 def book(folder: Path, preset: str = "quick", stored: bool = False) -> Path:
@@ -257,16 +263,33 @@ def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     return notebook
 
 
+def repository() -> tuple[str, str]:
+    """Address and release tag; they stand in `_config.yml` only."""
+    entry = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["repository"]
+    return entry["url"], entry["branch"]
+
+
 def setup_source() -> str:
-    """Source of the Colab setup cell; address and release come from `_config.yml`."""
-    repository = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["repository"]
-    return SETUP.format(url=repository["url"], tag=repository["branch"])
+    """Source of the Colab setup cell."""
+    url, tag = repository()
+    return SETUP.format(url=url, tag=tag)
+
+
+def colab_link(notebook: Path) -> str:
+    """The line of the first cell that opens the page on Colab; text, as a badge would be loaded from elsewhere."""
+    url, tag = repository()
+    place = url.removeprefix("https://github.com/")
+    return f"[Open in Colab](https://colab.research.google.com/github/{place}/blob/{tag}/notebooks/{notebook.name})"
 
 
 def sync_setup() -> None:
-    """Put the setup cell into every notebook: over the old one, else before the parameters."""
+    """Write what is the same in every notebook: the Colab link below the title, the setup cell before any code."""
     for path in notebooks():
         notebook = read(path)
+        lines = [x for x in notebook.cells[0].source.splitlines() if not x.startswith("[Open in Colab](")]
+        notebook.cells[0].source = "\n".join([lines[0], "", colab_link(path), "", *lines[1:]]).replace(
+            "\n\n\n", "\n\n"
+        )
         tags = {"tags": ["hide-cell", "nbval-ignore-output"]}
         cell = nbformat.v4.new_code_cell(setup_source(), id="setup", metadata=tags)
         places = [i for i, old in enumerate(notebook.cells) if old.source.startswith(SETUP_MARK)]
@@ -291,7 +314,7 @@ def main() -> int:
     copies.add_argument("folder", type=Path)
     fresh = commands.add_parser("refresh", help="store new outputs in notebooks/")
     fresh.add_argument("notebooks", nargs="*", type=Path, help="these only")
-    commands.add_parser("sync-setup", help="write the Colab setup cell into the notebooks")
+    commands.add_parser("sync-setup", help="write Colab link and setup cell into the notebooks")
     options = parser.parse_args()
     try:
         if options.command == "book":
