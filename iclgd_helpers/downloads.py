@@ -260,4 +260,4 @@ def _sha256(path: Path) -> str:
 
 def _check(path: Path, sha256: str) -> None:
     if _sha256(path) != sha256:
-        raise InputError(f"{path.name} has not its pinned SHA-256 ({sha256[:12]}...) and is not used: try again")
+        raise InputError(f"{path.name} has not its pinned SHA-256 {sha256[:9]}... and is not used: try again")

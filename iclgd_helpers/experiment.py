@@ -45,6 +45,11 @@ class Cell:
     training: list[Example]
     queries: list[Query]
 
+    @property
+    def n_compared(self) -> int:
+        """Number of queries, from the first, that every arm sees; zero-shot and in-context see all."""
+        return min(self.parameters.max_compared or len(self.queries), len(self.queries))
+
 
 def prepare(given: ExperimentParameters) -> Cell:
     """
@@ -85,19 +90,21 @@ def run_cell(given: ExperimentParameters, progress: bool = True) -> Record:
 
 
 def compute(cell: Cell, progress: bool = True) -> Record:
-    """Finetune, observe and compare all arms of a cell."""
+    """Finetune, observe and compare all arms of a cell; rows beyond those compared are seen by two arms only."""
     clock = _Clock()
-    table = _Table(len(cell.queries), cell)
+    table = _Table(cell)
+    compared, rest = cell.queries[: cell.n_compared], cell.queries[cell.n_compared :]
     seeds = {"control": cell.parameters.seed + 1000}
     tuned, arms = _trained_arms(cell, clock, progress, seeds["control"])
     with clock("observe"):
-        table.fill(cell, arms, progress)
+        table.fill(cell, compared, arms, progress)
+        table.fill(cell, rest, {name: arms[name] for name in ("zero_shot", "in_context")}, progress)
     if cell.parameters.controls:
         with cell.model.untrained(seeds["control"], cell.parameters.untrained):
             more, untrained = _untrained_arms(cell, clock, progress)
             tuned |= more
             with clock("observe_untrained"):
-                table.fill(cell, untrained, progress)
+                table.fill(cell, compared, untrained, progress)
     return Record(_summary(cell, table, tuned, clock), table.frame())
 
 
@@ -163,48 +170,54 @@ def _finetuned(
 class _Table:
     """Per-example results, filled batch by batch: the observations themselves are never kept."""
 
-    def __init__(self, n_queries: int, cell: Cell) -> None:
-        self.n_queries, self.n_layers = n_queries, cell.model.n_layers
+    def __init__(self, cell: Cell) -> None:
         self.labels = np.array([query.label for query in cell.queries])
         self.rows = [query.row for query in cell.queries]
-        self.log_probabilities: dict[str, NDArray] = {}  # arm -> [example, class]
-        self.lens: dict[str, NDArray] = {}  # arm -> [example, layer], predicted class
-        self.similarities: dict[str, dict[str, NDArray]] = {}  # comparison -> metric -> [example, layer]
+        # ("log_probability", arm) -> [example, class]; ("lens", arm) -> [example, layer], predicted class;
+        # (metric, comparison) -> [example, layer]. Columns are shorter where only the first queries were compared.
+        self.columns: dict[tuple[str, str], NDArray] = {}
 
-    def fill(self, cell: Cell, arms: Mapping[str, Arm], progress: bool) -> None:
-        """Observe `arms` on every query and compare them."""
+    def fill(self, cell: Cell, queries: Sequence[Query], arms: Mapping[str, Arm], progress: bool) -> None:
+        """Observe `arms` on `queries`, compare them, and append the results to the columns."""
         compared = {name: triple for name, triple in COMPARISONS.items() if set(triple) <= set(arms)}
-        with tqdm(total=self.n_queries, desc="queries", disable=not progress, leave=False) as bar:
-            for indices, seen in observe(cell.model, cell.queries, arms, cell.layout.labels):
-                for name, observation in seen.items():
-                    self._put(self.log_probabilities, name, indices, observation.label_log_probabilities)
-                    self._put(self.lens, name, indices, observation.lens_log_odds.argmax(-1))
-                rows = [self.rows[i] for i in indices]
+        new: dict[tuple[str, str], NDArray] = {}
+
+        def put(key: tuple[str, str], indices: list[int], values: torch.Tensor) -> None:
+            array = values.cpu().numpy()
+            new.setdefault(key, np.zeros((len(queries), *array.shape[1:]), array.dtype))[indices] = array
+
+        with tqdm(total=len(queries), desc="queries", disable=not progress, leave=False) as bar:
+            for indices, seen in observe(cell.model, queries, arms, cell.layout.labels):
+                for arm, observation in seen.items():
+                    put(("log_probability", arm), indices, observation.label_log_probabilities)
+                    put(("lens", arm), indices, observation.lens_log_odds.argmax(-1))
+                rows = [queries[i].row for i in indices]
                 for name, triple in compared.items():
-                    values = similarities(*(seen[arm] for arm in triple), cell, rows)
-                    for metric, value in values.items():
-                        self._put(self.similarities.setdefault(name, {}), metric, indices, value)
+                    for metric, value in similarities(*(seen[arm] for arm in triple), cell, rows).items():
+                        put((metric, name), indices, value)
                 bar.update(len(indices))
+        for key, values in new.items():
+            self.columns[key] = np.concatenate([self.columns[key], values]) if key in self.columns else values
 
-    def _put(self, columns: dict[str, NDArray], name: str, indices: list[int], values: torch.Tensor) -> None:
-        array = values.cpu().numpy()
-        columns.setdefault(name, np.zeros((self.n_queries, *array.shape[1:]), array.dtype))[indices] = array
+    def of(self, kind: str) -> dict[str, NDArray]:
+        """The columns of one kind, by arm or comparison."""
+        return {name: values for (of_kind, name), values in self.columns.items() if of_kind == kind}
 
-    def predictions(self, arm: str) -> NDArray:
-        return self.log_probabilities[arm].argmax(-1)
+    def similarities(self, comparison: str) -> dict[str, NDArray]:
+        """Metric -> `[example, layer]` of one comparison."""
+        return {m: v for (m, name), v in self.columns.items() if name == comparison and m.startswith("sim_")}
 
     def frame(self) -> pd.DataFrame:
-        """One row a query, without any text; per-layer values in half precision."""
+        """One row a query, without any text; per-layer values in half precision; empty where not compared."""
         columns: dict[str, Any] = {"row": self.rows, "label": self.labels.astype(np.int8)}
-        for arm, values in self.log_probabilities.items():
-            columns[f"log_probability/{arm}"] = list(values.astype(np.float32))
-        for name, by_metric in self.similarities.items():
-            for metric, values in by_metric.items():
-                if name in PER_LAYER_IN_EXAMPLES and metric in ("sim_aou", "sim_am_direct", "sim_am_delta"):
-                    columns[f"{metric}/{name}"] = list(values.astype(np.float16))
-                else:
-                    columns[f"{metric}/{name}"] = _row_means(values).astype(np.float16)
-        return pd.DataFrame(columns)
+        for (kind, name), values in self.columns.items():
+            if kind == "log_probability":
+                columns[f"{kind}/{name}"] = list(values.astype(np.float32))
+            elif name in PER_LAYER_IN_EXAMPLES and kind in ("sim_aou", "sim_am_direct", "sim_am_delta"):
+                columns[f"{kind}/{name}"] = list(values.astype(np.float16))
+            elif kind != "lens":
+                columns[f"{kind}/{name}"] = _row_means(values).astype(np.float16)
+        return pd.DataFrame({name: pd.Series(values) for name, values in columns.items()})
 
 
 def similarities(
@@ -233,19 +246,21 @@ def _row_means(values: NDArray) -> NDArray:
 # ------------------------------------------------------------------------------------------------------------ summary
 def _summary(cell: Cell, table: _Table, tuned: Mapping[str, dict], clock: _Clock) -> dict[str, Any]:
     """The record's JSON."""
+    arms, lens = table.of("log_probability"), table.of("lens")
     return {
         "id": cell.identity,
         "parameters": cell.parameters.model_dump(exclude={"data_folder"}),
         "engine": parameters.engine_hash(),
         "data_checksum": cell.data_checksum,
         "n_examples": len(cell.queries),
+        "n_compared": cell.n_compared,
         "n_demonstrations": len(cell.demonstrations),
         "n_training_demonstrations": len(cell.training),
         "prefix_tokens": len(cell.layout.prefix(cell.demonstrations)),
         "verbalizers": list(cell.layout.task.verbalizers),
         "n_layers": cell.model.n_layers,
-        "arms": {arm: arm_summary(table.log_probabilities[arm], table.lens[arm], table.labels) for arm in table.lens},
-        "comparisons": {name: _comparison(table, name) for name in table.similarities},
+        "arms": {arm: arm_summary(values, lens[arm], table.labels[: len(values)]) for arm, values in arms.items()},
+        "comparisons": {name: _comparison(table, name) for name, (_z, _c, f) in COMPARISONS.items() if f in arms},
         "finetuning": {
             name: {key: value for key, value in result.items() if key != "update"} for name, result in tuned.items()
         },
@@ -260,6 +275,7 @@ def arm_summary(log_probabilities: NDArray, lens: NDArray, labels: NDArray) -> d
     predictions, n_classes = log_probabilities.argmax(-1), log_probabilities.shape[1]
     right = predictions == labels
     return {
+        "n": len(labels),
         "accuracy": float(right.mean()),
         "accuracy_interval": statistics.over_examples(np.mean, right),
         "predicted": np.bincount(predictions, minlength=n_classes).tolist(),
@@ -270,9 +286,11 @@ def arm_summary(log_probabilities: NDArray, lens: NDArray, labels: NDArray) -> d
 
 
 def _comparison(table: _Table, name: str) -> dict[str, Any]:
-    triple = [table.predictions(arm) for arm in COMPARISONS[name]]
-    columns = (*triple, table.labels)
-    result: dict[str, Any] = {metric: statistics.layer_means(v) for metric, v in table.similarities[name].items()}
+    compared = table.similarities(name)
+    n = len(next(iter(compared.values())))
+    log_probabilities = table.of("log_probability")
+    columns = (*(log_probabilities[arm][:n].argmax(-1) for arm in COMPARISONS[name]), table.labels[:n])
+    result: dict[str, Any] = {metric: statistics.layer_means(values) for metric, values in compared.items()}
     result["partition"] = metrics.partition(*columns)
     result["rec2ftp"] = _with_interval(metrics.rec2ftp, columns)
     for rule in ("code", "set"):

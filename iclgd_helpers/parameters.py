@@ -40,7 +40,12 @@ class TheoryParameters(Parameters):
 
 
 class ExperimentParameters(Parameters):
-    """Parameters of a cell (model, task, seed); the defaults below are the original code's choices."""
+    """
+    Parameters of a cell (model, task, seed); the defaults below are the original code's choices.
+
+    Zero-shot and in-context learning are observed on `max_examples` queries, the other arms on the first
+    `max_compared` of them (all, if None).
+    """
 
     preset: str
     model: str
@@ -50,6 +55,7 @@ class ExperimentParameters(Parameters):
     data_folder: str | None = None
     n_demonstrations: int = Field(ge=1)
     max_examples: int = Field(ge=1)
+    max_compared: int | None = Field(None, ge=1)
     learning_rate: float = Field(ge=0, allow_inf_nan=False)
     device: str
     dtype: Literal["float32", "float64", "bfloat16", "float16"]

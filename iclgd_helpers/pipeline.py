@@ -178,9 +178,8 @@ def render(build: Path) -> None:
     (build / "book.log").write_text(log)
     if done.returncode:
         faults = [line for line in log.splitlines() if "WARNING" in line or "ERROR" in line]
-        raise CellError(
-            f"{chr(10).join(faults) or log}\nThe strict build of the book failed; its log: {build / 'book.log'}"
-        )
+        faults.append(f"the strict build of the book failed; its log: {build / 'book.log'}")
+        raise CellError("\n".join(faults))
 
 
 def book(folder: Path, preset: str = "quick", stored: bool = False) -> Path:
@@ -276,14 +275,14 @@ def setup_source() -> str:
 
 
 def colab_link(notebook: Path) -> str:
-    """The line of the first cell that opens the page on Colab; text, as a badge would be loaded from elsewhere."""
+    """The first cell's link to Colab; plain text, as a badge image would be loaded from elsewhere."""
     url, tag = repository()
     place = url.removeprefix("https://github.com/")
     return f"[Open in Colab](https://colab.research.google.com/github/{place}/blob/{tag}/notebooks/{notebook.name})"
 
 
 def sync_setup() -> None:
-    """Write what is the same in every notebook: the Colab link below the title, the setup cell before any code."""
+    """Write what is the same in all notebooks: Colab link below the title, setup cell before any code."""
     for path in notebooks():
         notebook = read(path)
         lines = [x for x in notebook.cells[0].source.splitlines() if not x.startswith("[Open in Colab](")]

@@ -97,7 +97,8 @@ def run(notebook: Path, given: Mapping[str, Any], output: Path | None = None, pr
     Returns
     -------
     Path
-        the folder: the executed notebook, and for a language-model page `record.json` and `examples.parquet`.
+        the folder: the executed notebook and, if the page used its cell's record, `record.json` and
+        `examples.parquet`.
     """
     parameters = validate_for_notebook(notebook, given)
     folder = (output or default_folder(notebook, parameters)).absolute()
@@ -111,9 +112,11 @@ def run(notebook: Path, given: Mapping[str, Any], output: Path | None = None, pr
             folder.rmdir()
         raise
     if isinstance(parameters, ExperimentParameters):
-        from iclgd_helpers import experiment, records  # slow to import, and of no use to bad input
+        from iclgd_helpers import records  # slow to import, and of no use to bad input
 
-        records.copy_to(experiment.record_id(parameters), folder)
+        identity = records.record_id(parameters)
+        if (records.records_folder() / identity).is_dir():  # not every page observes a whole cell
+            records.copy_to(identity, folder)
     return folder
 
 

@@ -164,7 +164,7 @@ def _examples(task: Task, split: str, frame: pd.DataFrame) -> list[Example]:
     allowed = range(len(task.verbalizers))
     wrong = given[given.notna() & ~labels.isin(allowed)]
     if len(wrong):
-        raise InputError(f"{where}: label {wrong.iloc[0]!r} (row {wrong.index[0]}) not in {list(allowed)}")
+        raise InputError(f"{where}: label {wrong.iloc[0]} (row {wrong.index[0]}) not in {list(allowed)}")
     for column in task.text_columns:
         bad = [row for row, value in enumerate(frame[column]) if not isinstance(value, str)]
         if bad:
