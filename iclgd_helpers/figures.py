@@ -1,0 +1,163 @@
+"""One look for all figures; one colour, marker, dash and hatch for each arm; the tables that pages share."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from IPython.display import Image, display
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from iclgd_helpers.records import Record
+
+WIDTH = 5.2  # inches: at the width of a phone, 9 pt text is still read
+DOTS_PER_INCH = 192
+GREY = "#6e6e6e"  # reference lines: chance, nulls, published values
+
+
+@dataclass(frozen=True)
+class ArmStyle:
+    """How an arm (or the comparison with it) is named and drawn; marker and hatch do without colour."""
+
+    label: str
+    colour: str
+    marker: str
+    linestyle: Any
+    hatch: str
+
+
+# Colours: Okabe and Ito's set, safe for colour-blind readers; lighter or darker tones of it for the controls.
+ARMS = {
+    "zero_shot": ArmStyle("zero-shot", GREY, "o", ":", ""),
+    "in_context": ArmStyle("in-context", "#0072B2", "s", "-", "//"),
+    "standard": ArmStyle("finetuned", "#D55E00", "^", "--", "\\\\"),
+    "joint": ArmStyle("layer-causal, joint", "#009E73", "D", "-.", "xx"),
+    "sequential": ArmStyle("layer-causal, sequential", "#CC79A7", "v", (0, (6, 1.5)), ".."),
+    "in_context_shuffled": ArmStyle("in-context, shuffled labels", "#56B4E9", "P", (0, (3, 1)), "||"),
+    "standard_shuffled": ArmStyle("finetuned, shuffled labels", "#E69F00", "X", (0, (3, 1, 1, 1)), "--"),
+    "random_update": ArmStyle("random update", "#222222", "*", (0, (1, 1)), "++"),
+    "norm_matched": ArmStyle("joint at the norm of finetuned", "#00573f", "p", (0, (4, 2, 1, 2)), "oo"),
+    "untrained_zero_shot": ArmStyle("untrained, zero-shot", "#b0a898", "<", (0, (1, 3)), ""),
+    "untrained_in_context": ArmStyle("untrained, in-context", "#7f8fb5", ">", (0, (5, 3)), "/"),
+    "untrained_standard": ArmStyle("untrained, finetuned", "#8a5a2b", "h", (0, (2, 2)), "\\"),
+}
+METHODS = ("standard", "joint", "sequential")  # the finetuned arms, apart from controls
+
+
+def style() -> None:
+    """Set the look of all figures that follow; `axes()` does it by itself."""
+    small = {"axes.labelsize": 9, "axes.titlesize": 9, "xtick.labelsize": 9, "ytick.labelsize": 9}
+    lines = {"lines.linewidth": 1.5, "lines.markersize": 4.5, "hatch.linewidth": 0.6}
+    white = {"figure.facecolor": "white", "savefig.facecolor": "white", "font.family": "DejaVu Sans"}
+    rest = {
+        "legend.fontsize": 8.5,
+        "legend.frameon": False,
+        "axes.titlelocation": "left",
+        "axes.axisbelow": True,
+    }
+    edges = {"grid.color": "#e4e4e4", "axes.edgecolor": "#444444", "font.size": 9}
+    sns.set_theme(style="whitegrid", rc=small | lines | white | rest | edges)
+
+
+def axes(rows: int = 1, height: float = 2.2, width: float = WIDTH, **options: Any) -> tuple[Figure, Any]:
+    """
+    A figure of `rows` panels above one another, each `height` inches high; one Axes, or an array `[rows]`.
+
+    `options` go to `plt.subplots` (`sharex=True`, …).
+    """
+    style()
+    return plt.subplots(rows, 1, figsize=(width, rows * height), layout="constrained", **options)
+
+
+def show(figure: Figure) -> None:
+    """Display `figure` as one opaque PNG, sharp on dense screens, and close it."""
+    data = io.BytesIO()
+    figure.savefig(data, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})
+    display(Image(data.getvalue(), width=round(figure.get_figwidth() * 96)))
+    plt.close(figure)
+
+
+def legend_below(figure: Figure, columns: int = 2) -> None:
+    """One legend below all panels, with each label of any panel once."""
+    found = {}
+    for panel in figure.axes:
+        found |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+    figure.legend(found.values(), found.keys(), loc="outside lower left", ncols=columns, handlelength=3.2)
+
+
+def interval_points(
+    ax: Axes,
+    labels: Sequence[str],
+    values: Sequence[float | None],
+    intervals: Sequence[Sequence[float | None]],
+    arms: Sequence[str] | None = None,
+) -> None:
+    """A dot with its interval in each row, first row on top; `arms` gives the styles. None: "undefined"."""
+    for row, (value, interval) in enumerate(zip(values, intervals, strict=True)):
+        drawn = ARMS[arms[row]] if arms else ARMS["in_context"]
+        if value is None:
+            ax.text(0.01, row, "undefined", transform=ax.get_yaxis_transform(), va="center", color=GREY)
+            continue
+        if None not in interval:
+            ax.plot(interval, [row, row], color=drawn.colour, linewidth=2, solid_capstyle="butt", zorder=2)
+        ax.plot(value, row, drawn.marker, color=drawn.colour, markersize=6.5, mec="white", zorder=3)
+    ax.set_yticks(range(len(labels)), labels)
+    ax.set_ylim(len(labels) - 0.5, -0.5)
+    ax.grid(axis="y", visible=False)
+
+
+def layer_lines(
+    ax: Axes, comparison: Mapping[str, Any], metric: str, arm: str, label: str | None = None
+) -> None:
+    """Mean of `metric` by layer in the style of `arm`, its 95 % interval as a band; a gap where undefined."""
+    mean, low, high = (
+        np.array(comparison[metric][key], float) for key in ("per_layer", "per_layer_low", "per_layer_high")
+    )
+    drawn, layers = ARMS[arm], np.arange(len(mean))
+    ax.fill_between(layers, low, high, color=drawn.colour, alpha=0.18, linewidth=0)
+    ax.plot(layers, mean, color=drawn.colour, marker=drawn.marker, linestyle=drawn.linestyle,
+            markevery=max(1, len(layers) // 8), label=label or drawn.label)  # fmt: skip
+    ax.xaxis.get_major_locator().set_params(integer=True)
+
+
+def with_interval(value: float | None, interval: Sequence[float | None], digits: int = 3) -> str:
+    """`0.712 [0.660, 0.764]`; "undefined" for None."""
+    if value is None or np.isnan(value):
+        return "undefined"
+    if None in interval:
+        return f"{value:.{digits}f} [undefined]"
+    return f"{value:.{digits}f} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
+
+
+def accuracy_table(record: Record) -> pd.DataFrame:
+    """Every arm's number of examples, accuracy with interval, and how far its predictions spread."""
+    arms = record.json["arms"]
+    rows = {
+        ARMS[name].label: {
+            "n": arm["n"],
+            "accuracy [95 % interval]": with_interval(arm["accuracy"], arm["accuracy_interval"]),
+            "predicted classes": " / ".join(map(str, arm["predicted"])),
+            "prediction entropy, bits": round(arm["prediction_entropy_bits"], 3),
+        }
+        for name, arm in ((name, arms[name]) for name in ARMS if name in arms)
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(f"run {record.json['id']}")
+
+
+def records_table(records: Sequence[Record], columns: Mapping[str, Callable[[Record], Any]]) -> pd.DataFrame:
+    """One row a record: what it is, whether the present helpers computed it, then `columns`; may be empty."""
+    named = ("model", "task", "seed")
+    rows = [
+        {name: r.json["parameters"][name] for name in named}
+        | {heading: value(r) for heading, value in columns.items()}
+        | {"run": r.json["id"], "helpers": "current" if r.is_current else "older"}
+        for r in records
+    ]
+    return pd.DataFrame(rows, columns=[*named, *columns, "run", "helpers"])
