@@ -221,14 +221,10 @@ def book(folder: Path, preset: str = "quick", stored: bool = False) -> Path:
 def smoke_copies(folder: Path) -> None:
     """Copies for nbval: the smoke preset's values are injected, committed outputs and counts are kept."""
     folder.mkdir(parents=True, exist_ok=True)
+    kernel = {"kernel_name": "python3", "language": "python", "prepare_only": True, "progress_bar": False}
     for notebook in notebooks():
-        papermill.execute_notebook(
-            notebook,
-            folder / notebook.name,
-            preset_values(notebook, "smoke"),
-            prepare_only=True,
-            progress_bar=False,
-        )
+        values = preset_values(notebook, "smoke")
+        papermill.execute_notebook(notebook, folder / notebook.name, values, **kernel)
 
 
 def preset_values(notebook: Path, preset: str) -> dict[str, Any]:
@@ -285,10 +281,9 @@ def sync_setup() -> None:
     """Write what is the same in all notebooks: Colab link below the title, setup cell before any code."""
     for path in notebooks():
         notebook = read(path)
-        lines = [x for x in notebook.cells[0].source.splitlines() if not x.startswith("[Open in Colab](")]
-        notebook.cells[0].source = "\n".join([lines[0], "", colab_link(path), "", *lines[1:]]).replace(
-            "\n\n\n", "\n\n"
-        )
+        title, *lines = notebook.cells[0].source.splitlines()
+        rest = "\n".join(line for line in lines if not line.startswith("[Open in Colab](")).strip()
+        notebook.cells[0].source = f"{title}\n\n{colab_link(path)}\n\n{rest}".strip()
         tags = {"tags": ["hide-cell", "nbval-ignore-output"]}
         cell = nbformat.v4.new_code_cell(setup_source(), id="setup", metadata=tags)
         places = [i for i, old in enumerate(notebook.cells) if old.source.startswith(SETUP_MARK)]

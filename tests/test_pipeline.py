@@ -1,0 +1,123 @@
+"""What the pipeline executes, when, and what it leaves behind."""
+
+import json
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from iclgd_helpers import pipeline
+from iclgd_helpers.run import CellError
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project with one small notebook; the pipeline works on it instead of this repository."""
+    for name in ("notebooks", "book", "iclgd_helpers", "results"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "_toc.yml").write_text(
+        "format: jb-book\nroot: book/index\nparts: [{chapters: [{file: notebooks/00_small}]}]"
+    )
+    (tmp_path / "_config.yml").write_text("repository: {url: 'https://github.com/a/b', branch: v1}")
+    (tmp_path / "iclgd_helpers" / "helper.py").write_text("x = 1\n")
+    (tmp_path / "requirements.lock").write_text("a==1\n")
+    (tmp_path / "book" / "index.md").write_text("# Index\n")
+    save(tmp_path, "print('PASS', preset)")
+    monkeypatch.setattr(pipeline, "ROOT", tmp_path)
+    monkeypatch.setattr(pipeline, "render", lambda build: None)
+    return tmp_path
+
+
+def save(project, source, **metadata):
+    cells = [
+        new_markdown_cell("# 00 Small\n\nA claim."),
+        new_code_cell("preset = 'quick'", metadata={"tags": ["parameters"]}, execution_count=1),
+        new_code_cell(
+            source, execution_count=2, outputs=[new_output("stream", text="stored\n")], metadata=metadata
+        ),
+    ]
+    nbformat.write(new_notebook(cells=cells), project / "notebooks" / "00_small.ipynb")
+
+
+def read(path):
+    return nbformat.read(path, as_version=4)
+
+
+def page(project):
+    return read(project / "_build" / "source" / "notebooks" / "00_small.ipynb")
+
+
+def test_a_page_is_executed_once_and_again_when_anything_it_depends_on_changes(project, capsys):
+    pipeline.book(project)
+    assert page(project).cells[2].outputs[0].text == "PASS quick\n"
+    costs = json.loads((project / "_build" / "pages" / "00_small.json").read_text())
+    assert costs["seconds"] > 0 and costs["peak_gb"] > 0
+    assert read(project / "notebooks" / "00_small.ipynb").cells[2].outputs[0].text == "stored\n"
+    pipeline.book(project)
+    assert "unchanged" in capsys.readouterr().out
+    key = pipeline.page_key(project / "notebooks" / "00_small.ipynb", {})
+    assert key == costs["key"]
+    for change in (
+        lambda: (project / "iclgd_helpers" / "helper.py").write_text("x = 2\n"),
+        lambda: (project / "iclgd_helpers" / "new.yaml").write_text("a: 1\n"),
+        lambda: (project / "requirements.lock").write_text("a==2\n"),
+        lambda: (project / "results" / "new.json").write_text("{}"),
+        lambda: save(project, "print('PASS')"),
+    ):
+        change()
+        new = pipeline.page_key(project / "notebooks" / "00_small.ipynb", {})
+        assert new != key
+        key = new
+    assert pipeline.page_key(project / "notebooks" / "00_small.ipynb", {"preset": "smoke"}) != key
+    pipeline.book(project)
+    assert page(project).cells[2].outputs[0].text == "PASS\n"
+
+
+def test_another_preset_is_injected_in_a_hidden_cell(project):
+    pipeline.book(project, preset="smoke")
+    injected = page(project).cells[2]
+    assert 'preset = "smoke"' in injected.source
+    assert set(injected.metadata.tags) == {"injected-parameters", "remove-cell"}
+    assert page(project).cells[3].outputs[0].text == "PASS smoke\n"
+
+
+def test_a_failing_page_is_named_and_the_finished_ones_stay(project):
+    toc = (project / "_toc.yml").read_text().replace("}]}]", "}, {file: notebooks/40_fails}]}]")
+    (project / "_toc.yml").write_text(toc)
+    (project / "notebooks" / "00_small.ipynb").rename(project / "notebooks" / "40_fails.ipynb")
+    save(project, "print('PASS')")
+    broken = read(project / "notebooks" / "40_fails.ipynb")
+    broken.cells[2].source = "1 / 0"
+    nbformat.write(broken, project / "notebooks" / "40_fails.ipynb")
+    with pytest.raises(CellError, match=r"40_fails.ipynb, cell In \[2\]: ZeroDivisionError"):
+        pipeline.book(project)
+    assert page(project).cells[2].outputs[0].text == "PASS\n"
+    assert not (project / "_build" / "source" / "notebooks" / "40_fails.ipynb").exists()
+
+
+def test_smoke_copies_keep_the_stored_outputs(project):
+    pipeline.smoke_copies(project / "copies")
+    cells = read(project / "copies" / "00_small.ipynb").cells
+    assert 'preset = "smoke"' in cells[2].source
+    assert (cells[3].execution_count, cells[3].outputs[0].text) == (2, "stored\n")
+
+
+def test_refresh_stores_outputs_and_nothing_of_the_run(project):
+    save(project, "print('PASS')", keep="this")
+    pipeline.refresh(pipeline.notebooks())
+    notebook = read(project / "notebooks" / "00_small.ipynb")
+    assert notebook.cells[2].outputs[0].text == "PASS\n"
+    assert [cell.execution_count for cell in notebook.cells[1:]] == [1, 2]
+    assert set(notebook.metadata) == {"kernelspec", "language_info"}
+    assert notebook.cells[2].metadata == {"keep": "this", "tags": []}
+
+
+def test_setup_is_written_once(project):
+    pipeline.sync_setup()
+    once = read(project / "notebooks" / "00_small.ipynb")
+    pipeline.sync_setup()
+    assert read(project / "notebooks" / "00_small.ipynb") == once
+    title, setup = once.cells[:2]
+    assert title.source.count("[Open in Colab](https://colab.research.google.com/github/a/b/blob/v1/") == 1
+    assert "https://github.com/a/b/archive/refs/tags/v1.zip" in setup.source
+    compile(setup.source, "setup", "exec")

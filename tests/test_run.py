@@ -1,0 +1,163 @@
+"""`python -m iclgd_helpers.run`: what it writes, and what it says to bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+from papermill.cli import _resolve_type
+
+from iclgd_helpers import run
+from iclgd_helpers.pipeline import ROOT
+
+PAGE = ROOT / "notebooks" / "50_prediction_alignment.ipynb"
+
+
+def small_notebook(folder: Path, source: str) -> Path:
+    cells = [
+        new_code_cell("seed = 0\nn_demonstrations = 4", metadata={"tags": ["parameters"]}),
+        new_code_cell(source),
+    ]
+    path = folder / "small.ipynb"
+    nbformat.write(new_notebook(cells=cells), path)
+    return path
+
+
+def printed(path: Path) -> str:
+    return "".join(
+        o.get("text", "") for c in nbformat.read(path, as_version=4).cells for o in c.get("outputs", [])
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (["-p", "sed", "3"], "did you mean 'seed'"),
+        (["-p", "seed", "three"], "seed='three'"),
+        (["-p", "seed", "-1"], "seed=-1"),
+        (["-p", "seed", "1.5"], "seed=1.5"),
+        (["-p", "task", "nonsense"], "unknown task 'nonsense'"),
+        (["-p", "n_demonstrations", "-1"], "n_demonstrations=-1"),
+        (["-p", "learning_rate", "-1e-3"], "learning_rate=-0.001"),
+        (["-p", "learning_rate", "nan"], "learning_rate=nan"),
+        (["-p", "dtype", "float8"], "dtype='float8'"),
+        (["-p", "data_source", "web"], "data_source='web'"),
+        (["--preset", "huge"], "unknown preset 'huge'"),
+        (["-p", "seed"], "requires 2 arguments"),
+        (["--sed", "3"], "--sed"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments, fault, tmp_path, capsys):
+    folder = tmp_path / "out"
+    assert run.main([str(PAGE), "--preset", "smoke", "--output", str(folder), *arguments]) == 2
+    said = capsys.readouterr().err
+    assert fault in said and said.count("\n") == 1
+    assert not folder.exists()
+
+
+def test_bad_input_from_the_command_line(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "iclgd_helpers.run",
+        str(PAGE),
+        "-p",
+        "sed",
+        "3",
+        "--output",
+        str(tmp_path / "out"),
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert "did you mean 'seed'" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_missing_notebook_and_output_that_is_a_file(tmp_path, capsys):
+    assert run.main([str(tmp_path / "none.ipynb")]) == 2
+    assert "no notebook at" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert run.main([str(small_notebook(tmp_path, "")), "--output", str(tmp_path / "file")]) == 2
+    assert "name a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text", ["3", "-1", "1e-3", "True", "False", "None", "nan", "three", "1_0", "", "2048.0"]
+)
+def test_values_are_read_as_papermill_reads_them(text):
+    assert repr(run.literal(text)) == repr(_resolve_type(text))
+
+
+def test_bad_input_found_inside_a_notebook(tmp_path, capsys):
+    notebook = small_notebook(
+        tmp_path,
+        "from iclgd_helpers.errors import InputError\nraise InputError('no such file:\\n use another')",
+    )
+    assert run.main([str(notebook), "--output", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == "error: no such file: use another\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_failing_cell_is_named_and_nothing_has_the_final_name(tmp_path, capsys):
+    notebook = small_notebook(tmp_path, "1 / 0")
+    assert run.main([str(notebook), "--output", str(tmp_path / "out")]) == 1
+    assert "small.ipynb, cell In [2]: ZeroDivisionError" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["small.failed.ipynb"]
+
+
+def test_value_arrives_and_foreign_kernels_are_ignored(tmp_path, monkeypatch, capsys):
+    kernel = tmp_path / "jupyter" / "kernels" / "python3"
+    kernel.mkdir(parents=True)
+    (kernel / "kernel.json").write_text(
+        json.dumps({"argv": ["false"], "display_name": "x", "language": "python"})
+    )
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    notebook = small_notebook(tmp_path, "import sys\nprint(sys.executable, seed)")
+    assert run.main([str(notebook), "-p", "seed", "3", "--output", str(tmp_path / "out")]) == 0
+    assert printed(tmp_path / "out" / "small.ipynb") == f"{sys.executable} 3\n"
+    assert "small.ipynb" in capsys.readouterr().out
+
+
+def test_killed_run_leaves_no_notebook_and_can_be_repeated(tmp_path):
+    marker = tmp_path / "started"
+    source = f"import pathlib, time\nm = pathlib.Path({str(marker)!r})\nslow = not m.exists()\nm.touch()\n"
+    notebook = small_notebook(tmp_path, source + "time.sleep(60 if slow else 0)\nprint('done')")
+    command = [sys.executable, "-m", "iclgd_helpers.run", str(notebook), "--output", str(tmp_path / "out")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not marker.exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "out" / "small.ipynb").exists()
+    assert subprocess.run(command, cwd=ROOT).returncode == 0
+    assert printed(tmp_path / "out" / "small.ipynb") == "done\n"
+
+
+def test_page_with_its_record(tmp_path, monkeypatch):
+    monkeypatch.setenv("ICLGD_RECORDS", str(tmp_path / "records"))
+    arguments = [str(PAGE), "--preset", "smoke", "-p", "seed", "3", "--output", str(tmp_path / "out")]
+    assert run.main(arguments) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        PAGE.name,
+        "record.json",
+        "examples.parquet",
+    }
+    parameters = json.loads((tmp_path / "out" / "record.json").read_text())["parameters"]
+    assert (parameters["seed"], parameters["preset"], parameters["model"]) == (3, "smoke", "tiny-llama")
+
+
+def test_plain_papermill_from_another_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("ICLGD_RECORDS", str(tmp_path / "records"))
+    monkeypatch.chdir(tmp_path)
+    values = {"preset": "smoke", "seed": 3}
+    papermill.execute_notebook(
+        PAGE, tmp_path / "out.ipynb", values, kernel_name="python3", progress_bar=False
+    )
+    assert "PASS" in printed(tmp_path / "out.ipynb")
