@@ -100,6 +100,18 @@ def cache_folder() -> Path:
     return folder
 
 
+def hub_is_reachable() -> bool:
+    """Whether the model hub answers one quick question; without it the libraries would retry for minutes."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception:  # of whichever HTTP library is installed; all mean no
+        return False
+    return True
+
+
 def snippets_file() -> Path:
     """The movie-review snippets: lines of id, mean human valence and text, tab-separated (MIT licence)."""
     path = cache_folder() / "movieReviewSnippets.tsv"

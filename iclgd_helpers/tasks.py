@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from iclgd_helpers.downloads import hub_is_reachable
 from iclgd_helpers.errors import InputError
 
 EVALUATION_SEED = 1  # the protocol shuffles every evaluation split with it, whatever the demonstrations' seed
@@ -192,8 +193,9 @@ def _from_hub(task: Task) -> list[pd.DataFrame]:
     import datasets
 
     names = [task.train_split, task.evaluation_split]
+    cached_only = datasets.DownloadConfig(local_files_only=not hub_is_reachable())
     try:
-        splits = datasets.load_dataset(task.hub_id, task.hub_config, split=names)
+        splits = datasets.load_dataset(task.hub_id, task.hub_config, split=names, download_config=cached_only)
     except Exception as error:  # of many libraries: all mean that the hub gave no data
         ways = ", ".join(f"data_source={source}" for source in task.sources if source != "hub")
         raise InputError(f"data set {task.hub_id!r} could not be had from the hub ({type(error).__name__}): "

