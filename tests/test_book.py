@@ -110,14 +110,14 @@ addEventListener("load", async () => {
   await document.fonts.ready;
   const root = document.documentElement;
   const count = selector => document.querySelectorAll(selector).length;
-  const outside = performance.getEntriesByType("resource").map(r => r.name);
+  const loaded = performance.getEntriesByType("resource");
   parent.postMessage({
     ...seen, width: root.clientWidth, content: root.scrollWidth, theme: root.dataset.theme,
     background: getComputedStyle(document.body).backgroundColor,
     raw: count(".math") - count(".math:has(mjx-container)"), mathematics: count("mjx-container"),
-    wrong: count("mjx-merror, .MathJax_Error"),
-    outside: outside.filter(name => !name.startsWith(location.origin)),
-    broken: [...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src),
+    wrong: count("mjx-merror, mjx-mtext[style*='color: red']"),
+    outside: loaded.map(r => r.name).filter(name => !name.startsWith(location.origin)),
+    broken: loaded.filter(r => r.responseStatus >= 400).map(r => r.name),
   }, "*");
 });
 </script>"""

@@ -83,8 +83,9 @@ def imported(folder: Path) -> set[str]:
                 names |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 names.add(node.module)
-    tops = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names)
-    return {canonicalize_name(IMPORT_NAMES.get(name, name)) for name in tops} - {"iclgd-helpers", "conftest"}
+    own = {path.stem for path in folder.glob("*.py")} | {"iclgd_helpers"}
+    tops = {name.split(".")[0] for name in names} - own - set(sys.stdlib_module_names)
+    return {canonicalize_name(IMPORT_NAMES.get(name, name)) for name in tops}
 
 
 def test_every_import_is_declared():
