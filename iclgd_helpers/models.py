@@ -274,11 +274,11 @@ def load_model(name: str, dtype: str, device: str) -> LanguageModel:
         loaded.model.to(device)
         return loaded
     folder = downloads.model_folder(name) if name in downloads.MODELS else _local_folder(name)
-    source = str(folder or name)
+    source, local = str(folder or name), folder is not None or not downloads.hub_is_reachable()
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=local)
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            source, dtype=precision, use_safetensors=True, attn_implementation="eager"
+            source, dtype=precision, use_safetensors=True, attn_implementation="eager", local_files_only=local
         )
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

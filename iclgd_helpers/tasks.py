@@ -191,11 +191,13 @@ def _checksum(task: Task, *splits: Iterable[Example]) -> str:
 
 def _from_hub(task: Task) -> list[pd.DataFrame]:
     import datasets
+    import huggingface_hub
 
     names = [task.train_split, task.evaluation_split]
-    cached_only = datasets.DownloadConfig(local_files_only=not hub_is_reachable())
+    if not hub_is_reachable():  # what was fetched before still serves; nothing is tried for minutes
+        datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
     try:
-        splits = datasets.load_dataset(task.hub_id, task.hub_config, split=names, download_config=cached_only)
+        splits = datasets.load_dataset(task.hub_id, task.hub_config, split=names)
     except Exception as error:  # of many libraries: all mean that the hub gave no data
         ways = ", ".join(f"data_source={source}" for source in task.sources if source != "hub")
         raise InputError(f"data set {task.hub_id!r} could not be had from the hub ({type(error).__name__}): "
