@@ -194,14 +194,20 @@ def _from_hub(task: Task) -> list[pd.DataFrame]:
     import huggingface_hub
 
     names = [task.train_split, task.evaluation_split]
-    if not hub_is_reachable():  # what was fetched before still serves; nothing is tried for minutes
-        datasets.config.HF_HUB_OFFLINE = huggingface_hub.constants.HF_HUB_OFFLINE = True
+    switches = (datasets.config, huggingface_hub.constants)
+    before = [switch.HF_HUB_OFFLINE for switch in switches]
     try:
+        if not hub_is_reachable():  # what was fetched before still serves; nothing is tried for minutes
+            for switch in switches:
+                switch.HF_HUB_OFFLINE = True
         splits = datasets.load_dataset(task.hub_id, task.hub_config, split=names)
     except Exception as error:  # of many libraries: all mean that the hub gave no data
         ways = ", ".join(f"data_source={source}" for source in task.sources if source != "hub")
         raise InputError(f"data set {task.hub_id!r} could not be had from the hub ({type(error).__name__}): "
                          f"check the network, or pass {ways} or task=snippets") from error
+    finally:
+        for switch, value in zip(switches, before, strict=True):
+            switch.HF_HUB_OFFLINE = value
     return [split.to_pandas() for split in splits]
 
 

@@ -4,10 +4,12 @@ import html
 import os
 import re
 import shutil
+import time
 from collections import Counter
 from pathlib import Path
 
 import datasets
+import huggingface_hub
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -213,25 +215,42 @@ def test_unknown_names_are_errors(folder):
         load_task("mr", "folder")
 
 
-def test_hub_reads_both_splits(monkeypatch):
+@pytest.fixture(params=[True, False], ids=["reachable", "unreachable"])
+def hub(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the hub answers."""
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(tasks, "hub_is_reachable", lambda: request.param)
+    return request.param
+
+
+def test_hub_reads_both_splits(hub, monkeypatch):
     def load_dataset(hub_id, config, split):
         assert (hub_id, config, split) == ("SetFit/subj", None, ["train", "test"])
-        return [datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1], "label_text": ["", ""]})] * 2
+        assert datasets.config.HF_HUB_OFFLINE is not hub
+        return [datasets.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1], "idx": [5, 6]})] * 2
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert load_task("subj", "hub").train == [
-        Example("Input: a Type:", 0, 0),
-        Example("Input: b Type:", 1, 1),
-    ]
+    read = [Example("Input: a Type:", 0, 0), Example("Input: b Type:", 1, 1)]
+    assert load_task("subj", "hub").train == read
 
 
-@pytest.mark.parametrize(
-    "error", [ConnectionError("no route"), ValueError("no such set"), OSError("offline")]
-)
-def test_no_hub_names_the_ways_out(monkeypatch, error):
+@pytest.mark.parametrize("error", [ConnectionError("no route"), ValueError("none"), OSError("offline")])
+def test_no_hub_names_the_ways_out(hub, monkeypatch, error):
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: (_ for _ in ()).throw(error))
     with pytest.raises(InputError, match="'nyu-mll/glue' .* check the network, or pass data_source=folder"):
         load_task("sst2", "hub")
+
+
+def test_an_unreachable_hub_is_said_at_once(monkeypatch, tmp_path):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+    monkeypatch.setattr(tasks, "hub_is_reachable", lambda: False)
+    started = time.perf_counter()
+    with pytest.raises(InputError, match="'nyu-mll/glue' could not be had from the hub"):
+        load_task("sst2", "hub")
+    assert time.perf_counter() - started < 5
+    assert not datasets.config.HF_HUB_OFFLINE and not huggingface_hub.constants.HF_HUB_OFFLINE
 
 
 def examples(labels: list[int]) -> list[Example]:
