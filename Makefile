@@ -37,7 +37,7 @@ clean:
 	rm -rf _build
 
 # The environment is made again when the folder moved or its versions changed, and from scratch when an earlier
-# installation was interrupted. PYTHON=/path/to/python chooses the interpreter.
+# installation was interrupted. pip is silent unless it fails. PYTHON=/path/to/python chooses the interpreter.
 environment:
 	@wanted="$$(pwd) $$(cat requirements.lock pyproject.toml | cksum)"; \
 	if [ -x $(PY) ] && [ "$$(cat .venv/installed 2>/dev/null)" = "$$wanted" ]; then exit 0; fi; \
@@ -52,11 +52,11 @@ environment:
 	    echo "No Python 3.11 or newer found: install one, or name it: make PYTHON=/path/to/python" >&2; exit 1; \
 	  fi; \
 	  echo "Making the environment in .venv with $$("$$python" --version) (about 2 GB, some minutes) ..."; \
-	  "$$python" -m venv .venv; \
+	  mkdir .venv; : > .venv/installing; "$$python" -m venv .venv; \
 	else \
 	  echo "Bringing the environment in .venv up to date ..."; \
 	fi; \
 	: > .venv/installing; rm -f .venv/installed; \
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.lock; \
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -e .; \
+	$(PY) -m pip install -qq --disable-pip-version-check -r requirements.lock; \
+	$(PY) -m pip install -qq --disable-pip-version-check --no-deps -e .; \
 	echo "$$wanted" > .venv/installed; rm .venv/installing
