@@ -43,7 +43,7 @@ ARMS = {
     "in_context_shuffled": ArmStyle("in-context, shuffled labels", "#56B4E9", "P", (0, (3, 1)), "||"),
     "standard_shuffled": ArmStyle("finetuned, shuffled labels", "#E69F00", "X", (0, (3, 1, 1, 1)), "--"),
     "random_update": ArmStyle("random update", "#222222", "*", (0, (1, 1)), "++"),
-    "norm_matched": ArmStyle("joint at the norm of finetuned", "#00573f", "p", (0, (4, 2, 1, 2)), "oo"),
+    "norm_matched": ArmStyle("joint, norm-matched", "#00573f", "p", (0, (4, 2, 1, 2)), "oo"),
     "untrained_zero_shot": ArmStyle("untrained, zero-shot", "#b0a898", "<", (0, (1, 3)), ""),
     "untrained_in_context": ArmStyle("untrained, in-context", "#7f8fb5", ">", (0, (5, 3)), "/"),
     "untrained_standard": ArmStyle("untrained, finetuned", "#8a5a2b", "h", (0, (2, 2)), "\\"),
@@ -102,12 +102,14 @@ def interval_points(
     """A dot with its interval in each row, first row on top; `arms` gives the styles. None: "undefined"."""
     for row, (value, interval) in enumerate(zip(values, intervals, strict=True)):
         drawn = ARMS[arms[row]] if arms else ARMS["in_context"]
-        if value is None:
-            ax.text(0.01, row, "undefined", transform=ax.get_yaxis_transform(), va="center", color=GREY)
+        if pd.isna(value):
+            place = {"transform": ax.get_yaxis_transform(), "ha": "right", "va": "center"}
+            ax.text(0.98, row, "undefined", color=GREY, **place)
             continue
-        if None not in interval:
+        if not any(map(pd.isna, interval)):
             ax.plot(interval, [row, row], color=drawn.colour, linewidth=2, solid_capstyle="butt", zorder=2)
-        ax.plot(value, row, drawn.marker, color=drawn.colour, markersize=6.5, mec="white", zorder=3)
+        size = 9 if drawn.marker in "*PX" else 6.5
+        ax.plot(value, row, drawn.marker, color=drawn.colour, ms=size, mec="white", mew=0.5, zorder=3)
     ax.set_yticks(range(len(labels)), labels)
     ax.set_ylim(len(labels) - 0.5, -0.5)
     ax.grid(axis="y", visible=False)
@@ -128,10 +130,10 @@ def layer_lines(
 
 
 def with_interval(value: float | None, interval: Sequence[float | None], digits: int = 3) -> str:
-    """`0.712 [0.660, 0.764]`; "undefined" for None."""
-    if value is None or np.isnan(value):
+    """`0.712 [0.660, 0.764]`; "undefined" for None or NaN."""
+    if pd.isna(value):
         return "undefined"
-    if None in interval:
+    if any(map(pd.isna, interval)):
         return f"{value:.{digits}f} [undefined]"
     return f"{value:.{digits}f} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
 
