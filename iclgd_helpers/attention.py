@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 NAME = "iclgd"
+# Scores computed at once: on a CPU they should stay in its cache (measured: twice as fast as a whole batch).
+SCORES_AT_ONCE = {"cpu": 2**20}
 
 
 @dataclass
@@ -77,12 +79,15 @@ def shared_prefix_attention(
     if shared.capture is not None:
         shared.capture.keys[layer], shared.capture.values[layer] = key[0].contiguous(), value[0].contiguous()
     if shared.read is not None:
-        shared.scores[layer] = _scores_at(shared.read, query, key, scaling)
+        shared.scores[layer] = _scores_at(shared.read, query, key, scaling, sliding_window)
     if shared.prefix is None:
         output = _self_attention(query, key, value, scaling, sliding_window)
     else:
         keys, values = shared.prefix.keys[layer], shared.prefix.values[layer]
-        output = _prefixed_attention(query, key, value, keys, values, scaling, sliding_window)
+        each = query[0, ..., 0].numel() * (keys.shape[1] + query.shape[2])
+        at_once = max(1, SCORES_AT_ONCE.get(query.device.type, 2**26) // each)
+        parts = zip(query.split(at_once), key.split(at_once), value.split(at_once), strict=True)
+        output = torch.cat([_prefixed_attention(*part, keys, values, scaling, sliding_window) for part in parts])
     return output.transpose(1, 2), None
 
 
@@ -94,12 +99,13 @@ def precise_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.dtype.itemsize < 4 else tensor.dtype
 
 
-def _scores_at(read: Tensor, query: Tensor, key: Tensor, scaling: float) -> Tensor:
-    """Scaled pre-softmax scores of one token a sequence over the query's tokens; 0 behind that token."""
+def _scores_at(read: Tensor, query: Tensor, key: Tensor, scaling: float, window: int | None) -> Tensor:
+    """Scaled pre-softmax scores of one token a sequence over the query's tokens; 0 where it does not see."""
     rows = query[torch.arange(len(read), device=read.device), :, read]  # [batch, head, head_dim]
     grouped = rows.view(len(read), key.shape[1], -1, rows.shape[-1])
     scores = (torch.einsum("bkgd,bktd->bkgt", grouped, key) * scaling).flatten(1, 2)
-    visible = torch.arange(key.shape[2], device=read.device) <= read[:, None]
+    distance = read[:, None] - torch.arange(key.shape[2], device=read.device)
+    visible = (distance >= 0) & (distance < (window or key.shape[2]))
     return scores.to(precise_dtype(scores)).masked_fill(~visible[:, None], 0.0)
 
 
