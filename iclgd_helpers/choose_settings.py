@@ -32,7 +32,7 @@ from iclgd_helpers.tasks import Example, TaskData, load_task, select_demonstrati
 
 N_DEMONSTRATIONS = (4, 8, 16, 32)
 BALANCED = (False, True)
-SEPARATORS = ("eos", "newline", "blank_line")
+SEPARATORS = ("eos", "newline")
 LEARNING_RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 SEEDS = (0, 1, 2)
 N_ROWS, ROWS_SEED, MAX_DIFFERENCE = 120, 100, 0.01

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from iclgd_helpers import finetune, metrics, models, parameters, records, statistics
-from iclgd_helpers.models import LanguageModel
+from iclgd_helpers.models import KVUpdate, LanguageModel
 from iclgd_helpers.observe import Arm, Observation, observe
 from iclgd_helpers.parameters import ExperimentParameters
 from iclgd_helpers.records import Record
@@ -29,6 +29,8 @@ from iclgd_helpers.tasks import Example, load_task, select_demonstrations, shuff
 COMPARISONS = {name: ("zero_shot", "in_context", name) for name in (
     "standard", "joint", "sequential", "standard_shuffled", "random_update", "norm_matched"
 )} | {"untrained_standard": ("untrained_zero_shot", "untrained_in_context", "untrained_standard")}  # fmt: skip
+# Conditioning: relative change of the starting weights (that of one float32 rounding), and queries it is read on.
+PERTURBATION, N_PERTURBED_QUERIES = 2.0**-23, 16
 PER_LAYER_IN_EXAMPLES = ("standard", "joint", "sequential")  # the others keep their mean over layers a query
 
 
@@ -119,6 +121,8 @@ def _trained_arms(cell: Cell, clock: _Clock, progress: bool, seed: int) -> tuple
     if cell.parameters.controls:
         jobs["standard_shuffled"] = ("standard", shuffled["training"])
     tuned = {name: _finetuned(cell, name, *job, clock, progress) for name, job in jobs.items()}
+    for method in finetune.METHODS:
+        tuned[method]["conditioning"] = _conditioning(cell, method, tuned[method]["update"], clock, progress, seed)
     bare = layout.prefix()
     arms = {"zero_shot": Arm(bare), "in_context": Arm(layout.prefix(cell.demonstrations))}
     arms |= {name: Arm(bare, result["update"]) for name, result in tuned.items()}
@@ -164,6 +168,26 @@ def _finetuned(
         "gradient_norms": result.gradient_norms.tolist(),
         "drift": finetune.drift(cell.model, result.update).tolist(),
     }
+
+
+def _conditioning(
+    cell: Cell, method: str, update: KVUpdate, clock: _Clock, progress: bool, seed: int
+) -> float | None:
+    """
+    How far label log-probabilities after finetuning move (largest difference, nats) when the starting K/V weights move
+    by one float32 rounding. Far above rounding, the result depends on the machine; None below float32, where it always does.
+    """
+    model, bare = cell.model, cell.layout.prefix()
+    if model.head.weight.dtype.itemsize < 4:
+        return None
+    with model.using(finetune.perturbed(model, seed, PERTURBATION)):
+        again = _finetuned(cell, f"{method}_perturbed", method, cell.training, clock, progress)
+    arms = {"update": Arm(bare, update), "again": Arm(bare, again["update"])}
+    differences = [
+        (seen["update"].label_log_probabilities - seen["again"].label_log_probabilities).abs().max()
+        for _indices, seen in observe(model, cell.queries[:N_PERTURBED_QUERIES], arms, cell.layout.labels)
+    ]
+    return float(max(differences))
 
 
 # -------------------------------------------------------------------------------------------------------- comparisons

@@ -267,6 +267,18 @@ def random_update(language_model: LanguageModel, seed: int, norm: float) -> KVUp
     return scaled_to(language_model, KVUpdate(tuple(value + noise(t) for t, value in pairs)), norm)
 
 
+@torch.no_grad()
+def perturbed(language_model: LanguageModel, seed: int, relative: float) -> KVUpdate:
+    """Every K/V entry times 1 + `relative` × a standard normal draw; the seed determines it."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def moved(trainable: Trainable) -> Tensor:
+        noise = torch.randn(trainable.parameter.shape, generator=generator).to(trainable.parameter)
+        return trainable.parameter.data * (1 + relative * trainable.masked(noise))
+
+    return KVUpdate(tuple(moved(trainable) for trainable in language_model.trainables))
+
+
 def update_norm(language_model: LanguageModel, update: KVUpdate) -> float:
     """L2 norm of an update's change over all K/V entries."""
     return _norm([new - old for new, old in zip(update.values, language_model.original().values, strict=True)])

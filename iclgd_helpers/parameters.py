@@ -59,7 +59,7 @@ class ExperimentParameters(Parameters):
     learning_rate: float = Field(ge=0, allow_inf_nan=False)
     device: str
     dtype: Literal["float32", "float64", "bfloat16", "float16"]
-    separator: Literal["eos", "newline", "blank_line"]
+    separator: Literal["eos", "newline"]
     balanced: bool
     token_read: Literal["label", "prompt"] = "label"
     loss: Literal["all", "label", "label_space"] = "all"

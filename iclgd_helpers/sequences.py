@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from iclgd_helpers.errors import InputError
 from iclgd_helpers.tasks import Example, Task
 
-SEPARATORS = {"newline": "\n", "blank_line": "\n\n"}
-
-
 @dataclass(frozen=True)
 class Query:
     """
@@ -51,7 +48,7 @@ class Layout:
         bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else eos
         if bos is None or (separator == "eos" and eos is None):
             raise InputError("the tokenizer has no BOS or EOS token: pass another model, or separator=newline")
-        between = (eos,) if separator == "eos" else tuple(_encode(tokenizer, SEPARATORS[separator]))
+        between = (eos,) if separator == "eos" else tuple(_encode(tokenizer, "\n"))
         labels = []
         for word in task.verbalizers:
             tokens = _encode(tokenizer, " " + word)
