@@ -44,7 +44,8 @@ from pathlib import Path
 if "google.colab" in sys.modules and importlib.util.find_spec("iclgd_helpers") is None:
     keep = Path("keep.txt")  # torch and numpy stay exactly as Colab installed them
     keep.write_text("".join(f"{{name}}=={{version(name)}}\\n" for name in ("torch", "numpy")))
-    package = "iclgd-helpers @ {url}/archive/refs/tags/{tag}.zip"
+    address = "{url}"
+    package = f"iclgd-helpers @ {{address}}/archive/refs/tags/{tag}.zip"
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-c", str(keep), package], check=True)"""
 )
 
@@ -158,7 +159,7 @@ def status_page(costs: dict[str, dict[str, Any]], preset: str) -> str:
         "Machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {memory} memory",
         "Python": platform.python_version(),
     } | {name: importlib.metadata.version(name) for name in VERSIONS_SHOWN}
-    lines = ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())]
+    lines = ["| What | Value |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items())]
     if costs:
         lines += ["", "| Page | Time (s) | Peak memory (GB) | Executed (UTC) |", "|---|---:|---:|---|"]
         rows = ([page, c["seconds"], c["peak_gb"], c["when"][:16]] for page, c in costs.items())

@@ -119,5 +119,6 @@ def test_setup_is_written_once(project):
     assert read(project / "notebooks" / "00_small.ipynb") == once
     title, setup = once.cells[:2]
     assert title.source.count("[Open in Colab](https://colab.research.google.com/github/a/b/blob/v1/") == 1
-    assert "https://github.com/a/b/archive/refs/tags/v1.zip" in setup.source
+    assert 'address = "https://github.com/a/b"' in setup.source
+    assert "{address}/archive/refs/tags/v1.zip" in setup.source
     compile(setup.source, "setup", "exec")
