@@ -211,6 +211,9 @@ def book(folder: Path, preset: str = "quick", stored: bool = False) -> Path:
         page = costs[notebook.stem] = execute_page(notebook, target, costs_file, preset)
         made = "" if page["new"] else "   (unchanged since)"
         print(f"{page['seconds']:8.1f} s {page['peak_gb']:6.2f} GB{made}", flush=True)
+    if costs:
+        seconds, memory = ([page[name] for page in costs.values()] for name in ("seconds", "peak_gb"))
+        print(f"{'all pages':<40}{sum(seconds):8.1f} s {max(memory):6.2f} GB")
     generated = source / "book" / "_generated"
     generated.mkdir()
     (generated / "status.md").write_text(status_page(costs, preset), encoding="utf-8")
@@ -323,6 +326,9 @@ def main() -> int:
     except (InputError, CellError) as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted; finished pages and records are kept", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -15,6 +15,7 @@ import papermill
 from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 from iclgd_helpers.errors import InputError
@@ -80,6 +81,11 @@ def execute(notebook: Path, target: Path, parameters: Mapping[str, Any], progres
         partial.replace(failed)
         place = f"{notebook.name}, cell In [{error.exec_count}]: {error.ename}: {error.evalue}"
         raise CellError(f"{place}\nThe notebook up to there, with the traceback: {failed}") from None
+    except DeadKernelError:
+        partial.replace(failed)
+        raise CellError(
+            f"{notebook.name}: the kernel died, most likely for want of memory: {failed}"
+        ) from None
     partial.replace(target)
     failed.unlink(missing_ok=True)
 

@@ -106,6 +106,13 @@ def test_one_address_and_one_version():
             assert url.endswith(address.removeprefix("github.com/").removeprefix("github/")), path
 
 
+def test_readme_is_complete():
+    text = (ROOT / "README.md").read_text()
+    assert not re.search(r"@\w+@", text), "fill in what was measured"
+    (picture,) = re.findall(r"!\[[^\]]{20,}\]\(([^)]+)\)", text)
+    assert 10_000 < (ROOT / picture).stat().st_size < 300_000
+
+
 def test_no_machine_in_the_files():
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:

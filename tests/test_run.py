@@ -111,6 +111,12 @@ def test_failing_cell_is_named_and_nothing_has_the_final_name(tmp_path, capsys):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["small.failed.ipynb"]
 
 
+def test_dead_kernel_is_reported(tmp_path, capsys):
+    notebook = small_notebook(tmp_path, "import os\nos._exit(1)")
+    assert run.main([str(notebook), "--output", str(tmp_path / "out")]) == 1
+    assert "small.ipynb: the kernel died" in capsys.readouterr().err
+
+
 def test_value_arrives_and_foreign_kernels_are_ignored(tmp_path, monkeypatch, capsys):
     kernel = tmp_path / "jupyter" / "kernels" / "python3"
     kernel.mkdir(parents=True)
