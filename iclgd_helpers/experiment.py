@@ -170,12 +170,11 @@ def _finetuned(
     }
 
 
-def _conditioning(
-    cell: Cell, method: str, update: KVUpdate, clock: _Clock, progress: bool, seed: int
-) -> float | None:
+def _conditioning(cell: Cell, method: str, update: KVUpdate, clock: _Clock, progress: bool, seed: int) -> float | None:
     """
     How far label log-probabilities after finetuning move (largest difference, nats) when the starting K/V weights move
-    by one float32 rounding. Far above rounding, the result depends on the machine; None below float32, where it always does.
+    by one float32 rounding. Far above rounding, the result depends on the machine; None below float32, where it always
+    does.
     """
     model, bare = cell.model, cell.layout.prefix()
     if model.head.weight.dtype.itemsize < 4:

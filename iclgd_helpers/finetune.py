@@ -73,7 +73,9 @@ def finetune(
     if method not in METHODS:
         raise InputError(f"unknown finetuning method {method!r}: known are {', '.join(METHODS)}")
     if method == "sequential" and settings.clip == "global":
-        raise InputError("clip=global needs all gradients before any update: use per_layer or elementwise for sequential")
+        raise InputError(
+            "clip=global needs all gradients before any update: use per_layer or elementwise for sequential"
+        )
     step = {"standard": _standard_step, "joint": _joint_step, "sequential": _sequential_step}[method]
     losses, norms = [], []
     with _training(language_model) as descent:

@@ -15,12 +15,35 @@ if TYPE_CHECKING:
 VOCABULARY_SIZE = 1000  # at most
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>")  # ids 0, 1, 2, as in fairseq
 
-_WHO = ("clerk", "pilot", "teacher", "farmer", "singer", "doctor", "painter", "sailor", "neighbour",
-        "student", "judge", "baker")
-_DOES = ("finds", "sells", "paints", "opens", "watches", "moves", "keeps", "draws", "counts", "brings",
-         "loses", "describes")
-_WHAT = ("door", "story", "garden", "lamp", "picture", "engine", "letter", "bridge", "song", "window",
-         "table", "river")
+_WHO = (
+    "clerk",
+    "pilot",
+    "teacher",
+    "farmer",
+    "singer",
+    "doctor",
+    "painter",
+    "sailor",
+    "neighbour",
+    "student",
+    "judge",
+    "baker",
+)
+_DOES = (
+    "finds",
+    "sells",
+    "paints",
+    "opens",
+    "watches",
+    "moves",
+    "keeps",
+    "draws",
+    "counts",
+    "brings",
+    "loses",
+    "describes",
+)
+_WHAT = ("door", "story", "garden", "lamp", "picture", "engine", "letter", "bridge", "song", "window", "table", "river")
 _WHERE = ("today", "at night", "in the town", "by the sea", "after lunch", "in winter", "on the hill")
 _MOOD = ("dull awful boring weak", "lovely superb moving bright")
 _CUES = {  # for each label, words that only sentences of that label hold
@@ -72,13 +95,16 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY_SIZE, special_tokens=list(SPECIAL_TOKENS), show_progress=False,
+        vocab_size=VOCABULARY_SIZE,
+        special_tokens=list(SPECIAL_TOKENS),
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
     tokenizer.train_from_iterator(_training_text(), trainer)
     bos, pad, eos = SPECIAL_TOKENS
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=bos, pad_token=pad, eos_token=eos,
-                                   clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=bos, pad_token=pad, eos_token=eos, clean_up_tokenization_spaces=False
+    )
 
 
 def _training_text() -> list[str]:

@@ -186,7 +186,7 @@ def _zero_norm_biases(model: nn.Module) -> None:
 
 
 def _kv_mask(parameter: nn.Parameter, module: nn.Module) -> Tensor:
-    """True on the K and V entries of a fused projection (GPT-2: thirds of the output; GPT-NeoX: thirds of each head)."""
+    """True on the K and V entries of a fused projection (GPT-2: two thirds of the output; GPT-NeoX: of each head)."""
     if hasattr(module, "head_size"):  # GPT-NeoX: nn.Linear, outputs ordered [head, (q, k, v), head_size]
         outputs = torch.arange(parameter.shape[0]) % (3 * module.head_size) >= module.head_size
         mask = outputs if parameter.ndim == 1 else outputs[:, None]

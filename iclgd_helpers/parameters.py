@@ -21,9 +21,7 @@ from iclgd_helpers.errors import InputError
 PACKAGE = Path(__file__).parent
 PRESETS = PACKAGE / "presets"
 # Modules whose code can change a number; the others draw, run and report.
-ENGINE = (
-    "attention experiment finetune grammar metrics models observe sequences statistics tasks downloads".split()
-)
+ENGINE = "attention experiment finetune grammar metrics models observe sequences statistics tasks downloads".split()
 
 
 class Parameters(BaseModel):
@@ -149,7 +147,7 @@ def _default_source(task: str, preset_source: str, folder_given: bool) -> str:
 
 def _check_combinations(parameters: ExperimentParameters) -> None:
     if parameters.data_folder is not None and parameters.data_source != "folder":
-        raise InputError(f"data_folder is given, but data_source is {parameters.data_source!r}: pass data_source=folder")
+        raise InputError(f"data_folder is given, but data_source={parameters.data_source!r}: pass data_source=folder")
     if (parameters.clip == "none") != (parameters.clip_value is None):
         raise InputError(f"clip={parameters.clip!r} with clip_value={parameters.clip_value}: give both, or neither")
 

@@ -74,7 +74,8 @@ def save(record: Record, folder: Path | None = None) -> Path:
                 final.rename(Path(temporary) / "replaced")
             part.rename(final)
     except OSError as error:
-        raise InputError(f"cannot write the record to {final} ({error.strerror}): free space, or set ICLGD_RECORDS") from None
+        way_out = "free space, or set ICLGD_RECORDS"
+        raise InputError(f"cannot write the record to {final} ({error.strerror}): {way_out}") from None
     return final
 
 

@@ -83,9 +83,7 @@ def execute(notebook: Path, target: Path, parameters: Mapping[str, Any], progres
         raise CellError(f"{place}\nThe notebook up to there, with the traceback: {failed}") from None
     except DeadKernelError:
         partial.replace(failed)
-        raise CellError(
-            f"{notebook.name}: the kernel died, most likely for want of memory: {failed}"
-        ) from None
+        raise CellError(f"{notebook.name}: the kernel died, most likely for want of memory: {failed}") from None
     partial.replace(target)
     failed.unlink(missing_ok=True)
 
@@ -131,9 +129,7 @@ def run(notebook: Path, given: Mapping[str, Any], output: Path | None = None, pr
 @click.option("--preset", help="smoke, quick (the notebooks' own default) or paper")
 @click.option("-p", "parameters", nargs=2, multiple=True, metavar="NAME VALUE", help="repeatable")
 @click.option("--output", type=click.Path(path_type=Path), help="folder for the results [_runs/<run id>]")
-def command(
-    notebook: Path, preset: str | None, parameters: tuple[tuple[str, str], ...], output: Path | None
-) -> None:
+def command(notebook: Path, preset: str | None, parameters: tuple[tuple[str, str], ...], output: Path | None) -> None:
     """Execute NOTEBOOK with the given parameters; bad input gives one line and exit status 2."""
     given = {name: literal(value) for name, value in parameters}
     if preset is not None:

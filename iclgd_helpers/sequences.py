@@ -1,4 +1,4 @@
-"""Token layout: demonstrations, query and label, and which positions are read (protocol.md's checklist; fairseq layout)."""
+"""Token layout of the original code: demonstrations, query and label, and which positions are read."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from iclgd_helpers.errors import InputError
 from iclgd_helpers.tasks import Example, Task
+
 
 @dataclass(frozen=True)
 class Query:
@@ -91,7 +92,9 @@ class Layout:
             if not even one demonstration, or the longest query alone, fits.
         """
         if 1 + longest_query > limit:
-            raise InputError(f"the longest query has {longest_query} tokens, the context holds {limit}: shorten the texts")
+            raise InputError(
+                f"the longest query has {longest_query} tokens, the context holds {limit}: shorten the texts"
+            )
         fitting: list[Example] = []
         length = 1
         for example in demonstrations:
@@ -100,7 +103,9 @@ class Layout:
                 break
             fitting.append(example)
         if demonstrations and not fitting:
-            raise InputError(f"no demonstration fits beside a query of {longest_query} tokens in {limit}: shorten the texts")
+            raise InputError(
+                f"no demonstration fits beside a query of {longest_query} tokens in {limit}: shorten the texts"
+            )
         return fitting
 
 

@@ -47,19 +47,32 @@ class Task:
 
 _NEWS = "Classify the news articles into the categories of World, Sports, Business, and Technology."
 _CB = "{premise} Question: {hypothesis}. True, False, or Neither? Answer:"
-TASKS: dict[str, Task] = {task.name: task for task in (
-    Task("cb", _CB, ("True", "False", "Neither"), "aps/super_glue", "cb"),
-    # GLUE's sentences end in a blank, which the original code keeps: two blanks stand before "Label:".
-    Task("sst2", "Sentence: {sentence} Label:", ("Negative", "Positive"), "nyu-mll/glue", "sst2"),
-    Task("sst5", "Sentence: {text} Label:", ("terrible", "bad", "neutral", "good", "great"), "SetFit/sst5"),
-    Task("subj", "Input: {text} Type:", ("objective", "subjective"), "SetFit/subj", evaluation_split="test"),
-    Task("mr", "Review: {text} Sentiment:", ("Negative", "Positive"),
-         "cornell-movie-review-data/rotten_tomatoes"),
-    Task("agnews", _NEWS + " Article: {text} Answer:", ("World", "Sports", "Business", "Technology"),
-         "fancyzhx/ag_news", evaluation_split="test"),
-    Task("snippets", "Review: {text} Sentiment:", ("negative", "positive"), None,
-         evaluation_split="evaluation", sources=("pypi", "folder", "generated")),
-)}
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task("cb", _CB, ("True", "False", "Neither"), "aps/super_glue", "cb"),
+        # GLUE's sentences end in a blank, which the original code keeps: two blanks stand before "Label:".
+        Task("sst2", "Sentence: {sentence} Label:", ("Negative", "Positive"), "nyu-mll/glue", "sst2"),
+        Task("sst5", "Sentence: {text} Label:", ("terrible", "bad", "neutral", "good", "great"), "SetFit/sst5"),
+        Task("subj", "Input: {text} Type:", ("objective", "subjective"), "SetFit/subj", evaluation_split="test"),
+        Task("mr", "Review: {text} Sentiment:", ("Negative", "Positive"), "cornell-movie-review-data/rotten_tomatoes"),
+        Task(
+            "agnews",
+            _NEWS + " Article: {text} Answer:",
+            ("World", "Sports", "Business", "Technology"),
+            "fancyzhx/ag_news",
+            evaluation_split="test",
+        ),
+        Task(
+            "snippets",
+            "Review: {text} Sentiment:",
+            ("negative", "positive"),
+            None,
+            evaluation_split="evaluation",
+            sources=("pypi", "folder", "generated"),
+        ),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -173,7 +186,8 @@ def _examples(task: Task, split: str, frame: pd.DataFrame) -> list[Example]:
     columns = [frame[column].tolist() for column in task.text_columns]
     examples = [
         Example(task.template.format(**dict(zip(task.text_columns, texts, strict=True))), int(label), row)
-        for row, (label, *texts) in enumerate(zip(labels, *columns, strict=True)) if not pd.isna(label)
+        for row, (label, *texts) in enumerate(zip(labels, *columns, strict=True))
+        if not pd.isna(label)
     ]
     if not examples:
         raise InputError(f"{where}: no row has a label")
@@ -203,8 +217,10 @@ def _from_hub(task: Task) -> list[pd.DataFrame]:
         splits = datasets.load_dataset(task.hub_id, task.hub_config, split=names)
     except Exception as error:  # of many libraries: all mean that the hub gave no data
         ways = ", ".join(f"data_source={source}" for source in task.sources if source != "hub")
-        raise InputError(f"data set {task.hub_id!r} could not be had from the hub ({type(error).__name__}): "
-                         f"check the network, or pass {ways} or task=snippets") from error
+        raise InputError(
+            f"data set {task.hub_id!r} could not be had from the hub ({type(error).__name__}): "
+            f"check the network, or pass {ways} or task=snippets"
+        ) from error
     finally:
         for switch, value in zip(switches, before, strict=True):
             switch.HF_HUB_OFFLINE = value
