@@ -1,0 +1,91 @@
+"""Material that the engine's tests share: tiny models of the six families, in two precisions."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cache
+
+import float64
+import naive
+import pytest
+import torch
+
+from iclgd_helpers import models, tasks
+from iclgd_helpers.sequences import Layout, Query
+
+FAMILIES = ("llama", "gpt2", "gpt_neox", "opt", "gemma3", "xglm")
+
+
+@dataclass(frozen=True)
+class Material:
+    """A tiny model with three-class examples whose demonstrations reach beyond Gemma's sliding window."""
+
+    model: models.LanguageModel
+    layout: Layout
+    demonstrations: list[tasks.Example]
+    examples: list[tasks.Example]
+    tolerance: float  # of a comparison with the naive implementation, relative to the largest entry
+
+    @property
+    def labels(self) -> list[int]:
+        return list(self.layout.labels)
+
+    @property
+    def sequences(self) -> list[tuple[int, ...]]:
+        return [self.layout.training_sequence(example) for example in self.demonstrations]
+
+    def queries(self, token_read: str = "label") -> list[Query]:
+        return [self.layout.query(example, token_read) for example in self.examples]
+
+    def close(self, ours: object, naive_value: object) -> None:
+        """Assert that both are equal to within the tolerance, NaN where NaN."""
+        ours, naive_value = torch.as_tensor(ours).double(), torch.as_tensor(naive_value).double()
+        scale = max(1.0, float(naive_value.nan_to_num().abs().max()))
+        torch.testing.assert_close(ours, naive_value, rtol=0, atol=self.tolerance * scale, equal_nan=True)
+
+
+@cache
+def _tiny(family: str, dtype: torch.dtype) -> models.LanguageModel:
+    return models.tiny_model(f"tiny-{family}", dtype=dtype)
+
+
+def _material(family: str, dtype: torch.dtype, tolerance: float) -> Iterator[Material]:
+    model = _tiny(family, dtype)
+    before = {name: value.clone() for name, value in model.model.state_dict().items()}
+    data = tasks.load_task("cb", "generated")
+    yield Material(
+        model,
+        Layout.make(model.tokenizer, data.task, "eos"),
+        tasks.select_demonstrations(data.train, 4, seed=0, balanced=False),
+        data.evaluation[:5],
+        tolerance,
+    )
+    for name, value in model.model.state_dict().items():
+        assert torch.equal(value, before[name]), f"{name} was not restored"
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    """Each of the six families."""
+    return request.param
+
+
+@pytest.fixture
+def double(family: str) -> Iterator[Material]:
+    """Float64, without the casts of transformers; 1e-9."""
+    with float64.uncast():
+        yield from _material(family, torch.float64, 1e-9)
+
+
+@pytest.fixture(params=["float64", "float32"])
+def material(request: pytest.FixtureRequest, family: str) -> Iterator[Material]:
+    """Both precisions: float64 without the casts of transformers (1e-9), float32 as it is (1e-4)."""
+    double = request.param == "float64"
+    with float64.uncast() if double else nullcontext():
+        yield from _material(family, getattr(torch, request.param), 1e-9 if double else 1e-4)
+
+
+@pytest.fixture
+def stock(double: Material) -> torch.nn.Module:
+    """transformers' own model with the weights of `double`."""
+    return naive.stock(double.model)

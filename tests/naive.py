@@ -1,0 +1,324 @@
+"""
+A second, naive implementation of everything that the helpers compute with a language model.
+
+It shares no code with them: transformers' own model classes with eager attention, one query at a time, the
+whole prompt computed anew for each, plain autograd over the whole model, explicit loops.
+"""
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+# Where each family keeps its blocks, the matrix after attention, the last norm, and keys and values.
+BLOCKS = {
+    "llama": "model.layers", "gemma3_text": "model.layers", "xglm": "model.layers",
+    "opt": "model.decoder.layers", "gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers",
+}  # fmt: skip
+AFTER_ATTENTION = {
+    "llama": "self_attn.o_proj", "gemma3_text": "self_attn.o_proj", "xglm": "self_attn.out_proj",
+    "opt": "self_attn.out_proj", "gpt2": "attn.c_proj", "gpt_neox": "attention.dense",
+}  # fmt: skip
+LAST_NORM = {
+    "llama": "model.norm", "gemma3_text": "model.norm", "xglm": "model.layer_norm",
+    "opt": "model.decoder.final_layer_norm", "gpt2": "transformer.ln_f",
+    "gpt_neox": "gpt_neox.final_layer_norm",
+}  # fmt: skip
+KEY_VALUE = {"gpt2": ("c_attn",), "gpt_neox": ("query_key_value",)}  # all others: k_proj and v_proj
+
+
+def stock(language_model):
+    """transformers' own model with a copy of the present weights of `language_model`."""
+    source = language_model.model
+    config = copy.deepcopy(source.config)
+    config._attn_implementation = "eager"
+    with torch.random.fork_rng():
+        model = type(source)._from_config(config, attn_implementation="eager", dtype=source.dtype)
+    model.load_state_dict({name: value.clone() for name, value in source.state_dict().items()})
+    for (name, new), old in zip(model.named_buffers(), source.buffers(), strict=True):
+        assert torch.equal(new, old), name
+    return model.eval()
+
+
+def blocks(model):
+    return model.get_submodule(BLOCKS[model.config.model_type])
+
+
+def key_values(model, layer):
+    """Names and parameters of the key and value projections of one layer."""
+    wanted = KEY_VALUE.get(model.config.model_type, ("k_proj", "v_proj"))
+    named = blocks(model)[layer].named_parameters()
+    return [(name, parameter) for name, parameter in named if name.split(".")[-2] in wanted]
+
+
+def without_query(model, tensor):
+    """A copy of a fused projection's weight, bias or gradient with 0 in the part that makes queries."""
+    kind, config, tensor = model.config.model_type, model.config, tensor.clone()
+    if kind == "gpt2":  # [..., (query, key, value) of all heads]
+        tensor[..., : config.n_embd] = 0
+    if kind == "gpt_neox":  # rows: for each head, its query, key and value
+        heads = config.num_attention_heads
+        by_head = tensor.view(heads, 3, config.hidden_size // heads, *tensor.shape[1:])
+        by_head[:, 0] = 0
+    return tensor
+
+
+# ------------------------------------------------------------------------------------------------------- text
+def encode(tokenizer, text):
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def context(tokenizer, task, demonstrations, separator):
+    """BOS, then prompt, label and separator of each demonstration."""
+    bos = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    tokens = [bos]
+    for example in demonstrations:
+        tokens += encode(tokenizer, example.prompt)
+        tokens += encode(tokenizer, " " + task.verbalizers[example.label])
+        tokens += [tokenizer.eos_token_id] if separator == "eos" else encode(tokenizer, "\n")
+    return tokens
+
+
+# ---------------------------------------------------------------------------------------------------- forward
+class _Scores(TorchFunctionMode):
+    """What goes into and comes out of the softmax of each attention layer, from the bottom to the top."""
+
+    def __init__(self):
+        super().__init__()
+        self.inputs, self.outputs = [], []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function is torch.nn.functional.softmax:
+            self.inputs.append(args[0])
+            self.outputs.append(result)
+        return result
+
+
+@dataclass
+class Seen:
+    logits: torch.Tensor  # [token, vocabulary]
+    block_outputs: list  # a layer: [token, d_model]
+    attention_outputs: list  # a layer: [token, d_model]
+    scores: list  # a layer: [head, token, token], 0 where the model's own mask hides a token
+    weights: list  # a layer: [head, token, token]
+
+
+def forward(model, tokens):
+    """One sequence through the stock model: nothing is passed but the tokens."""
+    kind, after_block, after_attention, handles = model.config.model_type, [], [], []
+    for block in blocks(model):
+        handles.append(block.register_forward_hook(
+            lambda m, i, o: after_block.append(o[0][0] if isinstance(o, tuple) else o[0])
+        ))  # fmt: skip
+        projection = block.get_submodule(AFTER_ATTENTION[kind])
+        handles.append(projection.register_forward_hook(lambda m, i, o: after_attention.append(o[0])))
+    try:
+        with _Scores() as seen:
+            output = model(input_ids=torch.tensor([list(tokens)]), use_cache=False, output_attentions=True)
+    finally:
+        for handle in handles:
+            handle.remove()
+    n = len(tokens)
+    lowest = torch.finfo(output.logits.dtype).min / 2
+    scores = [s.view(-1, n, n).masked_fill(s.view(-1, n, n) < lowest, 0.0) for s in seen.inputs]
+    assert len(scores) == len(output.attentions) == len(after_block) == len(after_attention)
+    return Seen(output.logits[0], after_block, after_attention, scores, [w[0] for w in output.attentions])
+
+
+def lens_logits(model, states):
+    """Logits of a layer's output as if it were the last layer's."""
+    return model.get_output_embeddings()(model.get_submodule(LAST_NORM[model.config.model_type])(states))
+
+
+@torch.no_grad()
+def observe(model, before, prompt, labels, token_read="label"):
+    """Label log-probabilities, lens logits, attention output and scores of one query behind `before`."""
+    tokens = [*before, *prompt, labels[0]]
+    seen = forward(model, tokens)
+    predict = len(before) + len(prompt) - 1
+    read = predict + 1 if token_read == "label" else predict
+    log_probability = seen.logits[predict] - seen.logits[predict].logsumexp(-1)
+    return {
+        "label_log_probabilities": torch.stack([log_probability[t] for t in labels]),
+        "lens": torch.stack([lens_logits(model, out[predict])[labels] for out in seen.block_outputs]),
+        "attention_output": torch.stack([out[read] for out in seen.attention_outputs]),
+        "attention_scores": torch.stack([s[:, read, len(before) : read + 1] for s in seen.scores]),
+        "attention_weights": torch.stack([w[:, read, : read + 1] for w in seen.weights]),
+    }
+
+
+# ------------------------------------------------------------------------------------------------- finetuning
+def loss_of(logits, tokens, labels, loss):
+    """Mean over the predicted tokens of -log p; logits `[token, vocabulary]`, the last token is the label."""
+    if loss == "label_space":
+        chosen = logits[-2][labels]
+        return chosen.logsumexp(0) - chosen[labels.index(tokens[-1])]
+    terms = [logits[i - 1].logsumexp(0) - logits[i - 1][tokens[i]] for i in range(1, len(tokens))]
+    return sum(terms) / len(terms) if loss == "all" else terms[-1]
+
+
+def finetune(model, sequences, labels, method, rate, loss="all", clip="none", clip_value=None):
+    """Train the key and value projections of `model` itself; losses and gradient norms, a list a step."""
+    n_layers, labels = len(blocks(model)), list(labels)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    trained = [[p for _name, p in key_values(model, layer)] for layer in range(n_layers)]
+    for parameters in trained:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+    optimizers = [torch.optim.SGD(parameters, lr=rate) for parameters in trained]
+    losses, norms = [], []
+    for sequence in sequences:
+        tokens = [int(t) for t in sequence]
+        step_losses, step_norms = [], [0.0] * n_layers
+        rounds = {"standard": [range(n_layers)], "joint": [range(n_layers)],
+                  "sequential": [[layer] for layer in range(n_layers)]}[method]  # fmt: skip
+        for layers in rounds:  # every round is one forward pass with the present weights
+            seen = forward(model, tokens)
+            if method == "standard":
+                value = loss_of(seen.logits, tokens, labels, loss)
+                flat = [p for parameters in trained for p in parameters]
+                for parameter, gradient in zip(flat, torch.autograd.grad(value, flat), strict=True):
+                    parameter.grad = without_query(model, gradient)
+                step_losses.append(value.detach().item())
+            else:  # a layer's weights reach that layer's lens through the layer only: no detaching needed
+                for layer in layers:
+                    value = loss_of(lens_logits(model, seen.block_outputs[layer]), tokens, labels, loss)
+                    gradients = torch.autograd.grad(value, trained[layer], retain_graph=True)
+                    for parameter, gradient in zip(trained[layer], gradients, strict=True):
+                        parameter.grad = without_query(model, gradient)
+                    step_losses.append(value.detach().item())
+            for layer in layers:
+                step_norms[layer] = math.sqrt(
+                    sum(p.grad.double().square().sum().item() for p in trained[layer])
+                )
+            total = math.sqrt(sum(step_norms[layer] ** 2 for layer in layers))
+            for layer in layers:
+                for parameter in trained[layer]:
+                    if clip == "elementwise":
+                        parameter.grad = parameter.grad.clip(min=-clip_value, max=clip_value)
+                    elif clip != "none":
+                        norm = total if clip == "global" else step_norms[layer]
+                        if norm > clip_value:
+                            parameter.grad *= clip_value / norm
+                optimizers[layer].step()
+        losses.append(step_losses)
+        norms.append(step_norms)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return losses, norms
+
+
+def drift(before, after):
+    """Relative change of each layer's key and value projections."""
+    result = []
+    for layer in range(len(blocks(before))):
+        change = size = 0.0
+        pairs = zip(key_values(before, layer), key_values(after, layer), strict=True)
+        for (_name, old), (_same, new) in pairs:
+            old, new = without_query(before, old).double(), without_query(before, new).double()
+            change += (new - old).square().sum().item()
+            size += old.square().sum().item()
+        result.append(math.sqrt(change) / math.sqrt(size))
+    return result
+
+
+# ---------------------------------------------------------------------------------------------------- metrics
+def numbers(vector):
+    return vector.tolist() if isinstance(vector, torch.Tensor) else list(vector)
+
+
+def cosine(a, b):
+    a, b = numbers(a), numbers(b)
+    size = math.sqrt(sum(x * x for x in a)) * math.sqrt(sum(x * x for x in b))
+    return sum(x * y for x, y in zip(a, b, strict=True)) / size if size else math.nan
+
+
+def unit(vector):
+    vector = numbers(vector)
+    size = math.sqrt(sum(x * x for x in vector))
+    return [x / size for x in vector]
+
+
+def minus(a, b):
+    return [x - y for x, y in zip(numbers(a), numbers(b), strict=True)]
+
+
+def sim_aou(zero_shot, in_context, finetuned):
+    """Of one layer's attention outputs of one example."""
+    h0, h1, h2 = unit(zero_shot), unit(in_context), unit(finetuned)
+    return cosine(minus(h1, h0), minus(h2, h0))
+
+
+def sim_aou_raw(zero_shot, in_context, finetuned):
+    return cosine(minus(in_context, zero_shot), minus(finetuned, zero_shot))
+
+
+def sim_aou_null(zero_shot, in_context, finetuned):
+    return 0.5 * math.sqrt((1 - cosine(in_context, zero_shot)) * (1 - cosine(finetuned, zero_shot)))
+
+
+def mean(values):
+    """Of the values that are numbers; NaN without any."""
+    values = [v for v in values if not math.isnan(v)]
+    return sum(values) / len(values) if values else math.nan
+
+
+def sim_am(in_context, other):
+    """Of one layer's scores `[head, token]` of one example."""
+    return mean([cosine(a, b) for a, b in zip(in_context, other, strict=True)])
+
+
+def sim_am_delta(zero_shot, in_context, finetuned):
+    changes = ((minus(c, z), minus(f, z)) for z, c, f in zip(zero_shot, in_context, finetuned, strict=True))
+    return mean([cosine(a, b) for a, b in changes])
+
+
+def fixed(zero_shot, other, labels):
+    return {i for i, label in enumerate(labels) if zero_shot[i] != label and other[i] == label}
+
+
+def rec2ftp(zero_shot, in_context, finetuned, labels):
+    both = fixed(zero_shot, finetuned, labels) & fixed(zero_shot, in_context, labels)
+    n = len(fixed(zero_shot, finetuned, labels))
+    return len(both) / n if n else math.nan
+
+
+def jaccard(zero_shot, in_context, finetuned, labels, which="all", rule="code"):
+    def changed(other):
+        chosen = {i for i in range(len(labels)) if other[i] != zero_shot[i]}
+        if which == "correct":
+            chosen = {i for i in chosen if other[i] == labels[i]}
+        if which == "incorrect":
+            chosen = {i for i in chosen if other[i] != labels[i]}
+        return chosen
+
+    by_context, by_finetuning = changed(in_context), changed(finetuned)
+    if rule == "set":
+        union = by_context | by_finetuning
+        return len(by_context & by_finetuning) / len(union) if union else math.nan
+    numerator = len([i for i in by_finetuning if i in by_context and finetuned[i] == in_context[i]])
+    denominator = len(by_context) + len(by_finetuning) - numerator
+    return numerator / denominator if denominator else math.nan
+
+
+def partition(zero_shot, in_context, finetuned, labels):
+    parts = dict.fromkeys(
+        "unchanged both_different both_correct both_incorrect in_context_correct in_context_incorrect "
+        "finetuned_correct finetuned_incorrect".split(), 0
+    )  # fmt: skip
+    for z, c, f, y in zip(zero_shot, in_context, finetuned, labels, strict=True):
+        if c == z and f == z:
+            parts["unchanged"] += 1
+        elif c != z and f != z and c != f:
+            parts["both_different"] += 1
+        elif c != z and f != z:
+            parts["both_correct" if c == y else "both_incorrect"] += 1
+        elif c != z:
+            parts["in_context_correct" if c == y else "in_context_incorrect"] += 1
+        else:
+            parts["finetuned_correct" if f == y else "finetuned_incorrect"] += 1
+    return parts
