@@ -84,7 +84,9 @@ class Layout:
 
     def fitting(self, demonstrations: Sequence[Example], longest_query: int, limit: int) -> list[Example]:
         """
-        The first demonstrations that leave room for every query within `limit` tokens (the original's rule).
+        The first demonstrations that leave room for every query within `limit` tokens.
+
+        As in the original code the sum, in which BOS counts twice, has to stay below the limit.
 
         Raises
         ------
@@ -99,7 +101,7 @@ class Layout:
         length = 1
         for example in demonstrations:
             length += len(self.demonstration(example)) + len(self.separator)
-            if length + longest_query >= limit:
+            if length + 1 + longest_query >= limit:
                 break
             fitting.append(example)
         if demonstrations and not fitting:
