@@ -6,12 +6,17 @@ from dataclasses import dataclass
 from functools import cache
 
 import float64
+import hypothesis
 import naive
 import pytest
 import torch
 
 from iclgd_helpers import models, tasks
 from iclgd_helpers.sequences import Layout, Query
+
+# Reproducible, no time limit on a busy machine, and no folder left behind.
+hypothesis.settings.register_profile("book", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("book")
 
 FAMILIES = ("llama", "gpt2", "gpt_neox", "opt", "gemma3", "xglm")
 

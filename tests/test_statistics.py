@@ -1,0 +1,79 @@
+"""Intervals over examples: joint resampling, undefined values, the order of averaging, coverage."""
+
+import numpy as np
+import pytest
+
+from iclgd_helpers import statistics
+
+
+def test_layer_means_average_examples_first_then_layers():
+    values = np.array([[1.0, np.nan], [3.0, np.nan], [np.nan, 10.0], [5.0, np.nan]])
+    result = statistics.layer_means(values)
+    assert result["per_layer"] == [3.0, 10.0]
+    assert result["mean"] == 6.5  # not 4.75, the mean of all four values
+    assert (result["n"], result["undefined"]) == (4, 4)
+
+
+def test_layer_without_values_is_undefined_and_left_out():
+    values = np.array([[np.nan, 2.0], [np.nan, 4.0]])
+    result = statistics.layer_means(values)
+    assert np.isnan(result["per_layer"][0]) and np.isnan(result["per_layer_low"][0])
+    assert result["mean"] == 3.0 and result["undefined"] == 2
+    assert result["interval"] == (result["per_layer_low"][1], result["per_layer_high"][1])
+    nothing = statistics.layer_means(np.full((3, 2), np.nan))
+    assert np.isnan(nothing["mean"]) and np.isnan(nothing["interval"]).all()
+
+
+def test_intervals_hold_their_means_and_follow_the_seed():
+    values = np.random.default_rng(0).normal(size=(50, 3))
+    result = statistics.layer_means(values)
+    assert result["interval"][0] < result["mean"] < result["interval"][1]
+    for low, mean, high in zip(*(result[k] for k in ("per_layer_low", "per_layer", "per_layer_high")), strict=True):
+        assert low < mean < high
+    assert statistics.layer_means(values) == result
+    assert statistics.layer_means(values, seed=1)["interval"] != result["interval"]
+
+
+def test_examples_are_resampled_with_all_their_layers():
+    """Equal layers tell no more than one; were they resampled each for itself, the interval would shrink."""
+    column = np.random.default_rng(1).normal(size=(60, 1))
+    result = statistics.layer_means(np.repeat(column, 16, axis=1))
+    one = statistics.layer_means(column)["interval"]
+    assert result["interval"] == pytest.approx(one, abs=0.02)
+    assert result["interval"][1] - result["interval"][0] > 2 * (one[1] - one[0]) / 16**0.5
+
+
+def test_columns_are_resampled_jointly():
+    values = np.random.default_rng(2).normal(size=40)
+
+    def difference(a, b):
+        return float((a - b).mean())
+
+    assert statistics.over_examples(difference, values, values - 1) == pytest.approx((1, 1))
+    low, high = statistics.over_examples(difference, values, values[::-1])
+    assert high - low > 0.2
+
+
+def test_undefined_resamples_are_left_out():
+    def of_positive(values):
+        return float(values[values > 0].mean()) if (values > 0).any() else float("nan")
+
+    values = np.array([-1.0, -1.0, -1.0, 2.0])
+    assert statistics.over_examples(of_positive, values) == (2.0, 2.0)
+    assert np.isnan(statistics.over_examples(of_positive, -np.abs(values))).all()
+
+
+@pytest.mark.parametrize("kind", ["accuracy", "layers"])
+def test_coverage(kind: str, monkeypatch: pytest.MonkeyPatch):
+    """In about 95 % of 300 simulated experiments the interval holds the true value."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 300)
+    generator, hits = np.random.default_rng(3), 0
+    for _ in range(300):
+        if kind == "accuracy":
+            low, high = statistics.over_examples(np.mean, generator.random(100) < 0.7)
+            hits += low <= 0.7 <= high
+        else:  # layers share each example's part
+            values = 0.3 + generator.normal(size=(60, 1)) + 0.5 * generator.normal(size=(60, 4))
+            low, high = statistics.layer_means(values)["interval"]
+            hits += low <= 0.3 <= high
+    assert 0.90 <= hits / 300 <= 0.985
