@@ -136,6 +136,11 @@ def resolve(given: Mapping[str, Any]) -> ExperimentParameters:
     return parameters
 
 
+def given_in(namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """What a notebook's `globals()` hold of the schema's names: the values of its parameters cell."""
+    return {name: namespace[name] for name in ExperimentParameters.model_fields if name in namespace}
+
+
 def _default_source(task: str, preset_source: str, folder_given: bool) -> str:
     """The preset's text source; a folder that was named wins, and only the default task lies on the index."""
     if folder_given:
@@ -185,8 +190,7 @@ def validate_for_notebook(notebook: str | os.PathLike[str], given: Mapping[str, 
         _one_of(f"parameter of {notebook.name}", name, defaults)
     values = defaults | dict(given)
     if "preset" in defaults:
-        shared = {name: value for name, value in values.items() if name in ExperimentParameters.model_fields}
-        return resolve(shared)
+        return resolve(given_in(values))
     return _validated(TheoryParameters, {n: v for n, v in values.items() if n in TheoryParameters.model_fields})
 
 
