@@ -32,6 +32,10 @@ class Record:
     json: dict[str, Any]
     examples: pd.DataFrame
 
+    def __post_init__(self) -> None:
+        # The same object whether just computed or read back: undefined values are None, sequences are lists.
+        object.__setattr__(self, "json", _plain(self.json))
+
     @property
     def is_current(self) -> bool:
         """Whether the helpers that computed it are the present ones."""
@@ -62,7 +66,7 @@ def save(record: Record, folder: Path | None = None) -> Path:
     final = parent / record.json["id"]
     parquet = io.BytesIO()
     record.examples.to_parquet(parquet, compression="zstd", index=False)
-    content = _plain(record.json | {"examples_sha256": hashlib.sha256(parquet.getvalue()).hexdigest()})
+    content = record.json | {"examples_sha256": hashlib.sha256(parquet.getvalue()).hexdigest()}
     try:
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".part-", dir=parent) as temporary:
