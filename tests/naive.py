@@ -39,7 +39,7 @@ def stock(language_model):
     model.load_state_dict({name: value.clone() for name, value in source.state_dict().items()})
     for (name, new), old in zip(model.named_buffers(), source.buffers(), strict=True):
         assert torch.equal(new, old), name
-    return model.eval()
+    return model.eval().requires_grad_(False)
 
 
 def blocks(model):
@@ -192,9 +192,7 @@ def finetune(model, sequences, labels, method, rate, loss="all", clip="none", cl
                         parameter.grad = without_query(model, gradient)
                     step_losses.append(value.detach().item())
             for layer in layers:
-                step_norms[layer] = math.sqrt(
-                    sum(p.grad.double().square().sum().item() for p in trained[layer])
-                )
+                step_norms[layer] = math.sqrt(sum(p.grad.double().square().sum().item() for p in trained[layer]))
             total = math.sqrt(sum(step_norms[layer] ** 2 for layer in layers))
             for layer in layers:
                 for parameter in trained[layer]:

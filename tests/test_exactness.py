@@ -20,9 +20,7 @@ OBSERVED = ("label_log_probabilities", "lens_log_odds", "attention_output", "att
 RATE = 0.02
 
 
-def seen(
-    material: Material, prefix, token_read="label", update=None, batch_tokens=1536, queries=None
-) -> dict:
+def seen(material: Material, prefix, token_read="label", update=None, batch_tokens=1536, queries=None) -> dict:
     """Observations of all queries behind `prefix`, put back into their order; scores padded to one width."""
     queries = material.queries(token_read) if queries is None else queries
     width = max(len(query.tokens) for query in queries)
@@ -82,9 +80,7 @@ def test_scores_through_softmax_are_attention_weights(material: Material):
     ours = seen(material, before)["attention_scores"]
     model = naive.stock(material.model)
     for i, prompt in enumerate(prompts(material)):
-        weights = naive.observe(model, before, prompt, material.labels)["attention_weights"][
-            ..., len(before) :
-        ]
+        weights = naive.observe(model, before, prompt, material.labels)["attention_weights"][..., len(before) :]
         for layer, own in enumerate(weights):
             visible = own[0] > 0  # not so beyond a sliding window
             scores = ours[i][layer][:, : len(visible)]
@@ -130,9 +126,7 @@ def test_batch_equals_single(material: Material):
     assert len({len(query.tokens) for query in queries}) == len(queries)
     prefix = material.layout.prefix(material.demonstrations[:2])
     batch, single = (seen(material, prefix, batch_tokens=n, queries=queries) for n in (4000, 1))
-    assert [len(b) for b in batches(queries, 4000)] == [len(queries)] and len(batches(queries, 1)) == len(
-        queries
-    )
+    assert [len(b) for b in batches(queries, 4000)] == [len(queries)] and len(batches(queries, 1)) == len(queries)
     for name in OBSERVED:
         material.close(batch[name], single[name])
 
@@ -197,9 +191,7 @@ def test_update_of_zero_changes_nothing(material: Material):
 
 def test_update_reaches_the_prefix(double: Material, stock):
     """Keys and values of the prefix are those of the updated weights, too."""
-    update = finetune.finetune(
-        double.model, double.sequences, double.labels, "standard", Settings(RATE)
-    ).update
+    update = finetune.finetune(double.model, double.sequences, double.labels, "standard", Settings(RATE)).update
     naive.finetune(stock, double.sequences, double.labels, "standard", RATE)
     before = double.layout.prefix(double.demonstrations[:2])
     ours = seen(double, before, update=update)
@@ -215,10 +207,7 @@ def test_using_restores_after_an_exception(double: Material):
         with double.model.using(update):
             with double.model.using(None):
                 pass
-            assert all(
-                torch.equal(t.parameter, v)
-                for t, v in zip(double.model.trainables, update.values, strict=True)
-            )
+            assert all(torch.equal(t.parameter, v) for t, v in zip(double.model.trainables, update.values, strict=True))
             raise KeyError
     assert all(torch.equal(value, state[name]) for name, value in double.model.model.state_dict().items())
 
@@ -228,9 +217,7 @@ def test_finetuning_restores_after_an_interrupt(double: Material, method: str):
     state = {name: value.clone() for name, value in double.model.model.state_dict().items()}
 
     def interrupt():
-        changed = [
-            n for n, value in double.model.model.state_dict().items() if not torch.equal(value, state[n])
-        ]
+        changed = [n for n, value in double.model.model.state_dict().items() if not torch.equal(value, state[n])]
         assert changed  # the interrupt comes when the weights are already others
         raise KeyboardInterrupt
 
@@ -290,8 +277,7 @@ def test_clipping_equals_naive_and_bounds_the_step(double: Material, method: str
     steps = [(old - new) / RATE for old, new in zip(double.model.original().values, one.values, strict=True)]
     layers = [trainable.layer for trainable in double.model.trainables]
     squares = [
-        sum(float(s.square().sum()) for s, at in zip(steps, layers, strict=True) if at == n)
-        for n in set(layers)
+        sum(float(s.square().sum()) for s, at in zip(steps, layers, strict=True) if at == n) for n in set(layers)
     ]
     if clip == "global":
         assert sum(squares) ** 0.5 == pytest.approx(value, rel=1e-9)
@@ -314,9 +300,7 @@ def gradients_by_layer(material: Material) -> list[list[list[torch.Tensor | None
     with finetune._training(language_model):
 
         def on_layer(_layer, output, _recompute):
-            loss = finetune.sequence_loss(
-                language_model, language_model.lens(output), tokens, material.labels, "all"
-            )
+            loss = finetune.sequence_loss(language_model, language_model.lens(output), tokens, material.labels, "all")
             chosen = [t.parameter for t in language_model.trainables]
             gradients = torch.autograd.grad(loss, chosen, retain_graph=True, allow_unused=True)
             by_layer = [[] for _ in range(language_model.n_layers)]
@@ -358,9 +342,7 @@ def test_query_rows_of_fused_projections_stay(double: Material, method: str, mon
 
     moved, norm = moved_and_norm()
     assert moved == 0.0
-    monkeypatch.setattr(
-        models, "_kv_mask", lambda parameter, _module: torch.ones_like(parameter, dtype=torch.bool)
-    )
+    monkeypatch.setattr(models, "_kv_mask", lambda parameter, _module: torch.ones_like(parameter, dtype=torch.bool))
     moved_without, norm_without = moved_and_norm()  # negative control
     assert moved_without > 1e-6 and norm_without > norm * (1 + 1e-6)
 
@@ -379,9 +361,7 @@ def test_sequential_differs_from_joint(double: Material):
         finetune.finetune(double.model, double.sequences[:1], double.labels, method, Settings(RATE))
         for method in ("joint", "sequential")
     )
-    for trainable, a, b in zip(
-        double.model.trainables, joint.update.values, sequential.update.values, strict=True
-    ):
+    for trainable, a, b in zip(double.model.trainables, joint.update.values, sequential.update.values, strict=True):
         if trainable.layer == 0:
             double.close(a, b)
         elif a.ndim > 1:  # a bias of the keys has no gradient without rotary positions: softmax cancels it
@@ -409,9 +389,7 @@ def test_gradient_norms_are_of_one_step_alone(double: Material, method: str):
     first = norms[0]
     assert torch.equal(norms, first.expand_as(norms))
     model, accumulated = naive.stock(double.model), []
-    trained = [
-        [p.requires_grad_() for _n, p in naive.key_values(model, i)] for i in range(double.model.n_layers)
-    ]
+    trained = [[p.requires_grad_() for _n, p in naive.key_values(model, i)] for i in range(double.model.n_layers)]
     for _ in range(2):  # negative control: no zeroing between the steps
         seen_once = naive.forward(model, again[0])
         if method == "standard":
@@ -421,9 +399,7 @@ def test_gradient_norms_are_of_one_step_alone(double: Material, method: str):
                 value = naive.loss_of(
                     naive.lens_logits(model, seen_once.block_outputs[i]), again[0], double.labels, "all"
                 )
-                for p, g in zip(
-                    parameters, torch.autograd.grad(value, parameters, retain_graph=True), strict=True
-                ):
+                for p, g in zip(parameters, torch.autograd.grad(value, parameters, retain_graph=True), strict=True):
                     p.grad = g if p.grad is None else p.grad + g
         squares = [sum(naive.without_query(model, p.grad).square().sum() for p in ps) for ps in trained]
         accumulated.append(torch.stack(squares).sqrt())
@@ -440,18 +416,14 @@ def test_unknown_method(double: Material):
 @pytest.mark.parametrize("method", METHODS)
 def test_half_precision_keeps_a_master_copy(family: str, method: str, monkeypatch: pytest.MonkeyPatch):
     """Steps too small for bfloat16 add up in the float32 copy; without it they would all be lost."""
-    single, half = (
-        models.tiny_model(f"tiny-{family}", dtype=dtype) for dtype in (torch.float32, torch.bfloat16)
-    )
+    single, half = (models.tiny_model(f"tiny-{family}", dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
     data = tasks.load_task("snippets", "generated")
     layout = experiment.Layout.make(half.tokenizer, data.task, "eos")
     sequence = layout.training_sequence(data.train[0])
 
     def changes(language_model: models.LanguageModel, n_steps: int, rate: float) -> torch.Tensor:
         """Of the entries near which bfloat16 numbers are at least 2**-11 apart."""
-        update = finetune.finetune(
-            language_model, [sequence] * n_steps, layout.labels, method, Settings(rate)
-        ).update
+        update = finetune.finetune(language_model, [sequence] * n_steps, layout.labels, method, Settings(rate)).update
         assert all(value.dtype == language_model.model.dtype for value in update.values)
         pairs = list(zip(language_model.original().values, update.values, strict=True))
         return torch.cat([(new - old)[old.abs() >= 0.0625].float() for old, new in pairs])
@@ -469,9 +441,7 @@ def test_half_precision_keeps_a_master_copy(family: str, method: str, monkeypatc
 # --------------------------------------------------------------------------------------------------- controls
 def test_random_and_rescaled_updates_have_the_norm_asked_for(double: Material):
     language_model = double.model
-    standard = finetune.finetune(
-        language_model, double.sequences, double.labels, "standard", Settings(RATE)
-    ).update
+    standard = finetune.finetune(language_model, double.sequences, double.labels, "standard", Settings(RATE)).update
     joint = finetune.finetune(language_model, double.sequences, double.labels, "joint", Settings(RATE)).update
     original = language_model.original().values
 
@@ -555,9 +525,7 @@ def naive_experiment(cell: experiment.Cell) -> dict:
     """Everything that a record says of a cell, computed without the engine (random draws apart)."""
     given, language_model, task = cell.parameters, cell.model, cell.layout.task
     data = tasks.load_task(given.task, given.data_source)
-    demonstrations = tasks.select_demonstrations(
-        data.train, given.n_demonstrations, given.seed, given.balanced
-    )
+    demonstrations = tasks.select_demonstrations(data.train, given.n_demonstrations, given.seed, given.balanced)
     shuffled = tasks.shuffle_labels(demonstrations, given.seed + 1000)
     examples = data.evaluation[: given.max_examples]
     tokenizer = language_model.tokenizer
@@ -584,9 +552,7 @@ def naive_experiment(cell: experiment.Cell) -> dict:
         prompts = [naive.encode(tokenizer, example.prompt) for example in examples]
         arms[name] = [naive.observe(model, before, prompt, labels, given.token_read) for prompt in prompts]
 
-    context, shuffled_context = (
-        naive.context(tokenizer, task, d, given.separator) for d in (demonstrations, shuffled)
-    )
+    context, shuffled_context = (naive.context(tokenizer, task, d, given.separator) for d in (demonstrations, shuffled))
     plain = naive.stock(language_model)
     add("zero_shot", plain, bare)
     add("in_context", plain, context)
@@ -601,9 +567,7 @@ def naive_experiment(cell: experiment.Cell) -> dict:
     for method, model in again.items():
         add(f"{method} again", model, bare)
         pairs = zip(arms[method], arms.pop(f"{method} again"), strict=True)
-        differences = [
-            (a["label_log_probabilities"] - b["label_log_probabilities"]).abs().max() for a, b in pairs
-        ]
+        differences = [(a["label_log_probabilities"] - b["label_log_probabilities"]).abs().max() for a, b in pairs]
         tuned[method]["conditioning"] = float(max(differences))
         del tuned[f"{method} again"]
 
@@ -672,6 +636,11 @@ def check_comparison(cell: experiment.Cell, close, got: dict, triple: list[list[
             close(got[f"jaccard_{which}_{rule}"]["value"], naive.jaccard(*predictions, labels, which, rule))
 
 
+COMPARED = {  # a comparison -> unchanged, in context, finetuned
+    **{name: ("zero_shot", "in_context", name) for name in ("standard", "joint", "sequential", "standard_shuffled")},
+    **{name: ("zero_shot", "in_context", name) for name in ("random_update", "norm_matched")},
+    "untrained_standard": ("untrained_zero_shot", "untrained_in_context", "untrained_standard"),
+}
 OPTIONS = {
     "as the original": {},
     "as the papers' text": {
@@ -707,12 +676,10 @@ def test_record_equals_naive(double: Material, few_resamples, family: str, optio
         for key in ("losses", "gradient_norms", "drift"):
             double.close(record.json["finetuning"][name][key], expected[key])
         if name in METHODS:
-            assert record.json["finetuning"][name]["conditioning"] == pytest.approx(
-                expected["conditioning"], rel=1e-4
-            )
+            assert record.json["finetuning"][name]["conditioning"] == pytest.approx(expected["conditioning"], rel=1e-4)
             assert expected["conditioning"] > 1e-9
-    assert set(record.json["comparisons"]) == set(experiment.COMPARISONS)
-    for name, triple in experiment.COMPARISONS.items():
+    assert set(record.json["comparisons"]) == set(COMPARED)
+    for name, triple in COMPARED.items():
         check_comparison(
             cell, double.close, record.json["comparisons"][name], [truth["arms"][a] for a in triple], truth
         )
