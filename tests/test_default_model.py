@@ -82,6 +82,8 @@ def test_first_step_equals_naive(real: Real, method: str, loss: str):
     """Losses and gradient norms of one step: what follows it is well conditioned at small rates only."""
     settings, labels = Settings(1e-4, loss), list(real.layout.labels)
     sequence = min((real.layout.training_sequence(example) for example in real.demonstrations), key=len)
+    if method == "sequential":  # one forward pass of the naive model for each of 30 layers: few tokens
+        sequence = (*sequence[:7], sequence[-1])
     before = [value.clone() for value in real.model.original().values]
     ours = finetune.finetune(real.model, [sequence], labels, method, settings)
     assert all(torch.equal(a, b) for a, b in zip(before, real.model.original().values, strict=True))
