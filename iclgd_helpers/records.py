@@ -74,13 +74,22 @@ def save(record: Record, folder: Path | None = None) -> Path:
             part.mkdir()
             (part / PARQUET).write_bytes(parquet.getvalue())
             (part / JSON).write_text(json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
-            if final.exists():
-                final.rename(Path(temporary) / "replaced")
-            part.rename(final)
+            _put_in_place(part, final, Path(temporary) / "replaced")
     except OSError as error:
         way_out = "free space, or set ICLGD_RECORDS"
         raise InputError(f"cannot write the record to {final} ({error.strerror}): {way_out}") from None
     return final
+
+
+def _put_in_place(part: Path, final: Path, replaced: Path) -> None:
+    """Rename `part` to `final`; another run that stores the same record at the same moment may come first."""
+    try:
+        if final.exists():
+            final.rename(replaced)
+        part.rename(final)
+    except OSError:
+        if not (final / JSON).exists():
+            raise
 
 
 def load(path: Path) -> Record:

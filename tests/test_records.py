@@ -88,6 +88,22 @@ def test_interrupt_between_the_files(folder: Path, monkeypatch: pytest.MonkeyPat
     assert contents(folder) == []
 
 
+def test_two_runs_store_the_same_record_at_once(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """The other run comes first, between this one's last look and its renaming."""
+    original, other_was_here = Path.rename, []
+
+    def rename(path: Path, target: Path):
+        if target == folder / "abc" and not other_was_here:
+            other_was_here.append(True)
+            records.save(a_record())
+        return original(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    assert records.save(a_record()) == folder / "abc"
+    assert other_was_here and records.find("abc").json["accuracy"] == 0.5
+    assert contents(folder) == ["abc", "abc/examples.parquet", "abc/record.json"]
+
+
 def test_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("ICLGD_RECORDS", str(tmp_path / "file" / "records"))
