@@ -111,7 +111,7 @@ def resolve(given: Mapping[str, Any]) -> ExperimentParameters:
     Complete parameters from what was given (`None` counts as not given).
 
     A value is the one given, else the task's committed setting, else the preset's. Row limits are caps, so of the
-    task's and the preset's the smaller one holds. A model with `seed` in neither place keeps the preset's.
+    task's and the preset's the smaller one holds.
 
     Raises
     ------

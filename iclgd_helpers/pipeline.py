@@ -259,6 +259,8 @@ def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     for cell in notebook.cells:
         for name in ("papermill", "execution", "collapsed"):
             cell.metadata.pop(name, None)
+        if cell.cell_type == "code":  # progress bars and warnings, which name paths of this machine
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
     return notebook
 
 
