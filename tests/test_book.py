@@ -41,10 +41,7 @@ def test_every_notebook_is_a_page_with_its_outputs(html, pages):
         page = pages[html / "notebooks" / f"{notebook.stem}.html"]
         assert page.select(".cell_output") and "PASS" in page.text
         stored = {
-            out
-            for cell in pipeline.read(notebook).cells
-            for o in cell.get("outputs", [])
-            for out in o.get("data", {})
+            out for cell in pipeline.read(notebook).cells for o in cell.get("outputs", []) for out in o.get("data", {})
         }
         assert bool(page.select(".cell_output img")) == bool(stored & {"image/png", "image/svg+xml"})
 
@@ -86,9 +83,7 @@ def test_nothing_is_loaded_from_elsewhere(html, pages):
             for element in page.select(f"{tag}[{attribute}]"):
                 assert not is_external(element[attribute]), f"{path.name}: {element}"
         for link in page.select("link[href]"):
-            assert not (LOADING_LINKS & set(link["rel"]) and is_external(link["href"])), (
-                f"{path.name}: {link}"
-            )
+            assert not (LOADING_LINKS & set(link["rel"]) and is_external(link["href"])), f"{path.name}: {link}"
     for sheet in html.rglob("*.css"):
         text = sheet.read_text()
         for start in ("url(http", "url('http", 'url("http', "url(//", "@import url(http", '@import "http'):
@@ -183,9 +178,7 @@ def reports(html, tmp_path_factory) -> dict[str, dict]:
     if browser is None:
         pytest.skip("no chromium found: install it, or set ICLGD_BROWSER to its path")
     names = [
-        str(p.relative_to(html))
-        for folder in ("book", "notebooks")
-        for p in sorted((html / folder).glob("*.html"))
+        str(p.relative_to(html)) for folder in ("book", "notebooks") for p in sorted((html / folder).glob("*.html"))
     ]
     jobs = [(name, width, theme) for name in names for width in (375, 1280) for theme in ("light", "dark")]
     received = queue.Queue()
@@ -198,9 +191,7 @@ def reports(html, tmp_path_factory) -> dict[str, dict]:
         profile = f"--user-data-dir={tmp_path_factory.mktemp('profile')}"
         address = f"http://127.0.0.1:{server.server_port}/driver"
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen(
-            [browser, *flags.split(), profile, "--remote-debugging-port=0", address], **quiet
-        )
+        process = subprocess.Popen([browser, *flags.split(), profile, "--remote-debugging-port=0", address], **quiet)
         try:
             return received.get(timeout=300)
         finally:

@@ -149,14 +149,17 @@ def test_fetched_and_converted_once(index, cache, capsys):
     assert capsys.readouterr().out == "" and len(index.fetched) == 3 and index.conversions == 1
 
 
-@pytest.mark.parametrize("damage", [
-    lambda folder: (folder / "manifest.json").unlink(),
-    lambda folder: (folder / "manifest.json").write_text('{"files": {}}'),
-    lambda folder: (folder / "model.safetensors").unlink(),
-    lambda folder: (folder / "model.safetensors").write_bytes(b""),
-    lambda folder: (folder / "model.safetensors").write_bytes(b"Converted: first piece, second piece"),
-    lambda folder: shutil.rmtree(folder) or folder.mkdir(),
-])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "manifest.json").unlink(),
+        lambda folder: (folder / "manifest.json").write_text('{"files": {}}'),
+        lambda folder: (folder / "model.safetensors").unlink(),
+        lambda folder: (folder / "model.safetensors").write_bytes(b""),
+        lambda folder: (folder / "model.safetensors").write_bytes(b"Converted: first piece, second piece"),
+        lambda folder: shutil.rmtree(folder) or folder.mkdir(),
+    ],
+)
 def test_a_damaged_model_is_made_again(index, cache, damage):
     model_folder(NAME)
     damage(cache / NAME)
@@ -242,10 +245,13 @@ def test_a_file_with_another_hash_is_not_used(index, cache):
     assert index.conversions == 0 and not (cache / index.model.packages[1].file).exists()
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    ({"gguf_sha256": "0" * 64}, "has not its pinned SHA-256"),
-    ({"checksums": "toy/OTHER"}, "its own checksum file disagrees"),
-])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"gguf_sha256": "0" * 64}, "has not its pinned SHA-256"),
+        ({"checksums": "toy/OTHER"}, "its own checksum file disagrees"),
+    ],
+)
 def test_the_joined_file_is_checked(index, monkeypatch, change, says):
     packages = (wheel(index.folder, "toy", {"toy/OTHER": b"0", "toy/SUMS": b"0"}), *index.model.packages[1:])
     monkeypatch.setitem(MODELS, NAME, replace(index.model, packages=packages, **change))

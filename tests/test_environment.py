@@ -31,9 +31,7 @@ def lock() -> dict[str, Version]:
 
 def conda_environment(path: str) -> tuple[list[str], list[str]]:
     entries = yaml.safe_load((ROOT / path).read_text())["dependencies"]
-    return [e for e in entries if isinstance(e, str)], [
-        e for d in entries if isinstance(d, dict) for e in d["pip"]
-    ]
+    return [e for e in entries if isinstance(e, str)], [e for d in entries if isinstance(d, dict) for e in d["pip"]]
 
 
 def test_lock_has_exact_public_versions_only():

@@ -32,9 +32,7 @@ def save(project, source, **metadata):
     cells = [
         new_markdown_cell("# 00 Small\n\nA claim."),
         new_code_cell("preset = 'quick'", metadata={"tags": ["parameters"]}, execution_count=1),
-        new_code_cell(
-            source, execution_count=2, outputs=[new_output("stream", text="stored\n")], metadata=metadata
-        ),
+        new_code_cell(source, execution_count=2, outputs=[new_output("stream", text="stored\n")], metadata=metadata),
     ]
     nbformat.write(new_notebook(cells=cells), project / "notebooks" / "00_small.ipynb")
 

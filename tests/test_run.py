@@ -31,9 +31,7 @@ def small_notebook(folder: Path, source: str) -> Path:
 
 
 def printed(path: Path) -> str:
-    return "".join(
-        o.get("text", "") for c in nbformat.read(path, as_version=4).cells for o in c.get("outputs", [])
-    )
+    return "".join(o.get("text", "") for c in nbformat.read(path, as_version=4).cells for o in c.get("outputs", []))
 
 
 @pytest.mark.parametrize(
@@ -87,9 +85,7 @@ def test_missing_notebook_and_output_that_is_a_file(tmp_path, capsys):
     assert "name a folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    "text", ["3", "-1", "1e-3", "True", "False", "None", "nan", "three", "1_0", "", "2048.0"]
-)
+@pytest.mark.parametrize("text", ["3", "-1", "1e-3", "True", "False", "None", "nan", "three", "1_0", "", "2048.0"])
 def test_values_are_read_as_papermill_reads_them(text):
     assert repr(run.literal(text)) == repr(_resolve_type(text))
 
@@ -120,9 +116,7 @@ def test_dead_kernel_is_reported(tmp_path, capsys):
 def test_value_arrives_and_foreign_kernels_are_ignored(tmp_path, monkeypatch, capsys):
     kernel = tmp_path / "jupyter" / "kernels" / "python3"
     kernel.mkdir(parents=True)
-    (kernel / "kernel.json").write_text(
-        json.dumps({"argv": ["false"], "display_name": "x", "language": "python"})
-    )
+    (kernel / "kernel.json").write_text(json.dumps({"argv": ["false"], "display_name": "x", "language": "python"}))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     notebook = small_notebook(tmp_path, "import sys\nprint(sys.executable, seed)")
     assert run.main([str(notebook), "-p", "seed", "3", "--output", str(tmp_path / "out")]) == 0
@@ -163,7 +157,5 @@ def test_plain_papermill_from_another_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("ICLGD_RECORDS", str(tmp_path / "records"))
     monkeypatch.chdir(tmp_path)
     values = {"preset": "smoke", "seed": 3}
-    papermill.execute_notebook(
-        PAGE, tmp_path / "out.ipynb", values, kernel_name="python3", progress_bar=False
-    )
+    papermill.execute_notebook(PAGE, tmp_path / "out.ipynb", values, kernel_name="python3", progress_bar=False)
     assert "PASS" in printed(tmp_path / "out.ipynb")

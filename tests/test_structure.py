@@ -76,9 +76,7 @@ def test_checked_cells_hold_a_reference(path):
     assert checked, "no cell is compared"
     for cell in checked:
         assert cell.execution_count, "nbval compares nothing without an execution count"
-        assert re.search(r"\bPASS\b", "".join(map(text_of, cell.outputs))), (
-            "a checked cell prints its verdict"
-        )
+        assert re.search(r"\bPASS\b", "".join(map(text_of, cell.outputs))), "a checked cell prints its verdict"
 
 
 def test_everything_was_executed_without_error(path):
@@ -94,16 +92,12 @@ def test_figures_are_described(path):
         assert len(shown.get("image", {}).get("alt", "")) >= 20, f"alt text: {cell.source[:80]}"
         assert shown.get("figure", {}).get("caption"), f"caption: {cell.source[:80]}"
         assert re.fullmatch(r"fig-[a-z0-9-]+", shown["figure"].get("name", "")), f"name: {cell.source[:80]}"
-        assert sum(bool(IMAGES & set(output.get("data", {}))) for output in cell.outputs) == 1, (
-            "one figure a cell"
-        )
+        assert sum(bool(IMAGES & set(output.get("data", {}))) for output in cell.outputs) == 1, "one figure a cell"
 
 
 def test_figure_names_are_unique(path):
     def names(notebook):
-        found = (
-            cell.metadata.get("mystnb", {}).get("figure", {}).get("name") for cell in cells(notebook, "code")
-        )
+        found = (cell.metadata.get("mystnb", {}).get("figure", {}).get("name") for cell in cells(notebook, "code"))
         return [name for name in found if name]
 
     own = names(path)

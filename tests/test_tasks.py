@@ -97,11 +97,7 @@ def test_generated_text_is_deterministic_balanced_and_tells_its_label(name):
 
 
 def test_generated_rows_change_with_the_seed():
-    assert (
-        generate_rows(TASKS["mr"], 9)
-        == generate_rows(TASKS["mr"], 9)
-        != generate_rows(TASKS["mr"], 9, seed=1)
-    )
+    assert generate_rows(TASKS["mr"], 9) == generate_rows(TASKS["mr"], 9) != generate_rows(TASKS["mr"], 9, seed=1)
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv", "jsonl"])
@@ -284,9 +280,7 @@ def test_balanced_demonstrations(labels, seed, data):
     order = select_demonstrations(train, len(train), seed, False)
     assert [e for e in order if e in set(chosen)] == chosen  # in the shuffled order
     for label in counts:  # and of each class the first ones
-        assert [e for e in order if e.label == label][: taken[label]] == [
-            e for e in chosen if e.label == label
-        ]
+        assert [e for e in order if e.label == label][: taken[label]] == [e for e in chosen if e.label == label]
 
 
 def test_more_demonstrations_than_rows():
