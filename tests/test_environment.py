@@ -19,7 +19,7 @@ from iclgd_helpers.pipeline import ROOT, repository
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 EXTRAS = [line for extra in PROJECT["optional-dependencies"].values() for line in extra]
-IMPORT_NAMES = {"yaml": "pyyaml", "bs4": "beautifulsoup4"}
+IMPORT_NAMES = {"PIL": "pillow", "yaml": "pyyaml", "bs4": "beautifulsoup4"}
 
 
 def lock() -> dict[str, Version]:
