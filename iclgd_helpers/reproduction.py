@@ -1,0 +1,227 @@
+"""The grid of the reproduction: its records and sweeps as tables with two uncertainties, and what is missing."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from IPython.display import HTML
+
+from iclgd_helpers import parameters, records, statistics
+from iclgd_helpers.parameters import ExperimentParameters, resolve_path
+from iclgd_helpers.records import Record
+
+# The six tasks in the order of the paper's Table 2, as it prints them, and the protocol's seeds, its own first.
+TASKS = {"sst2": "SST2", "sst5": "SST5", "mr": "MR", "subj": "Subj", "agnews": "AGNews", "cb": "CB"}
+SEEDS = {"sst2": (2, 3, 4), "sst5": (5, 6, 7), "mr": (5, 6, 7), "subj": (4, 5, 6), "agnews": (3, 4, 5), "cb": (3, 4, 5)}
+MODELS = ("SmolLM2-135M-Instruct", "Gemma-3-270M")
+# What may differ between cells of the grid. Any other parameter has to be the protocol's.
+FREE = set("preset model task seed data_source data_folder max_examples max_compared device dtype".split()) | set(
+    "controls chosen_rates conditioning".split()
+)
+LONG = ("model", "task", "seed", "value", "low", "high", "n", "id")
+CELL = ("model", "task", "seed")
+TABLES = "results/tables"
+
+# What is read from a record: (value, low, high, n), the interval being over examples.
+Quantity = Callable[[Record], tuple[float | None, float | None, float | None, int]]
+
+
+# --------------------------------------------------------------------------------------------------------- selection
+def cell(record: Record) -> tuple[str, str, int]:
+    """Model, task and seed of a record."""
+    given = record.json["parameters"]
+    return given["model"], given["task"], given["seed"]
+
+
+def short(model: str) -> str:
+    """A model's name without the folder or owner before it."""
+    return Path(model).name
+
+
+@cache
+def _protocol(task: str) -> dict[str, Any]:
+    return parameters.resolve({"preset": "quick", "task": task, "data_source": "generated"}).model_dump(exclude=FREE)
+
+
+def in_grid(record: Record) -> bool:
+    """Whether the record is of one of the six tasks, at one of its seeds and at the protocol's settings."""
+    given = record.json["parameters"]
+    if given["task"] not in TASKS or given["seed"] not in SEEDS[given["task"]]:
+        return False
+    fields = ExperimentParameters.model_fields  # a parameter that came later has its default in older records
+    return all(given.get(name, fields[name].default) == value for name, value in _protocol(given["task"]).items())
+
+
+def grid(folder: str | Path = "results/records") -> list[Record]:
+    """
+    The records of the grid, one for each (model, task, seed), whatever the model.
+
+    Of several records of a cell the present helpers' comes first, then the one with more rows.
+    """
+    chosen: dict[tuple[str, str, int], Record] = {}
+    for record in filter(in_grid, records.load_all(folder)):
+        other = chosen.setdefault(cell(record), record)
+        if _rank(record) > _rank(other):
+            chosen[cell(record)] = record
+    places = {task: place for place, task in enumerate(TASKS)}
+    return [chosen[key] for key in sorted(chosen, key=lambda key: (key[0], places[key[1]], key[2]))]
+
+
+def _rank(record: Record) -> tuple[Any, ...]:
+    found = record.json
+    return record.is_current, found["n_compared"], found["n_examples"], found["created"], found["id"]
+
+
+def is_evidence(record: Record) -> bool:
+    """Whether it tells something of a trained model on real text; only such records enter verdicts."""
+    given = record.json["parameters"]
+    return not short(given["model"]).startswith(("random-", "tiny-")) and given["data_source"] != "generated"
+
+
+def mark(record: Record) -> str:
+    """The model's name as tables show it, with a warning where the record is no evidence."""
+    name, given = short(record.json["parameters"]["model"]), record.json["parameters"]
+    if name.startswith(("random-", "tiny-")):
+        return f"{name} (random weights)"
+    return f"{name} (generated text)" if given["data_source"] == "generated" else name
+
+
+def notes(found: Sequence[Record], models: Sequence[str] = MODELS) -> list[str]:
+    """Lines that say which cells are missing, of older helpers, of random weights, or outside the grid's models."""
+    have = {(short(model), task, seed) for model, task, seed in map(cell, found)}
+    wanted = [(model, task, seed) for model in models for task, seeds in SEEDS.items() for seed in seeds]
+    missing = [key for key in wanted if key not in have]
+    lines = [f"{len(wanted) - len(missing)} of {len(wanted)} cells of the grid are recorded."]
+    if missing:
+        lines.append("Missing: " + "; ".join(_grouped(missing)) + ".")
+    older = [record for record in found if not record.is_current]
+    if older:
+        names = "; ".join(_grouped((short(m), task, seed) for m, task, seed in map(cell, older)))
+        lines.append(f"Computed by an older version of the helpers than this page's ({len(older)}): {names}.")
+    empty = [record for record in found if not is_evidence(record)]
+    if empty:
+        names = ", ".join(sorted({f"{mark(record)}, run {record.json['id']}" for record in empty}))
+        lines.append(f"No evidence, shown but never part of a verdict: {names}.")
+    return lines
+
+
+def _grouped(keys: Iterable[tuple[str, str, int]]) -> list[str]:
+    groups: dict[str, dict[str, list[str]]] = {}
+    for model, task, seed in keys:
+        groups.setdefault(model, {}).setdefault(TASKS[task], []).append(str(seed))
+    return [f"{m}: " + ", ".join(f"{t} (seed {', '.join(s)})" for t, s in tasks.items()) for m, tasks in groups.items()]
+
+
+# ------------------------------------------------------------------------------------------------------------ tables
+def quantity(name: str) -> Quantity:
+    """
+    The reader of `accuracy/<arm>` or `<metric>/<comparison>` (`sim_aou/joint`, `jaccard_all_code/standard`, …).
+
+    It raises KeyError for a record without that arm or comparison.
+    """
+    metric, _, arm = name.partition("/")
+
+    def read(record: Record) -> tuple[float | None, float | None, float | None, int]:
+        if metric == "accuracy":
+            found = record.json["arms"][arm]
+            return found["accuracy"], *found["accuracy_interval"], found["n"]
+        found = record.json["comparisons"][arm][metric]
+        return found.get("mean", found.get("value")), *found["interval"], record.json["n_compared"]
+
+    return read
+
+
+def table(found: Iterable[Record], what: str | Quantity) -> pd.DataFrame:
+    """
+    Long table of one quantity: a row for each record that has it, with its 95 % interval over examples.
+
+    Columns: model (as `mark` names it), task, seed, value, low, high, n (examples), id (of the run).
+    """
+    read, rows = quantity(what) if isinstance(what, str) else what, []
+    for record in found:
+        try:
+            values = read(record)
+        except KeyError:
+            continue  # this cell was run without that arm
+        _model, task, seed = cell(record)
+        rows.append((mark(record), task, seed, *values, record.json["id"]))
+    frame = pd.DataFrame(rows, columns=list(LONG))
+    return frame.astype({name: float for name in ("value", "low", "high")})
+
+
+def over_seeds(long: pd.DataFrame) -> pd.DataFrame:
+    """
+    One row for each model and task of a long table.
+
+    Columns: value (mean over seeds), seeds_low, seeds_high (Student's t over seeds; NaN for one seed), n_seeds,
+    examples_low, examples_high (ends of the intervals over examples, averaged over seeds: what one seed's examples
+    leave open), n (fewest examples of a seed), ids. The two intervals answer different questions and are not pooled.
+    """
+    rows = []
+    for (model, task), group in long.dropna(subset="value").groupby(["model", "task"], sort=False):
+        seeds = statistics.over_seeds(group["value"].tolist())
+        rows.append({
+            "model": model, "task": task, "value": seeds["mean"],
+            "seeds_low": seeds["interval"][0], "seeds_high": seeds["interval"][1], "n_seeds": seeds["n"],
+            "examples_low": group["low"].mean(), "examples_high": group["high"].mean(),
+            "n": int(group["n"].min()), "ids": " ".join(group["id"]),
+        })  # fmt: skip
+    names = "model task value seeds_low seeds_high n_seeds examples_low examples_high n ids".split()
+    return pd.DataFrame(rows, columns=names)
+
+
+def runs(found: Iterable[Record]) -> pd.DataFrame:
+    """The run ids behind the tables: one row a record."""
+    rows = [
+        dict(zip(CELL, (mark(r), TASKS[cell(r)[1]], cell(r)[2]), strict=True))
+        | {"demonstrations": r.json["n_demonstrations"], "n": r.json["n_compared"], "run": r.json["id"]}
+        | {"helpers": "current" if r.is_current else "older"}
+        for r in found
+    ]
+    return pd.DataFrame(rows, columns=[*CELL, "demonstrations", "n", "run", "helpers"])
+
+
+# ------------------------------------------------------------------------------------------------------------ sweeps
+def sweeps(kind: str, folder: str | Path = "results/sweeps") -> dict[tuple[str, str], dict[str, Any]]:
+    """The sweeps of one kind (`rates`, `clips`, `orders`) by (model, task)."""
+    paths = sorted(resolve_path(folder).glob(f"{kind}-*.json"))
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    return {(sweep["model"], sweep["task"]): sweep for sweep in found}
+
+
+def gate(rates: Mapping[tuple[str, str], Mapping[str, Any]], model: str, task: str) -> bool | None:
+    """
+    Whether in-context learning beats zero-shot on training rows: the 95 % interval of the difference lies above 0.
+
+    None where it was not measured.
+    """
+    sweep = rates.get((model, task))
+    if not sweep or not sweep.get("gate"):
+        return None
+    low = sweep["gate"]["in_context_minus_zero_shot"]["interval"][0]
+    return None if low is None else low > 0
+
+
+# --------------------------------------------------------------------------------------------------------- downloads
+def download(frame: pd.DataFrame, name: str, folder: str | Path = TABLES) -> HTML:
+    """
+    A link that saves `frame` as `<name>.csv`; it holds the data itself, so that it works offline and in Colab.
+
+    Where `folder` exists (in a checkout), the file is written there too, if it differs.
+    """
+    text = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    target = resolve_path(folder) / f"{name}.csv"
+    if target.parent.is_dir() and not (target.is_file() and target.read_text(encoding="utf-8") == text):
+        part = target.with_suffix(".part")
+        part.write_text(text, encoding="utf-8")
+        part.replace(target)
+    data = base64.b64encode(text.encode()).decode()
+    link = f'<a download="{html.escape(name)}.csv" href="data:text/csv;base64,{data}">'
+    return HTML(f"{link}Download this table as CSV</a> ({len(frame)} rows)")
