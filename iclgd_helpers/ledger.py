@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from functools import cache
@@ -10,6 +9,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from iclgd_helpers import published
 from iclgd_helpers.parameters import repository_root
 
 ROOT = repository_root()
@@ -107,15 +109,15 @@ def erratum(ledger: list[Entry], which: int) -> str:
     return "\n".join(lines or ["- No check carries this erratum."]) + "\n"
 
 
-def printed_gap(table: Path = ROOT / "results" / "published" / "natan_table_1.csv") -> str:
+def printed_gap(table_1: pd.DataFrame | None = None) -> str:
     """Markdown of erratum 26: the mean distance of finetuning and in-context learning in [B]'s Table 1."""
-    with table.open(encoding="utf-8") as file:
-        rows = [[float(row[name]) for name in ("zero_shot", "finetuned", "in_context")] for row in csv.DictReader(file)]
-    relative = [100 * abs(shown - tuned) / zero for zero, tuned, shown in rows]
-    points = [abs(shown - tuned) for _, tuned, shown in rows]
+    cells = published.table(1) if table_1 is None else table_1
+    accuracy = cells[cells["quantity"] == "accuracy"].pivot(index="task", columns="arm", values="value")
+    points = (accuracy["in_context"] - accuracy["standard"]).abs()
+    relative = 100 * points / accuracy["zero_shot"]
     return (
-        f"- From the printed accuracies of the {len(rows)} tasks: {sum(relative) / len(rows):.2f} percent of the "
-        f"zero-shot accuracy on average, {sum(points) / len(rows):.2f} points.\n"
+        f"- From the printed accuracies of the {len(accuracy)} tasks: {relative.mean():.2f} percent of the "
+        f"zero-shot accuracy on average, {points.mean():.2f} points.\n"
     )
 
 

@@ -5,6 +5,7 @@ import re
 
 import claims_ledger
 import nbformat
+import pandas as pd
 import pytest
 from claims import registry
 from claims.registry import Claim, Exact, Measured
@@ -143,11 +144,12 @@ def test_a_missing_verdict_is_seen(tmp_path):
     assert claims_ledger.missing_verdicts({"id": "X-1", "notebook": "02_y"}, tmp_path) == ["there is no 02_y.ipynb"]
 
 
-def test_erratum_26_is_the_mean_of_the_printed_table(tmp_path):
-    (tmp_path / "t.csv").write_text("task,zero_shot,finetuned,in_context\na,50,60,80\nb,10,10,9\n")
-    assert "25.00 percent" in ledger.printed_gap(tmp_path / "t.csv")
-    assert "10.50 points" in ledger.printed_gap(tmp_path / "t.csv")
-    assert "19.38" not in ledger.printed_gap()
+def test_erratum_26_is_the_mean_of_the_printed_table():
+    arms = {"zero_shot": (50, 10), "standard": (60, 10), "in_context": (80, 9)}
+    cells = [("accuracy", arm, task, v) for arm, two in arms.items() for task, v in zip("ab", two, strict=True)]
+    gap = ledger.printed_gap(pd.DataFrame(cells, columns=["quantity", "arm", "task", "value"]))
+    assert "25.00 percent" in gap and "10.50 points" in gap and "2 tasks" in gap
+    assert "19.38" not in ledger.printed_gap() and "6 tasks" in ledger.printed_gap()
 
 
 def test_the_pages_are_made_from_the_ledger():
