@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from IPython.display import HTML
+from IPython.display import HTML, display
 
 from iclgd_helpers import parameters, records, statistics
 from iclgd_helpers.parameters import ExperimentParameters, resolve_path
@@ -50,23 +50,25 @@ def _protocol(task: str) -> dict[str, Any]:
     return parameters.resolve({"preset": "quick", "task": task, "data_source": "generated"}).model_dump(exclude=FREE)
 
 
-def in_grid(record: Record) -> bool:
-    """Whether the record is of one of the six tasks, at one of its seeds and at the protocol's settings."""
+def in_grid(record: Record, **variant: Any) -> bool:
+    """Whether it is of one of the six tasks, at one of its seeds, with the protocol's settings or the given ones."""
     given = record.json["parameters"]
     if given["task"] not in TASKS or given["seed"] not in SEEDS[given["task"]]:
         return False
     fields = ExperimentParameters.model_fields  # a parameter that came later has its default in older records
-    return all(given.get(name, fields[name].default) == value for name, value in _protocol(given["task"]).items())
+    wanted = _protocol(given["task"]) | variant
+    return all(given.get(name, fields[name].default) == value for name, value in wanted.items())
 
 
-def grid(folder: str | Path = "results/records") -> list[Record]:
+def grid(folder: str | Path = "results/records", **variant: Any) -> list[Record]:
     """
     The records of the grid, one for each (model, task, seed), whatever the model.
 
-    Of several records of a cell the present helpers' comes first, then the one with more rows.
+    Of several records of a cell the present helpers' comes first, then the one with more rows. `variant` asks for
+    cells that were run with other parameters than the protocol's (`n_demonstrations=16`, …).
     """
     chosen: dict[tuple[str, str, int], Record] = {}
-    for record in filter(in_grid, records.load_all(folder)):
+    for record in (r for r in records.load_all(folder) if in_grid(r, **variant)):
         other = chosen.setdefault(cell(record), record)
         if _rank(record) > _rank(other):
             chosen[cell(record)] = record
@@ -209,7 +211,14 @@ def gate(rates: Mapping[tuple[str, str], Mapping[str, Any]], model: str, task: s
     return None if low is None else low > 0
 
 
-# --------------------------------------------------------------------------------------------------------- downloads
+# ------------------------------------------------------------------------------------------------------------- pages
+def share(name: str, content: str) -> None:
+    """Display HTML in a notebook, and let the book's other pages show it under that name (MyST-NB's `glue`)."""
+    box = f'<div style="overflow-x:auto;max-width:100%">{content}</div>'
+    data = {"text/html": box, "text/plain": f"<{name}>"}
+    display(data, metadata={"scrapbook": {"name": name, "mime_prefix": ""}}, raw=True)
+
+
 def download(frame: pd.DataFrame, name: str, folder: str | Path = TABLES) -> HTML:
     """
     A link that saves `frame` as `<name>.csv`; it holds the data itself, so that it works offline and in Colab.
