@@ -50,3 +50,8 @@ def archived_gradient_norms() -> pd.DataFrame:
 def dai_accuracies() -> pd.DataFrame:
     """Accuracies (percent) of Dai et al.'s 1.3 B model by task; from memory, not yet compared with the paper."""
     return pd.read_csv(FOLDER / "dai_accuracies.csv", index_col="task")
+
+
+def class_counts() -> pd.Series:
+    """Number of evaluation rows of each `(task, label)` under the protocol."""
+    return pd.read_csv(FOLDER / "class_counts.csv", index_col=["task", "label"])["n"]
