@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from IPython.display import HTML, display
+from IPython.display import HTML, Image, display
+from matplotlib.figure import Figure
 
-from iclgd_helpers import parameters, records, statistics
+from iclgd_helpers import figures, parameters, records, statistics
 from iclgd_helpers.parameters import ExperimentParameters, resolve_path
 from iclgd_helpers.records import Record
 
@@ -217,6 +218,16 @@ def share(name: str, content: str) -> None:
     box = f'<div style="overflow-x:auto;max-width:100%">{content}</div>'
     data = {"text/html": box, "text/plain": f"<{name}>"}
     display(data, metadata={"scrapbook": {"name": name, "mime_prefix": ""}}, raw=True)
+
+
+def share_figure(name: str, figure: Figure, alt: str) -> None:
+    """Display and close a figure as `figures.show` does, and let other pages show it, described by `alt`."""
+    png, width = figures._png(figure), round(figure.get_figwidth() * 96)
+    display(Image(png, width=width))
+    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    picture = f'<img src="{source}" alt="{html.escape(alt)}" width="{width}" style="max-width:100%;height:auto">'
+    prefix = "application/papermill.record/"  # kept in the notebook, not shown there
+    display({prefix + "text/html": picture}, metadata={"scrapbook": {"name": name, "mime_prefix": prefix}}, raw=True)
 
 
 def download(frame: pd.DataFrame, name: str, folder: str | Path = TABLES) -> HTML:

@@ -1,0 +1,452 @@
+"""The page of results: what enters its tables, which verdict follows, and that wrong arms turn every verdict round."""
+
+import base64
+import dataclasses
+import json
+import re
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+from iclgd_helpers import metrics, parameters, records, reproduction, statistics
+from iclgd_helpers.experiment import arm_summary
+from iclgd_helpers.parameters import repository_root
+from iclgd_helpers.records import Record
+
+PAGE = repository_root() / "notebooks" / "78_results_of_the_reproduction.ipynb"
+REHEARSALS = repository_root() / "results" / "rehearsal"
+MODEL, N, LAYERS = "Gemma-3-270M", 120, 6
+SIMILARITIES = ("sim_aou", "sim_aou_null", "sim_aou_random", "sim_am_zero_shot", "sim_am_direct", "sim_am_delta")
+# Levels at which every statement of the page holds; all other similarities are 0.2.
+LEVELS = {
+    "sim_aou/joint": 0.6, "sim_aou/standard": 0.4, "sim_aou/untrained_standard": 0.3, "sim_aou/standard_shuffled": 0.3,
+    "sim_aou_random/standard": 0.0, "sim_am_direct/standard": 0.7, "sim_am_direct/joint": 0.3,
+    "sim_am_zero_shot/standard": 0.5, "sim_am_delta/joint": 0.6, "sim_am_delta/standard": 0.4,
+}  # fmt: skip
+FINETUNED = ("standard", "joint", "sequential", "standard_shuffled", "random_update", "norm_matched")
+COMPARED = {name: ("zero_shot", "in_context", name) for name in FINETUNED}
+COMPARED["untrained_standard"] = ("untrained_zero_shot", "untrained_in_context", "untrained_standard")
+
+
+# -------------------------------------------------------------------------------------------------- made-up records
+def answers() -> dict[str, np.ndarray]:
+    """`[example]` predictions of each arm; the first half is what zero-shot gets wrong."""
+    y = np.arange(N) % 2
+    wrong = np.arange(N) < N // 2
+    zero_shot = np.where(wrong, 1 - y, y)
+    rights, spoils = np.flatnonzero(wrong), np.flatnonzero(~wrong)
+
+    def change(fixed: np.ndarray, spoilt: np.ndarray) -> np.ndarray:
+        result = zero_shot.copy()
+        result[fixed], result[spoilt] = y[fixed], 1 - y[spoilt]
+        return result
+
+    arms = {"zero_shot": zero_shot, "in_context": change(rights[:50], spoils[:10])}
+    arms |= dict.fromkeys(COMPARED, change(rights[:20], spoils[20:24]))
+    arms |= {"joint": np.ones(N, int), "untrained_zero_shot": zero_shot, "untrained_in_context": zero_shot}
+    return arms | {"in_context_shuffled": zero_shot, "label": y}
+
+
+def made_up(
+    model: str = MODEL,
+    task: str = "sst2",
+    seed: int | None = None,
+    arms: dict[str, np.ndarray] | None = None,
+    **given: Any,
+) -> Record:
+    """A whole record, its JSON derived from its examples by the engine's own functions."""
+    seed = reproduction.SEEDS[task][0] if seed is None else seed
+    asked = {"preset": "quick", "task": task, "model": model, "seed": seed, "data_source": "folder"}
+    settings = parameters.resolve(asked | {"data_folder": "."} | given).model_dump(exclude={"data_folder"})
+    arms = dict(answers() if arms is None else arms)
+    y, rng = arms.pop("label"), np.random.default_rng([seed, len(task)])
+    columns: dict[str, Any] = {"row": np.arange(N), "label": y.astype(np.int8)}
+    scores = {arm: np.where(np.eye(2, dtype=bool)[given], -0.1, -2.5) for arm, given in arms.items()}
+    columns |= {f"log_probability/{arm}": list(values.astype(np.float32)) for arm, values in scores.items()}
+    found = {}
+    for name, triple in COMPARED.items():
+        found[name] = _compared(*(arms[arm] for arm in triple), y)
+        for metric in SIMILARITIES:
+            values = LEVELS.get(f"{metric}/{name}", 0.2) + rng.normal(0, 0.05, (N, LAYERS))
+            found[name][metric] = statistics.layer_means(values)
+            columns[f"{metric}/{name}"] = list(values.astype(np.float16))
+    lens = np.zeros((N, LAYERS), int)
+    norms = np.exp(-np.arange(LAYERS) + rng.normal(0, 0.1, (8, LAYERS)))
+    content = {
+        "id": f"{model}-{task}-{seed}", "engine": parameters.engine_hash(), "parameters": settings,
+        "n_examples": N, "n_compared": N, "n_demonstrations": 32, "created": "now",
+        "arms": {arm: arm_summary(values, lens, y) for arm, values in scores.items()},
+        "comparisons": found, "finetuning": {name: {"gradient_norms": norms.tolist()} for name in FINETUNED},
+    }  # fmt: skip
+    return Record(content, pd.DataFrame({name: pd.Series(values) for name, values in columns.items()}))
+
+
+def _compared(z: np.ndarray, c: np.ndarray, f: np.ndarray, y: np.ndarray) -> dict[str, Any]:
+    none = [None, None]
+    found: dict[str, Any] = {"partition": metrics.partition(z, c, f, y)}
+    found["rec2ftp"] = {"value": metrics.rec2ftp(z, c, f, y), "interval": none}
+    for which in ("all", "correct", "incorrect"):
+        found[f"jaccard_{which}_code"] = {"value": metrics.jaccard(z, c, f, y, which), "interval": none}
+    return found
+
+
+@cache
+def a_grid(model: str = MODEL) -> tuple[Record, ...]:
+    """Six tasks and three seeds in which every statement of single records holds."""
+    return tuple(made_up(model, task, seed) for task, seeds in reproduction.SEEDS.items() for seed in seeds)
+
+
+def edited(record: Record, columns: dict[str, str] | None = None, **json_changes: Any) -> Record:
+    """The record with some example columns taken from others (`{column: taken from}`)."""
+    examples = record.examples.assign(**{new: record.examples[old] for new, old in (columns or {}).items()})
+    return dataclasses.replace(record, json=record.json | json_changes, examples=examples)
+
+
+def a_sweep(values: dict[Any, tuple[float, float, float]], points: list[dict[str, Any]]) -> dict[str, Any]:
+    made = [
+        point
+        | {
+            name: {"value": middle, "interval": [middle - 0.01, middle + 0.01]}
+            for name, middle in zip(("sim_aou", "sim_am_direct", "accuracy"), values[key], strict=True)
+        }
+        | {"n": N}
+        for key, point in zip(values, points, strict=True)
+    ]
+    return {"model": MODEL, "points": made}
+
+
+# ------------------------------------------------------------------------------------------------------------- page
+@pytest.fixture
+def page(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Names after the page's cells up to the verdicts were executed on an empty grid, in which every gate is open."""
+    monkeypatch.setattr(reproduction, "grid", lambda **_variant: [])
+    monkeypatch.setattr(reproduction, "sweeps", lambda _kind: {})
+    monkeypatch.setattr(reproduction, "share", lambda _name, _content: None)
+    monkeypatch.setattr(reproduction, "download", lambda frame, _name: type("Link", (), {"data": str(len(frame))}))
+    monkeypatch.setattr(reproduction, "gate", lambda *_: True)
+    sources = {cell.id: cell.source for cell in nbformat.read(PAGE, as_version=4).cells}
+    wanted = (
+        "parameters imports resampled reading effects-predictions effects-predictions-2 effects-rest effects-sweeps "
+        "effects-sweeps-2 claim-class claims-predictions claims-similarity claims-rest rule verdict-rule layout "
+        "layout-html judge judge-2 all-verdicts"
+    ).split()
+    names: dict[str, Any] = {"__name__": "page"}
+    exec(compile("\n\n".join(sources[name] for name in wanted), "page 78", "exec"), names)
+    return names
+
+
+def verdicts(page: dict[str, Any], found: Any, which: str) -> list[str]:
+    """Verdicts on one statement at the protocol's rate, one a model."""
+    page["CLAIMS"][:] = [claim for claim in page["CLAIMS"] if claim.id == which]
+    made, _effects = page["judge_all"](list(found))
+    return made[made["rate"] == "protocol"]["verdict"].tolist()
+
+
+def test_statements_are_complete_and_distinct(page: dict[str, Any]) -> None:
+    claims = page["CLAIMS"]
+    assert [claim.id for claim in claims] == [f"R{i}" for i in range(1, len(claims) + 1)] and len(claims) >= 15
+    assert len({claim.statement for claim in claims}) == len(claims)
+    assert {claim.kind for claim in claims} == {"paper", "archive", "stricter"}
+    assert all(set(claim.rates) <= set(page["SUFFIX"]) for claim in claims)
+
+
+# What makes a statement false: columns of the examples that are taken from others.
+P, Z, C, F, J = "log_probability/{}", "zero_shot", "in_context", "standard", "joint"
+SWAPS = {
+    "R1": [(P.format(Z), P.format(C))],
+    "R2": [(P.format(Z), P.format(F))],
+    "R3": [(P.format(F), P.format(C))],
+    "R4": [(P.format(F), P.format(C))],
+    "R9": [("sim_aou/standard", "sim_aou_random/standard")],
+    "R10": [("sim_aou/standard", "sim_aou_null/standard")],
+    "R11": [("sim_aou/standard", "sim_aou/untrained_standard")],
+    "R12": [("sim_aou/standard", "sim_aou/standard_shuffled")],
+    "R13": [("sim_aou/standard", "sim_aou/joint")],
+    "R14": [("sim_am_direct/standard", "sim_am_zero_shot/standard")],
+    "R15": [("sim_am_direct/standard", "sim_am_direct/joint")],
+    "R16": [("sim_am_delta/standard", "sim_am_delta/joint")],
+}
+
+
+@pytest.mark.parametrize("which", SWAPS)
+def test_swapped_arms_turn_the_verdict_round(page: dict[str, Any], which: str) -> None:
+    assert verdicts(page, a_grid(), which) == ["reproduced"]
+    both = {new: old for a, b in SWAPS[which] for new, old in ((a, b), (b, a))}
+    assert verdicts(page, [edited(record, both) for record in a_grid()], which) == ["not reproduced"]
+
+
+def changed_arms(which: str) -> dict[str, np.ndarray]:
+    """Predictions with which a statement on single records fails."""
+    arms = answers()
+    y, zero_shot, in_context = (arms[name] for name in ("label", "zero_shot", "in_context"))
+    if which == "R5":  # the same changes
+        arms["standard"] = in_context
+    elif which == "R6":  # what was right is wrong: changes to a wrong label now overlap more
+        arms["label"] = 1 - y
+    elif which in ("R7", "R8"):  # in-context learning rights what finetuning does not
+        fixed = (zero_shot != y) & (arms["standard"] == y)
+        arms["in_context"] = np.where((zero_shot != y) & ~fixed, y, zero_shot)
+    elif which == "R19":  # predictions as spread as zero-shot's
+        arms["joint"] = zero_shot
+    return arms
+
+
+@pytest.mark.parametrize("which", ["R5", "R6", "R7", "R8", "R19"])
+def test_other_predictions_turn_the_verdict_round(page: dict[str, Any], which: str) -> None:
+    assert verdicts(page, a_grid(), which) == ["reproduced"]
+    arms = changed_arms(which)
+    other = [made_up(MODEL, *reproduction.cell(record)[1:], arms=arms) for record in a_grid()]
+    assert verdicts(page, other, which) == ["not reproduced"]
+
+
+def test_reversed_layers_turn_the_verdict_round(page: dict[str, Any]) -> None:
+    def reverse(record: Record) -> Record:
+        norms = {
+            name: {"gradient_norms": [row[::-1] for row in tuned["gradient_norms"]]}
+            for name, tuned in record.json["finetuning"].items()
+        }
+        return edited(record, finetuning=norms)
+
+    assert verdicts(page, a_grid(), "R18") == ["reproduced"]
+    assert verdicts(page, map(reverse, a_grid()), "R18") == ["not reproduced"]
+
+
+def test_seeds_that_agree_turn_the_verdict_round(page: dict[str, Any]) -> None:
+    def grid(others: np.ndarray) -> list[Record]:
+        arms = answers()
+        return [
+            made_up(MODEL, task, seed, arms=arms | ({} if seed == seeds[0] else {"in_context": others}))
+            for task, seeds in reproduction.SEEDS.items()
+            for seed in seeds
+        ]
+
+    assert verdicts(page, grid(answers()["zero_shot"]), "R20") == ["reproduced"]
+    assert verdicts(page, grid(answers()["in_context"]), "R20") == ["not reproduced"]
+
+
+CLIPPED = [
+    {"method": "standard", "clip": None},
+    {"method": "joint", "clip": None},
+    {"method": "joint", "clip": "global", "clip_value": 1.0},
+    {"method": "joint", "clip": "global", "clip_value": 9.0},
+    {"method": "joint", "clip": "elementwise", "clip_value": 9.0},
+]
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ({0: (0.2, 0.7, 0), 1: (0.4, 0.3, 0), 2: (0.1, 0.8, 0), 3: (0.35, 0.6, 0), 4: (0, 0, 0)}, "reproduced"),
+        ({0: (0.2, 0.7, 0), 1: (0.4, 0.3, 0), 2: (0.1, 0.8, 0), 3: (0.35, 0.2, 0), 4: (0.5, 0.9, 0)}, "not reproduced"),
+        ({0: (0.2, 0.7, 0), 1: (0.4, 0.3, 0), 2: (0.1, 0.8, 0), 3: (0.1, 0.7, 0), 4: (0.5, 0.9, 0)}, "not reproduced"),
+        ({0: (0.2, 0.7, 0), 1: (0.4, 0.3, 0), 2: (0.1, 0.8, 0), 3: (0.3, 0.31, 0), 4: (0.5, 0.9, 0)}, "inconclusive"),
+    ],
+)
+def test_clipping(page: dict[str, Any], values: dict[int, tuple[float, float, float]], verdict: str) -> None:
+    sweeps = {(MODEL, task): a_sweep(values, CLIPPED) for task in ("subj", "sst2", "sst5", "mr")}
+    page["clips"].update(sweeps)
+    assert verdicts(page, a_grid(), "R17") == [verdict]
+    page["clips"].clear()
+    assert verdicts(page, a_grid(), "R17") == ["inconclusive"]
+
+
+def test_orders(page: dict[str, Any]) -> None:
+    points = [{"method": method, "order": i} for i in range(3) for method in ("in_context", "standard")]
+    apart = dict(enumerate([(0, 0, 0.5), (0, 0, 0.5), (0, 0, 0.6), (0, 0, 0.5), (0, 0, 0.9), (0, 0, 0.5)]))
+    alike = {key: (0, 0, 0.5 if key % 2 == 0 else 0.1 * key) for key in apart}
+    for values, verdict in ((apart, "reproduced"), (alike, "inconclusive")):
+        page["orders"].update({(MODEL, task): a_sweep(values, points) for task in ("subj", "sst2")})
+        assert verdicts(page, a_grid(), "R21") == [verdict]
+
+
+# --------------------------------------------------------------------------------------------------------- few cells
+def test_few_cells_decide_nothing(page: dict[str, Any]) -> None:
+    def unsettled(found: Any) -> bool:
+        return set(page["judge_all"](list(found))[0]["verdict"]) == {"inconclusive"}
+
+    assert unsettled(record for record in a_grid() if reproduction.cell(record)[1] in ("sst2", "cb"))
+    firsts = [seeds[0] for seeds in reproduction.SEEDS.values()]
+    one_seed = [r for r in a_grid() if r.json["parameters"]["seed"] == reproduction.SEEDS[reproduction.cell(r)[1]][0]]
+    assert len(one_seed) == len(firsts) and unsettled(one_seed)
+    assert not unsettled(a_grid())
+    assert page["judge_all"]([])[0].empty
+
+
+@pytest.mark.parametrize(("gate", "state"), [(False, "no in-context effect"), (None, "gate not measured")])
+def test_closed_gate(page: dict[str, Any], monkeypatch: pytest.MonkeyPatch, gate: bool | None, state: str) -> None:
+    monkeypatch.setattr(reproduction, "gate", lambda *_: gate)
+    made, effects = page["judge_all"](list(a_grid()))
+    gated = {claim.id for claim in page["CLAIMS"] if claim.gated}
+    assert set(made[made["id"].isin(gated)]["verdict"]) == {"inconclusive"}
+    assert set(effects[effects["id"].isin(gated)]["status"]) == {state}
+    assert "reproduced" in set(made[~made["id"].isin(gated)]["verdict"])
+
+
+def test_chosen_rate_is_judged_from_its_own_arms(page: dict[str, Any]) -> None:
+    def chosen(record: Record) -> Record:  # at the chosen rate layer-causal finetuning is less similar
+        swapped = {"sim_aou/joint_chosen": "sim_aou/standard", "sim_aou/standard_chosen": "sim_aou/joint"}
+        return edited(record, swapped)
+
+    made, _effects = page["judge_all"]([chosen(record) for record in a_grid()])
+    found = made[made["id"] == "R13"].set_index("rate")["verdict"].to_dict()
+    assert found == {"protocol": "reproduced", "chosen": "not reproduced"}
+
+
+# --------------------------------------------------------------------------------------- random weights, other models
+@pytest.fixture
+def with_rehearsal(tmp_path: Path) -> Path:
+    """A folder of records: the made-up grid, and the committed rehearsals of the `paper` preset in random weights."""
+    for record in a_grid():
+        records.save(record, tmp_path)
+    for path in REHEARSALS.glob("*/record.json"):
+        shutil.copytree(path.parent, tmp_path / path.parent.name)
+    return tmp_path
+
+
+def test_a_record_of_the_paper_preset_joins_the_tables(page: dict[str, Any], with_rehearsal: Path) -> None:
+    shutil.rmtree(next(with_rehearsal.glob(f"{MODEL}-cb-*")))  # and a missing cell is no obstacle
+    found = _grid(with_rehearsal)
+    random = [record for record in found if record.json["parameters"]["preset"] == "paper"]
+    assert len(random) == 1 and not reproduction.is_evidence(random[0])
+    for number in (1, 2):
+        table = page["beside"](number, found)
+        assert {MODEL, "random-fairseq-dense-1.3B (random weights)"} == set(table["model"].dropna())
+        shown = page["laid_out"](table, 2)
+        assert "(random weights)" in shown and "published" in shown
+    assert any("No evidence" in line and random[0].json["id"] in line for line in reproduction.notes(found))
+    made, effects = page["judge_all"](found)
+    assert set(made["model"]) == {MODEL} and set(effects["model"]) == {MODEL}
+    without = page["judge_all"]([record for record in found if record is not random[0]])
+    assert made.equals(without[0]) and effects.equals(without[1])
+
+
+def test_the_same_record_with_trained_weights_would_be_judged(page: dict[str, Any]) -> None:
+    trained = [edited(r, parameters=r.json["parameters"] | {"model": "owner/dense-1.3B"}) for r in a_grid()]
+    assert set(page["judge_all"](trained)[0]["model"]) == {"dense-1.3B"}
+    for model, source in (("random-x", "folder"), ("tiny-llama", "folder"), ("trained", "generated")):
+        other = [edited(r, parameters=r.json["parameters"] | {"model": model, "data_source": source}) for r in a_grid()]
+        assert page["judge_all"](other)[0].empty
+
+
+def _grid(folder: Path, **variant: Any) -> list[Record]:
+    """The helper itself, which the page's fixture replaces."""
+    return GRID(folder, **variant)
+
+
+GRID = reproduction.grid
+
+
+# --------------------------------------------------------------------------------------------------------- selection
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"seed": 9}, {"n_demonstrations": 16}, {"separator": "newline"}, {"loss": "label"}, {"balanced": True},
+        {"clip": "global", "clip_value": 1.0}, {"equal_demonstrations": False}, {"learning_rate": 0.1},
+        {"token_read": "prompt"}, {"max_context": 512},
+    ],
+)  # fmt: skip
+def test_only_the_protocols_settings_are_in_the_grid(given: dict[str, Any]) -> None:
+    assert reproduction.in_grid(made_up())
+    assert reproduction.in_grid(made_up(model="somebody/else", max_examples=7, dtype="bfloat16", controls=False))
+    assert not reproduction.in_grid(made_up(**given))
+
+
+def test_parameters_that_came_later_have_their_defaults_in_older_records() -> None:
+    older = {name: value for name, value in made_up().json["parameters"].items() if name != "equal_demonstrations"}
+    assert reproduction.in_grid(edited(made_up(), parameters=older))
+
+
+def test_variant() -> None:
+    assert reproduction.in_grid(made_up(n_demonstrations=16), n_demonstrations=16)
+    assert not reproduction.in_grid(made_up(), n_demonstrations=16)
+
+
+def test_current_helpers_come_first_then_more_rows(tmp_path: Path) -> None:
+    cells = {
+        "small": edited(made_up(), id="small", n_compared=100),
+        "large": edited(made_up(), id="large", n_compared=400),
+        "older": edited(made_up(), id="older", n_compared=800, engine="another"),
+    }
+    for names, first in ((("older",), "older"), (("small",), "small"), (("large",), "large")):
+        for name in names:
+            records.save(cells[name], tmp_path)
+        (found,) = _grid(tmp_path)
+        assert found.json["id"] == first
+
+
+def test_notes_name_what_is_missing_older_or_random(tmp_path: Path) -> None:
+    assert reproduction.notes([])[0].startswith("0 of 36") and "CB (seed 3, 4, 5)" in reproduction.notes([])[1]
+    lines = reproduction.notes([*a_grid(), *a_grid("SmolLM2-135M-Instruct")])
+    assert lines == ["36 of 36 cells of the grid are recorded."]
+    older = edited(made_up(), engine="another")
+    assert any("older version" in line and "SST2 (seed 2)" in line for line in reproduction.notes([older]))
+
+
+# ------------------------------------------------------------------------------------------------------------ tables
+def test_two_uncertainties_are_kept_apart() -> None:
+    long = reproduction.table(a_grid(), "sim_aou/joint")
+    assert list(long.columns) == list(reproduction.LONG) and len(long) == 18
+    wide = reproduction.over_seeds(long)
+    for row in wide.itertuples():
+        group = long[long["task"] == row.task]
+        expected = statistics.over_seeds(group["value"].tolist())
+        assert (row.value, row.n_seeds, row.n) == (expected["mean"], 3, N)
+        assert (row.seeds_low, row.seeds_high) == tuple(expected["interval"])
+        np.testing.assert_allclose([row.examples_low, row.examples_high], group[["low", "high"]].mean())
+
+
+def test_one_seed_has_no_interval_over_seeds_and_an_absent_arm_no_row() -> None:
+    wide = reproduction.over_seeds(reproduction.table([made_up()], "accuracy/in_context"))
+    assert len(wide) == 1 and np.isnan(wide["seeds_low"][0]) and not np.isnan(wide["examples_low"][0])
+    assert reproduction.over_seeds(reproduction.table([made_up()], "sim_aou/standard_chosen")).empty
+    assert reproduction.over_seeds(reproduction.table([], "accuracy/in_context")).empty
+
+
+def test_layout_has_the_printed_cells_and_ours(page: dict[str, Any]) -> None:
+    for number, cells in ((1, 36), (2, 42)):
+        table = page["beside"](number, list(a_grid()))
+        assert len(table) == cells
+        ours = table[table["task"] != "average"]
+        np.testing.assert_allclose(ours["difference"], ours["value"] - ours["published"])
+        assert not ours["value"].isna().any()
+    accuracy = table_1_cell(page, "ICL Accuracy")
+    assert accuracy == pytest.approx(100 * 100 / N)
+
+
+def table_1_cell(page: dict[str, Any], row: str) -> float:
+    table = page["beside"](1, list(a_grid()))
+    return table[(table["row"] == row) & (table["task"] == "sst2")]["value"].item()
+
+
+# ------------------------------------------------------------------------------------------------- sweeps, downloads
+def test_gate_is_an_interval_above_zero_on_training_rows() -> None:
+    def rates(low: float | None) -> dict[tuple[str, str], dict[str, Any]]:
+        found = {"value": 0.1, "interval": [low, 0.3], "n": 200}
+        return {("m", "sst2"): {"gate": {"in_context_minus_zero_shot": found}}}
+
+    assert reproduction.gate(rates(0.01), "m", "sst2") is True
+    assert reproduction.gate(rates(0.0), "m", "sst2") is False
+    assert reproduction.gate(rates(None), "m", "sst2") is None
+    assert reproduction.gate(rates(0.01), "m", "cb") is None and reproduction.gate({("m", "cb"): {}}, "m", "cb") is None
+
+
+def test_sweeps_are_found_by_kind(tmp_path: Path) -> None:
+    for kind, task in (("rates", "cb"), ("rates", "mr"), ("clips", "mr")):
+        (tmp_path / f"{kind}-m-{task}.json").write_text(json.dumps({"kind": kind, "model": "m", "task": task}))
+    assert set(reproduction.sweeps("rates", tmp_path)) == {("m", "cb"), ("m", "mr")}
+    assert reproduction.sweeps("rates", tmp_path / "absent") == {}
+
+
+def test_download_holds_the_table_and_is_written_where_the_folder_exists(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"a": [0.1234567, np.nan], "b": ["x, y", "“z”"]})
+    link = reproduction.download(frame, "some", tmp_path / "absent").data
+    text = base64.b64decode(re.search(r"base64,([^\"]+)", link)[1]).decode()
+    assert text == 'a,b\n0.123457,"x, y"\n,“z”\n' and 'download="some.csv"' in link
+    reproduction.download(frame, "some", tmp_path)
+    assert (tmp_path / "some.csv").read_text() == text and not (tmp_path / "absent").exists()
