@@ -70,6 +70,7 @@ class Call:
     capture: Prefix | None = None  # store the keys and values of this (single) sequence here
     read: Tensor | None = None  # [query] position (within the query) whose scores are recorded
     scores: dict[int, Tensor] = field(default_factory=dict)  # layer -> [query, head, query_token]
+    queries: dict[int, Tensor] | None = None  # if a dictionary: layer -> [batch, head, token, head_dim], unscaled
 
 
 def shared_prefix_attention(
@@ -110,6 +111,8 @@ def shared_prefix_attention(
     layer = module.layer_idx
     if shared.capture is not None:
         shared.capture.keys[layer], shared.capture.values[layer] = key[0].contiguous(), value[0].contiguous()
+    if shared.queries is not None:
+        shared.queries[layer] = query
     packing = shared.packing
     own = [query, key, value] if packing is None else [_unpacked(t[0], packing) for t in (query, key, value)]
     if shared.read is not None:

@@ -10,14 +10,14 @@ give padded lengths to count it too.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
 import transformers
 
-from iclgd_helpers import attention
+from iclgd_helpers import attention, finetune
 from iclgd_helpers.errors import InputError
 from iclgd_helpers.models import FAMILIES, LanguageModel
 
@@ -283,7 +283,8 @@ def training_bytes(shape: Shape, tokens: int, rows: int, dtype: str) -> int:
     """A standard step: what the backward pass needs of every layer, the logits, gradients and master copies."""
     size = ITEMSIZE[dtype]
     kept = 6 * shape.d_model + 2 * (shape.d_query + shape.d_key) + (4 if shape.gated else 2) * shape.d_ff
-    return shape.n_layers * tokens * kept * size + rows * shape.vocabulary * (size + 8) + 3 * update_bytes(shape)
+    logits = min(rows * shape.vocabulary, finetune.LOGITS_AT_ONCE)
+    return shape.n_layers * tokens * kept * size + logits * (size + 8) + 3 * update_bytes(shape)
 
 
 # --------------------------------------------------------------------------------------------------------------- cell
@@ -329,6 +330,8 @@ def cell_cost(
     *,
     n_compared: int | None = None,
     controls: bool = True,
+    chosen: Sequence[str] = (),
+    conditioning: bool = True,
     dtype: str = "float32",
     loss: str = "all",
     n_classes: int = 2,
@@ -347,12 +350,15 @@ def cell_cost(
         tokens of each query (class token included), and of each training sequence (BOS and label included).
     n_compared
         queries that all arms see, from the first; zero-shot and in-context see all of them.
-    n_perturbed
+    chosen
+        methods that are run at a chosen rate, too.
+    conditioning, n_perturbed
+        whether each method is re-run with perturbed weights, and the
         queries that the three re-runs with perturbed weights are read on; below float32 there are none.
     """
     n = len(query_lengths) if n_compared is None else min(n_compared, len(query_lengths))
     compared, rest = query_lengths[:n], query_lengths[n:]
-    arms = ARMS | (CONTROL_ARMS if controls else {})
+    arms = _arms(controls, chosen)
 
     def observing(chosen: Sequence[str], queries: Sequence[int]) -> Work:
         work = Work()
@@ -370,15 +376,17 @@ def cell_cost(
     stages = {f"finetune {method}": tuning(method) for method in STEPS}
     if controls:
         stages["finetune controls"] = tuning("standard") * 2  # shuffled labels; untrained weights
-    if ITEMSIZE[dtype] >= 4:
+    if chosen:
+        stages["finetune at chosen rates"] = sum(map(tuning, chosen), Work())
+    if conditioning and ITEMSIZE[dtype] >= 4:
         read = observing(["standard", "standard"], query_lengths[:n_perturbed]) * len(STEPS)
         stages["conditioning"] = sum(map(tuning, STEPS), read)
     stages["observe, all arms"] = observing(list(arms), compared)
     stages["observe, other queries"] = observing(["zero_shot", "in_context"], rest)
     return Cost(
         stages,
-        _memory(shape, prefix, query_lengths, training_lengths, controls, dtype, loss, batch_tokens),
-        _record_bytes(shape, len(query_lengths), n, len(training_lengths), controls, loss, n_classes),
+        _memory(shape, prefix, query_lengths, training_lengths, arms, dtype, loss, batch_tokens),
+        _record_bytes(shape, len(query_lengths), n, len(training_lengths), controls, len(chosen), n_classes),
     )
 
 
@@ -392,6 +400,8 @@ def of_cell(cell: Plan, full: bool = False) -> Cost:
         [len(layout.training_sequence(example)) for example in cell.training],
         n_compared=cell.n_compared,
         controls=given.controls,
+        chosen=tuple(given.chosen_rates or ()),
+        conditioning=given.conditioning,
         dtype=given.dtype,
         loss=given.loss,
         n_classes=len(layout.labels),
@@ -399,17 +409,21 @@ def of_cell(cell: Plan, full: bool = False) -> Cost:
     )
 
 
+def _arms(controls: bool, chosen: Sequence[str]) -> dict[str, tuple[bool, bool]]:
+    return ARMS | {f"{method}_chosen": ARMS[method] for method in chosen} | (CONTROL_ARMS if controls else {})
+
+
 def _memory(
     shape: Shape,
     prefix: int,
     query_lengths: Sequence[int],
     training_lengths: Sequence[int],
-    controls: bool,
+    arms: Mapping[str, tuple[bool, bool]],
     dtype: str,
     loss: str,
     batch_tokens: int,
 ) -> dict[str, int]:
-    arms = ARMS | (CONTROL_ARMS if controls else {})
+    controls = "random_update" in arms
     trained = [own for name, (_context, own) in arms.items() if not name.startswith("untrained")]
     # Longest first, as observe.batches packs them; a short batch holds more queries, so both ends are looked at.
     ends = (max(query_lengths), min(query_lengths))
@@ -431,10 +445,10 @@ def _memory(
 
 
 def _record_bytes(
-    shape: Shape, n_queries: int, n_compared: int, steps: int, controls: bool, loss: str, n_classes: int
+    shape: Shape, n_queries: int, n_compared: int, steps: int, controls: bool, n_chosen: int, n_classes: int
 ) -> int:
     """Stored bytes of `record.json` and `examples.parquet`; the numbers hardly compress."""
-    n_arms, comparisons, tuned = (12, 7, 5) if controls else (5, 3, 3)
+    n_arms, comparisons, tuned = (count + n_chosen for count in ((12, 7, 5) if controls else (5, 3, 3)))
     per_layer = 9 * shape.n_layers  # three metrics of three methods, in half precision; the others keep their mean
     row = 2 * (per_layer + 7 * comparisons - 9) + 4 * n_classes * n_arms
     parquet = PARQUET_TABLES + n_queries * ROW + n_compared * row + (n_queries - n_compared) * 2 * 4 * n_classes

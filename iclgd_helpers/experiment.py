@@ -6,7 +6,7 @@ import platform
 import resource
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -24,11 +24,12 @@ from iclgd_helpers.observe import Arm, Observation, observe
 from iclgd_helpers.parameters import ExperimentParameters
 from iclgd_helpers.records import Record
 from iclgd_helpers.sequences import Layout, Query
-from iclgd_helpers.tasks import Example, load_task, select_demonstrations, shuffle_labels
+from iclgd_helpers.tasks import Example, reordered, select_demonstrations, shuffle_labels, task_data
 
 # A comparison asks how alike two ways of changing a model are: (unchanged, in context, finetuned).
 COMPARISONS = {name: ("zero_shot", "in_context", name) for name in (
-    "standard", "joint", "sequential", "standard_shuffled", "random_update", "norm_matched"
+    "standard", "joint", "sequential", "standard_chosen", "joint_chosen", "sequential_chosen", "standard_shuffled",
+    "random_update", "norm_matched",
 )} | {"untrained_standard": ("untrained_zero_shot", "untrained_in_context", "untrained_standard")}  # fmt: skip
 # Conditioning: relative change of the starting weights (that of one float32 rounding), and queries it is read on.
 PERTURBATION, N_PERTURBED_QUERIES = 2.0**-23, 16
@@ -70,8 +71,9 @@ def plan(given: ExperimentParameters) -> Plan:
     InputError
         if anything named in the parameters is missing, damaged, or does not fit together.
     """
-    data = load_task(given.task, given.data_source, parameters.data_folder(given))
+    data = task_data(given)
     drawn = select_demonstrations(data.train, given.n_demonstrations, given.seed, given.balanced)
+    drawn = reordered(drawn, given.order)
     tokenizer, config = models.tokenizer_and_config(given.model)
     layout = Layout.make(tokenizer, data.task, given.separator)
     everything = [layout.query(example, given.token_read) for example in data.evaluation]
@@ -134,13 +136,16 @@ def _trained_arms(cell: Cell, clock: _Clock, progress: bool, seed: int) -> tuple
     shuffled = {"in_context": cell.demonstrations, "training": cell.training}
     if cell.parameters.controls:
         shuffled = {name: shuffle_labels(examples, seed) for name, examples in shuffled.items()}
-    jobs = {method: (method, cell.training) for method in finetune.METHODS}
-    if cell.parameters.controls:
-        jobs["standard_shuffled"] = ("standard", shuffled["training"])
-    tuned = {name: _finetuned(cell, name, *job, clock, progress) for name, job in jobs.items()}
-    updates = {name: result.pop("update") for name, result in tuned.items()}
+    updates, tuned = {}, {}
     for method in finetune.METHODS:
-        tuned[method]["conditioning"] = _conditioning(cell, method, updates[method], clock, progress, seed)
+        of_method = _finetuned(cell, method, shuffled["training"], clock, progress, seed)
+        for name, result in of_method.items():
+            updates[name] = result.pop("update")
+            tuned[name] = result
+        if f"{method}_perturbed" in updates:
+            del tuned[f"{method}_perturbed"]
+            again = updates.pop(f"{method}_perturbed")
+            tuned[method]["conditioning"] = _largest_difference(cell, updates[method], again)
     bare = layout.prefix()
     arms = {"zero_shot": Arm(bare), "in_context": Arm(layout.prefix(cell.demonstrations))}
     arms |= {name: Arm(bare, update) for name, update in updates.items()}
@@ -154,7 +159,8 @@ def _trained_arms(cell: Cell, clock: _Clock, progress: bool, seed: int) -> tuple
 
 def _untrained_arms(cell: Cell, clock: _Clock, progress: bool) -> tuple[dict, dict[str, Arm]]:
     """The same three arms for a model with random weights (the caller has put them in place)."""
-    tuned = _finetuned(cell, "untrained_standard", "standard", cell.training, clock, progress)
+    learner = {"untrained_standard": _learner(cell, "standard", cell.training)}
+    tuned = _run_learners(cell, "standard", learner, "untrained_standard", clock, progress)["untrained_standard"]
     bare = cell.layout.prefix()
     arms = {
         "untrained_zero_shot": Arm(bare),
@@ -173,37 +179,61 @@ def settings(given: ExperimentParameters, method: str) -> finetune.Settings:
 
 
 def _finetuned(
-    cell: Cell, name: str, method: str, examples: Sequence[Example], clock: _Clock, progress: bool
-) -> dict[str, Any]:
+    cell: Cell, method: str, shuffled: Sequence[Example], clock: _Clock, progress: bool, seed: int
+) -> dict[str, dict[str, Any]]:
+    """
+    All finetunings by `method`, side by side: at the given rate, at the chosen one, with shuffled labels, and from
+    perturbed weights (below float32 the result always depends on the machine, so that is not asked).
+    """
+    given = cell.parameters
+    learners = {method: _learner(cell, method, cell.training)}
+    if method in (given.chosen_rates or {}):
+        changed = replace(learners[method].settings, learning_rate=given.chosen_rates[method])
+        learners[f"{method}_chosen"] = replace(learners[method], settings=changed)
+    if method == "standard" and given.controls:
+        learners["standard_shuffled"] = _learner(cell, method, shuffled)
+    if given.conditioning and cell.model.dtype.itemsize >= 4:
+        start = finetune.perturbed(cell.model, seed, PERTURBATION)
+        learners[f"{method}_perturbed"] = replace(learners[method], start=start)
+    return _run_learners(cell, method, learners, method, clock, progress)
+
+
+def _learner(cell: Cell, method: str, examples: Sequence[Example]) -> finetune.Learner:
     sequences = [cell.layout.training_sequence(example) for example in examples]
-    with clock(f"finetune_{name}"), tqdm(total=len(sequences), desc=name, disable=not progress, leave=False) as bar:
-        result = finetune.finetune(
-            cell.model, sequences, cell.layout.labels, method, settings(cell.parameters, method), bar.update
+    return finetune.Learner(sequences, settings(cell.parameters, method))
+
+
+def _run_learners(
+    cell: Cell, method: str, learners: Mapping[str, finetune.Learner], name: str, clock: _Clock, progress: bool
+) -> dict[str, dict[str, Any]]:
+    n_steps = sum(len(learner.sequences) for learner in learners.values())
+    with clock(f"finetune_{name}"), tqdm(total=n_steps, desc=name, disable=not progress, leave=False) as bar:
+        results = finetune.finetune_together(
+            cell.model, list(learners.values()), cell.layout.labels, method, bar.update
         )
     return {
-        "update": result.update,
-        "losses": result.losses.tolist(),
-        "gradient_norms": result.gradient_norms.tolist(),
-        "drift": finetune.drift(cell.model, result.update).tolist(),
-        "kept_by_rounding": finetune.kept_by_rounding(cell.model, result.update),
+        name: {
+            "update": result.update,
+            "learning_rate": learner.settings.learning_rate,
+            "losses": result.losses.tolist(),
+            "gradient_norms": result.gradient_norms.tolist(),
+            "drift": finetune.drift(cell.model, result.update).tolist(),
+            "kept_by_rounding": finetune.kept_by_rounding(cell.model, result.update),
+        }
+        for (name, learner), result in zip(learners.items(), results, strict=True)
     }
 
 
-def _conditioning(cell: Cell, method: str, update: KVUpdate, clock: _Clock, progress: bool, seed: int) -> float | None:
+def _largest_difference(cell: Cell, update: KVUpdate, again: KVUpdate) -> float:
     """
-    How far label log-probabilities after finetuning move (largest difference, nats) when the starting K/V weights move
-    by one float32 rounding. Far above rounding, the result depends on the machine; None below float32, where it always
-    does.
+    Conditioning: how far label log-probabilities after finetuning move (largest difference, nats) when the starting
+    K/V weights move by one float32 rounding. Far above rounding, the result depends on the machine.
     """
-    model, bare = cell.model, cell.layout.prefix()
-    if model.dtype.itemsize < 4:
-        return None
-    with model.using(finetune.perturbed(model, seed, PERTURBATION)):
-        again = _finetuned(cell, f"{method}_perturbed", method, cell.training, clock, progress)
-    arms = {"update": Arm(bare, update), "again": Arm(bare, again["update"])}
+    bare = cell.layout.prefix()
+    arms = {"update": Arm(bare, update), "again": Arm(bare, again)}
     differences = [
         (seen["update"].label_log_probabilities - seen["again"].label_log_probabilities).abs().max()
-        for _indices, seen in observe(model, cell.queries[:N_PERTURBED_QUERIES], arms, cell.layout.labels)
+        for _indices, seen in observe(cell.model, cell.queries[:N_PERTURBED_QUERIES], arms, cell.layout.labels)
     ]
     return float(max(differences))
 
@@ -291,7 +321,7 @@ def _summary(cell: Cell, table: _Table, tuned: Mapping[str, dict], clock: _Clock
     arms, lens = table.of("log_probability"), table.of("lens")
     return {
         "id": cell.identity,
-        "parameters": cell.parameters.model_dump(exclude={"data_folder"}),
+        "parameters": cell.parameters.model_dump(exclude={"data_folder", "data_file"}),
         "engine": parameters.engine_hash(),
         "data_checksum": cell.data_checksum,
         "n_examples": len(cell.queries),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import operator
+import sys
 import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -92,6 +93,8 @@ class LanguageModel:
         self.attentions = [getattr(layer, self.family.attention) for layer in self.layers]
         self.final_norm = part(self.family.final_norm)(model) or nn.Identity()  # old OPT checkpoints have none
         self.head = model.get_output_embeddings()
+        if getattr(self.head, "bias", None) is not None:
+            raise InputError(f"model {name!r} adds a bias to its logits, which the losses here leave out")
         self.trainables = [t for i, module in enumerate(self.attentions) for t in self._trainables(i, module)]
         _keep_freed_memory()
         _use_shared_prefix(model, self.attentions)
@@ -123,7 +126,7 @@ class LanguageModel:
         """
         packing = None if call is None else call.packing
         positions = torch.arange(tokens.shape[1], device=tokens.device) if packing is None else packing.positions
-        positions = (start + positions)[None]
+        positions = (start + positions).expand(len(tokens), -1)
         return self.model.base_model(
             input_ids=tokens, position_ids=positions, use_cache=False, shared=call
         ).last_hidden_state
@@ -213,7 +216,7 @@ def _keep_freed_memory() -> None:
     Each forward pass would otherwise have the same pages zeroed anew.
     """
     trim_threshold, mmap_threshold = -1, -3  # the names' values in malloc.h
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # there is none outside glibc
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None  # glibc's only
     if mallopt is not None:
         mallopt(mmap_threshold, 2**25)
         mallopt(trim_threshold, 2**30)

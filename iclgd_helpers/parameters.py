@@ -23,6 +23,9 @@ PRESETS = PACKAGE / "presets"
 ENGINE = "attention experiment finetune grammar metrics models observe sequences statistics tasks downloads".split()
 
 
+OWN_TABLE = ("data_file", "template", "verbalizers", "label_column", "label_values")  # the first three are needed
+
+
 class Parameters(BaseModel):
     """What every schema shares: values are typed strictly, unknown names are refused, nothing changes later."""
 
@@ -47,19 +50,27 @@ class ExperimentParameters(Parameters):
     Parameters of a cell (model, task, seed); the defaults below are the original code's choices.
 
     Zero-shot and in-context learning are observed on `max_examples` queries, the other arms on the first
-    `max_compared` of them (all, if None).
+    `max_compared` of them (all, if None). `order` permutes the demonstrations (0: as drawn). With `chosen_rates`
+    (method -> rate) those methods are run a second time, at that rate. A table of one's own: see `tasks.own_task`.
     """
 
     preset: str
     model: str
     task: str
     seed: int = Field(ge=0)
-    data_source: Literal["hub", "folder", "pypi", "generated"]
+    data_source: Literal["hub", "folder", "pypi", "generated", "file"]
     data_folder: str | None = None
+    data_file: str | None = None
+    template: str | None = None
+    verbalizers: str | None = None
+    label_column: str | None = None
+    label_values: str | None = None
     n_demonstrations: int = Field(ge=1)
+    order: int = Field(0, ge=0)
     max_examples: int = Field(ge=1)
     max_compared: int | None = Field(None, ge=1)
     learning_rate: float = Field(ge=0, allow_inf_nan=False)
+    chosen_rates: dict[Literal["standard", "joint", "sequential"], float] | None = None
     device: str
     dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"]
     separator: Literal["eos", "newline"]
@@ -72,6 +83,7 @@ class ExperimentParameters(Parameters):
     max_context: int = Field(2048, ge=8)
     untrained: Literal["blocks", "everything"] = "blocks"
     controls: bool = True
+    conditioning: bool = True
 
 
 def repository_root() -> Path:
@@ -126,7 +138,7 @@ def resolve(given: Mapping[str, Any]) -> ExperimentParameters:
     given = {name: value for name, value in given.items() if value is not None}
     for name in given:
         _one_of("parameter", name, ExperimentParameters.model_fields)
-    values = {"preset": "quick"} | given
+    values = {"preset": "quick"} | ({"task": "own"} if "data_file" in given else {}) | given
     _one_of("preset", values["preset"], presets())
     preset = _yaml(values["preset"])
     values.setdefault("task", preset["task"])
@@ -135,7 +147,7 @@ def resolve(given: Mapping[str, Any]) -> ExperimentParameters:
     settings["max_examples"] = min(settings.pop("row_cap"), preset["max_examples"])
     values = preset | settings | values
     if "data_source" not in given:
-        values["data_source"] = _default_source(values["task"], preset["data_source"], "data_folder" in given)
+        values["data_source"] = _default_source(values["task"], preset["data_source"], given)
     parameters = _validated(ExperimentParameters, values)
     _check_combinations(parameters)
     if parameters.dtype == "auto":
@@ -156,9 +168,11 @@ def given_in(namespace: Mapping[str, Any]) -> dict[str, Any]:
     return {name: namespace[name] for name in ExperimentParameters.model_fields if name in namespace}
 
 
-def _default_source(task: str, preset_source: str, folder_given: bool) -> str:
-    """The preset's text source; a folder that was named wins, and only the default task lies on the index."""
-    if folder_given:
+def _default_source(task: str, preset_source: str, given: Mapping[str, Any]) -> str:
+    """The preset's text source; a file or folder that was named wins, and only the default task lies on the index."""
+    if task == "own":
+        return "file"
+    if "data_folder" in given:
         return "folder"
     if preset_source == "pypi" and task != "snippets":
         return "folder" if os.environ.get("ICLGD_DATA") else "hub"
@@ -168,6 +182,16 @@ def _default_source(task: str, preset_source: str, folder_given: bool) -> str:
 def _check_combinations(parameters: ExperimentParameters) -> None:
     if parameters.data_folder is not None and parameters.data_source != "folder":
         raise InputError(f"data_folder is given, but data_source={parameters.data_source!r}: pass data_source=folder")
+    own = {name: getattr(parameters, name) for name in OWN_TABLE}
+    if parameters.task == "own" and None in (missing := {n: own[n] for n in OWN_TABLE[:3]}).values():
+        name = next(name for name, value in missing.items() if value is None)
+        raise InputError(
+            f"task=own needs {name}: pass data_file (a table), template ('Text: {{column}} Label:') and "
+            "verbalizers ('negative,positive')"
+        )
+    if parameters.task != "own" and any(own.values()):
+        name = next(name for name, value in own.items() if value)
+        raise InputError(f"{name} is given, but task={parameters.task!r} has its own: pass task=own")
     if (parameters.clip == "none") != (parameters.clip_value is None):
         raise InputError(f"clip={parameters.clip!r} with clip_value={parameters.clip_value}: give both, or neither")
 
@@ -240,6 +264,6 @@ def engine_hash() -> str:
 
 def run_id(parameters: ExperimentParameters, data_checksum: str) -> str:
     """Identity of a cell's record: parameters (not where the data lies), engine code, content of the data."""
-    values = parameters.model_dump(exclude={"data_folder", "data_source", "preset"})
+    values = parameters.model_dump(exclude={"data_folder", "data_file", "data_source", "preset"})
     content = json.dumps([values, engine_hash(), data_checksum], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]

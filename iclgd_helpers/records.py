@@ -18,7 +18,7 @@ import pandas as pd
 from iclgd_helpers import parameters as schema
 from iclgd_helpers.errors import InputError
 from iclgd_helpers.parameters import ExperimentParameters, repository_root, resolve_path
-from iclgd_helpers.tasks import load_task
+from iclgd_helpers.tasks import task_data
 
 JSON, PARQUET = "record.json", "examples.parquet"
 # Everything else in a record is determined by its identity, so two runs may differ in these keys alone.
@@ -49,8 +49,7 @@ def records_folder() -> Path:
 
 def record_id(parameters: ExperimentParameters) -> str:
     """Identity of the cell: its parameters, the helpers' code, and the content of its data."""
-    data = load_task(parameters.task, parameters.data_source, schema.data_folder(parameters))
-    return schema.run_id(parameters, data.checksum)
+    return schema.run_id(parameters, task_data(parameters).checksum)
 
 
 def save(record: Record, folder: Path | None = None) -> Path:

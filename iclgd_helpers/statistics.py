@@ -1,8 +1,12 @@
-"""Uncertainty over evaluation examples, for one choice of demonstrations (the seed): 95 % percentile bootstrap."""
+"""
+Two uncertainties, never mixed; both at 95 %.
+
+Over evaluation examples, for one choice of demonstrations (the seed): percentile bootstrap. Over seeds: Student's t.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +23,24 @@ def over_examples(statistic: Callable[..., float], *columns: NDArray, seed: int 
     """
     draws = np.random.default_rng(seed).integers(0, len(columns[0]), (RESAMPLES, len(columns[0])))
     return _percentiles(np.array([statistic(*(column[i] for column in columns)) for i in draws]))
+
+
+def over_seeds(values: Sequence[float]) -> dict[str, object]:
+    """
+    Mean of one value a seed, with Student's t interval; the interval is (NaN, NaN) for fewer than two seeds.
+
+    Returns
+    -------
+    `mean`, `interval` (two numbers) and `n`; NaN values are left out.
+    """
+    from scipy import stats  # slow to import, and only of use to pages
+
+    found = np.array([value for value in values if value is not None and not np.isnan(value)], dtype=float)
+    mean = float(found.mean()) if len(found) else float("nan")
+    if len(found) < 2:
+        return {"mean": mean, "interval": (float("nan"), float("nan")), "n": len(found)}
+    half = float(stats.t.ppf((1 + LEVEL) / 2, len(found) - 1) * found.std(ddof=1) / np.sqrt(len(found)))
+    return {"mean": mean, "interval": (mean - half, mean + half), "n": len(found)}
 
 
 def layer_means(values: NDArray, seed: int = 0) -> dict[str, object]:

@@ -16,6 +16,7 @@ import pandas as pd
 
 from iclgd_helpers.downloads import hub_is_reachable
 from iclgd_helpers.errors import InputError
+from iclgd_helpers.parameters import ExperimentParameters, data_folder, resolve_path
 
 EVALUATION_SEED = 1  # the protocol shuffles every evaluation split with it, whatever the demonstrations' seed
 ROW_CAP = 2000  # and keeps the first 2,000 rows
@@ -36,6 +37,7 @@ class Task:
     train_split: str = "train"
     evaluation_split: str = "validation"
     label_column: str = "label"
+    label_values: tuple[str, ...] | None = None  # what the label column says for each class; None: 0, 1, …
     row_cap: int = ROW_CAP
     sources: tuple[str, ...] = ("hub", "folder", "generated")
 
@@ -94,6 +96,84 @@ class TaskData:
     checksum: str
 
 
+def task_data(given: ExperimentParameters) -> TaskData:
+    """The data that the parameters name; errors as for `load_task` and `own_task`."""
+    if given.task == "own":
+        labels = {"label_column": given.label_column, "label_values": given.label_values}
+        task = own_task(given.template, given.verbalizers, **{k: v for k, v in labels.items() if v is not None})
+        return load_table(task, resolve_path(given.data_file))
+    return load_task(given.task, given.data_source, data_folder(given))
+
+
+def own_task(template: str, verbalizers: str, label_column: str = "label", label_values: str | None = None) -> Task:
+    """
+    A task of the reader's own.
+
+    Parameters
+    ----------
+    template : the prompt; ``{name}`` stands for the text in the column of that name.
+    verbalizers : the classes' words, separated by commas.
+    label_column, label_values : the column with the labels, and what it holds for each class, separated by commas;
+        without them, the numbers 0, 1, … or the verbalizers themselves.
+
+    Raises
+    ------
+    InputError : the template names no column or cannot be read, or classes are fewer than two, doubled or unequal.
+    """
+    words = tuple(word.strip() for word in verbalizers.split(","))
+    values = None if label_values is None else tuple(value.strip() for value in str(label_values).split(","))
+    if len(words) < 2 or not all(words) or len(set(words)) < len(words):
+        raise InputError(f"verbalizers={verbalizers!r}: give two or more different words, separated by commas")
+    if values is not None and (len(values) != len(words) or len(set(values)) < len(values)):
+        raise InputError(f"label_values={label_values!r}: give one different value for each of {', '.join(words)}")
+    try:
+        task = Task("own", template, words, None, None, "train", "evaluation", label_column, values, sources=("file",))
+        if not task.text_columns or not all(column.isidentifier() for column in task.text_columns):
+            raise ValueError("it needs the name of a text column in braces")
+    except ValueError as error:
+        raise InputError(f"template={template!r} ({error}): write it like 'Review: {{text}} Sentiment:'") from None
+    return task
+
+
+def load_table(task: Task, path: Path) -> TaskData:
+    """
+    A table (.csv, .jsonl or .parquet) as a task: a fixed half of its rows for evaluation, the rest for training.
+
+    Raises
+    ------
+    InputError : the file cannot be read, has no such column, or a row has no label or a label that is no class.
+    """
+    if path.suffix not in READERS or not path.is_file():
+        raise InputError(f"no table at {path}: name a file that ends in {', '.join(READERS)}")
+    frame = _read(path)
+    if task.label_column in frame.columns:
+        frame[task.label_column] = _as_numbers(task, frame[task.label_column])
+    examples = _examples(task, path.name, frame)
+    held_out = set(_shuffled(len(examples), EVALUATION_SEED)[: len(examples) // 2])
+    train = [example for i, example in enumerate(examples) if i not in held_out]
+    evaluation = [examples[i] for i in _shuffled(len(examples), EVALUATION_SEED) if i in held_out]
+    if not held_out:
+        raise InputError(f"{path.name} has {len(examples)} row: at least two are needed")
+    return TaskData(task, train, evaluation[: task.row_cap], _checksum(task, train, evaluation[: task.row_cap]))
+
+
+def _as_numbers(task: Task, labels: pd.Series) -> pd.Series:
+    """The labels of the reader's table as class numbers; every row must have one."""
+    texts = labels.map(lambda value: "" if pd.isna(value) else str(value).strip())
+    if (texts == "").any():
+        row = int((texts == "").to_numpy().argmax())
+        raise InputError(f"column {task.label_column!r} has no label in row {row}: fill it in, or leave the row out")
+    if task.label_values is None and not texts.isin(task.verbalizers).all():
+        return labels  # numbers; checked with all other tasks'
+    values = list(task.label_values or task.verbalizers)
+    wrong = texts[~texts.isin(values)]
+    if len(wrong):
+        raise InputError(
+            f"column {task.label_column!r}: {wrong.iloc[0]!r} in row {wrong.index[0]} is none of {', '.join(values)}"
+        )
+    return texts.map(values.index)
+
+
 def load_task(name: str, data_source: str, data_folder: Path | None = None) -> TaskData:
     """Read both splits of a task from one of its sources.
 
@@ -150,6 +230,13 @@ def select_demonstrations(train: Sequence[Example], n: int, seed: int, balanced:
     return selected
 
 
+def reordered(demonstrations: Sequence[Example], order: int) -> list[Example]:
+    """The same demonstrations in another order, which the number determines; 0 leaves them as drawn."""
+    if order == 0:
+        return list(demonstrations)
+    return [demonstrations[i] for i in np.random.default_rng(order).permutation(len(demonstrations))]
+
+
 def shuffle_labels(demonstrations: Sequence[Example], seed: int) -> list[Example]:
     """The same prompts with their labels permuted; the labels change unless all are the same."""
     labels = [example.label for example in demonstrations]
@@ -161,10 +248,8 @@ def shuffle_labels(demonstrations: Sequence[Example], seed: int) -> list[Example
 
 
 def _shuffled(rows: int, seed: int) -> list[int]:
-    """Row numbers in the order of ``datasets.Dataset.shuffle(seed)``, the protocol's shuffle."""
-    from datasets import Dataset
-
-    return list(Dataset.from_dict({"row": range(rows)}).shuffle(seed=seed)["row"])
+    """Row numbers in the order of ``datasets.Dataset.shuffle(seed)``, the protocol's shuffle (a test compares)."""
+    return np.random.default_rng(seed).permutation(rows).tolist()
 
 
 def _examples(task: Task, split: str, frame: pd.DataFrame) -> list[Example]:
@@ -236,22 +321,27 @@ def _from_folder(task: Task, folder: Path | None) -> list[pd.DataFrame]:
     return [_read_file(folder / task.name, split) for split in (task.train_split, task.evaluation_split)]
 
 
+READERS = {
+    ".parquet": pd.read_parquet,
+    ".csv": lambda path: pd.read_csv(path, dtype=str, keep_default_na=False),
+    ".jsonl": lambda path: pd.DataFrame(map(json.loads, path.read_bytes().splitlines())),
+}
+
+
 def _read_file(folder: Path, split: str) -> pd.DataFrame:
     """Read ``<split>.parquet``, ``.csv`` or ``.jsonl``, the first that is there; texts stay as they are."""
-    readers = {
-        ".parquet": pd.read_parquet,
-        ".csv": lambda path: pd.read_csv(path, dtype=str, keep_default_na=False),
-        ".jsonl": lambda path: pd.DataFrame(map(json.loads, path.read_bytes().splitlines())),
-    }
-    for suffix, read in readers.items():
-        path = folder / (split + suffix)
-        if path.is_file():
-            try:
-                return read(path)
-            except (OSError, ValueError, TypeError, AttributeError) as error:
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise InputError(f"{path.name} in {str(folder)!r} cannot be read ({reason})") from error
+    for suffix in READERS:
+        if (folder / (split + suffix)).is_file():
+            return _read(folder / (split + suffix))
     raise InputError(f"no {split}.parquet, .csv or .jsonl in {str(folder)!r}")
+
+
+def _read(path: Path) -> pd.DataFrame:
+    try:
+        return READERS[path.suffix](path)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path.name} in {str(path.parent)!r} cannot be read ({reason})") from error
 
 
 def _from_grammar(task: Task) -> list[pd.DataFrame]:

@@ -63,14 +63,14 @@ def test_half_precision_approaches_float32(family: str, dtype: torch.dtype):
 
 def test_sequential_steps_are_seen_by_the_layers_above(monkeypatch):
     """In mixed precision the next layer must see the updated weights, not a cached half-precision copy of the old."""
-    model, layout, sequences, *_ = material("llama", torch.bfloat16)
+    model, layout, sequences, *_ = material("gpt2", torch.bfloat16)
     settings = Settings(0.3)
     losses = finetune.finetune(model, sequences[:1], layout.labels, "sequential", settings).losses
     frozen = finetune.finetune(model, sequences[:1], layout.labels, "joint", settings).losses
     assert losses[0, 0] == frozen[0, 0] and not torch.equal(losses[0, 1:], frozen[0, 1:])
     autocast = torch.autocast  # negative control: with the cache the layers above see the old weights
     monkeypatch.setattr(torch, "autocast", lambda *a, cache_enabled: autocast(*a, cache_enabled=True))
-    model, layout, sequences, *_ = material("llama", torch.bfloat16)
+    model, layout, sequences, *_ = material("gpt2", torch.bfloat16)
     cached = finetune.finetune(model, sequences[:1], layout.labels, "sequential", settings).losses
     assert not torch.equal(cached, losses)
 

@@ -212,15 +212,18 @@ def test_using_restores_after_an_exception(double: Material):
 def test_finetuning_restores_after_an_interrupt(double: Material, method: str):
     state = {name: value.clone() for name, value in double.model.model.state_dict().items()}
 
+    replaced = lambda: [m for m in double.model.model.modules() if "forward" in vars(m)]  # noqa: E731
+    before = replaced()  # XGLM's attention modules
+
     def interrupt():
-        changed = [n for n, value in double.model.model.state_dict().items() if not torch.equal(value, state[n])]
-        assert changed  # the interrupt comes when the weights are already others
+        assert len(replaced()) > len(before)  # the interrupt comes while projections use the learners' weights
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         finetune.finetune(double.model, double.sequences, double.labels, method, Settings(RATE), interrupt)
     assert all(torch.equal(value, state[name]) for name, value in double.model.model.state_dict().items())
     assert not any(parameter.requires_grad for parameter in double.model.model.parameters())
+    assert replaced() == before
     blocks = naive.blocks(double.model.model)
     assert not any(block._forward_hooks or block._forward_pre_hooks for block in blocks)
 
@@ -289,16 +292,47 @@ def test_clipping_equals_naive_and_bounds_the_step(double: Material, method: str
     assert all(torch.equal(a, b) for a, b in zip(untouched.values, free.values, strict=True))
 
 
+def learners(material: Material, method: str) -> list[finetune.Learner]:
+    """Other rates, every kind of clipping, other labels, and other starting weights, on sequences of equal lengths."""
+    kinds = ["none", "per_layer", "elementwise"] + ["global"] * (method != "sequential")
+    settings = [Settings(RATE, clip=kind, clip_value=None if kind == "none" else 0.01) for kind in kinds]
+    other = [[*sequence[:-1], sequence[-2]] for sequence in material.sequences]
+    moved = finetune.perturbed(material.model, 3, 0.1)
+    return [
+        *(finetune.Learner(material.sequences, s) for s in (*settings, Settings(3 * RATE), Settings(0.0))),
+        finetune.Learner(other, Settings(RATE)),
+        finetune.Learner(material.sequences, Settings(RATE), moved),
+    ]
+
+
+@pytest.mark.parametrize("limit", [2**30, 1, 40_000])
+@pytest.mark.parametrize("method", METHODS)
+def test_learners_together_equal_each_alone(double: Material, method: str, limit: int, monkeypatch):
+    """Whatever the groups they are split into; and the two that differ in one thing differ in their weights."""
+    monkeypatch.setattr(finetune, "LEARNER_BYTES", limit)
+    several, steps = learners(double, method), []
+    together = finetune.finetune_together(double.model, several, double.labels, method, lambda: steps.append(1))
+    assert len(steps) == len(several) * len(double.sequences)
+    for learner, ours in zip(several, together, strict=True):
+        with double.model.using(learner.start):
+            alone = finetune.finetune(double.model, learner.sequences, double.labels, method, learner.settings)
+        double.close(ours.losses, alone.losses)
+        double.close(ours.gradient_norms, alone.gradient_norms)
+        for value, expected in zip(ours.update.values, alone.update.values, strict=True):
+            double.close(value, expected)
+    first = together[0].update.values
+    assert all(not all(map(torch.equal, first, other.update.values)) for other in together[1:])  # negative control
+
+
 def gradients_by_layer(material: Material) -> list[list[list[torch.Tensor | None]]]:
     """For the loss of each layer, the gradient of every layer's K and V parameters (None: no path)."""
     language_model, tokens = material.model, torch.tensor([material.sequences[0]])
     found = []
-    with finetune._training(language_model):
+    with finetune._training(language_model, [finetune.Learner([], Settings(RATE))]) as descent:
 
         def on_layer(_layer, output, _recompute):
             loss = finetune.sequence_loss(language_model, language_model.lens(output), tokens, material.labels, "all")
-            chosen = [t.parameter for t in language_model.trainables]
-            gradients = torch.autograd.grad(loss, chosen, retain_graph=True, allow_unused=True)
+            gradients = torch.autograd.grad(loss, descent.weights, retain_graph=True, allow_unused=True)
             by_layer = [[] for _ in range(language_model.n_layers)]
             for trainable, gradient in zip(language_model.trainables, gradients, strict=True):
                 by_layer[trainable.layer].append(gradient)

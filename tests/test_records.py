@@ -150,8 +150,10 @@ OTHER = {
     "learning_rate": 0.5, "device": "cuda", "dtype": "float64", "separator": "newline", "token_read": "prompt",
     "balanced": not SMOKE.balanced, "loss": "label", "clip": "global", "clip_value": 1.0,
     "equal_demonstrations": False, "max_context": 99, "untrained": "everything", "controls": False,
+    "order": 1, "chosen_rates": {"joint": 0.1}, "conditioning": False, "template": "{a} b", "verbalizers": "x,y",
+    "label_column": "c", "label_values": "0,1",
 }  # fmt: skip
-WHERE_DATA_LIES = {"preset": "quick", "data_source": "folder", "data_folder": "elsewhere"}
+WHERE_DATA_LIES = {"preset": "quick", "data_source": "folder", "data_folder": "elsewhere", "data_file": "elsewhere.csv"}
 
 
 def test_identity_depends_on_every_parameter_and_on_the_data():
@@ -224,8 +226,8 @@ def stop(*_arguments, **_keywords):
     time.sleep(600)
 
 if sys.argv[1] == "finetune":
-    original = experiment.finetune.finetune
-    experiment.finetune.finetune = lambda *a, **k: stop() if a[3] == "sequential" else original(*a, **k)
+    original = experiment.finetune.finetune_together
+    experiment.finetune.finetune_together = lambda *a: stop() if a[3] == "sequential" else original(*a)
 elif sys.argv[1] == "save":
     pathlib.Path.write_text = stop
 experiment.run_cell(parameters.resolve({GIVEN!r}), progress=False)

@@ -53,14 +53,20 @@ def answers() -> dict[str, np.ndarray]:
     return arms | {"in_context_shuffled": zero_shot, "label": y}
 
 
-def made_up(
+def made_up(*cell: Any, **given: Any) -> Record:
+    """A whole record, its JSON derived from its examples by the engine's own functions, with few resamples."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "RESAMPLES", 40)
+        return _made_up(*cell, **given)
+
+
+def _made_up(
     model: str = MODEL,
     task: str = "sst2",
     seed: int | None = None,
     arms: dict[str, np.ndarray] | None = None,
     **given: Any,
 ) -> Record:
-    """A whole record, its JSON derived from its examples by the engine's own functions."""
     seed = reproduction.SEEDS[task][0] if seed is None else seed
     asked = {"preset": "quick", "task": task, "model": model, "seed": seed, "data_source": "folder"}
     settings = parameters.resolve(asked | {"data_folder": "."} | given).model_dump(exclude={"data_folder"})
