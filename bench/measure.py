@@ -555,7 +555,12 @@ def gradient(model: LanguageModel, sequence: Sequence[int], labels: Sequence[int
     try:
         for parameter in chosen:
             parameter.requires_grad_(True)
-        torch.autograd.grad(finetune.sequence_loss(model, model.hidden(tokens), tokens, labels, "all"), chosen)
+        states = model.hidden(tokens)
+        if everything:  # as the original code does: the head's gradient, too
+            loss = nn.functional.cross_entropy(model.head(states[0, :-1]), tokens[0, 1:])
+        else:
+            loss = finetune.sequence_loss(model, states, tokens, labels, "all")
+        torch.autograd.grad(loss, chosen)
     finally:
         for parameter in chosen:
             parameter.requires_grad_(False)

@@ -79,7 +79,8 @@ def grid(folder: str | Path = "results/records", **variant: Any) -> list[Record]
 
 def _rank(record: Record) -> tuple[Any, ...]:
     found = record.json
-    return record.is_current, found["n_compared"], found["n_examples"], found["created"], found["id"]
+    chosen = bool(found["parameters"].get("chosen_rates"))
+    return record.is_current, found["n_compared"], found["n_examples"], chosen, found["created"], found["id"]
 
 
 def is_evidence(record: Record) -> bool:
