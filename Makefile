@@ -6,13 +6,14 @@ PY := .venv/bin/python
 TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE ICLGD_RECORDS="$(CURDIR)/_build/test-records"
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout 600
 
-.PHONY: help environment book test refresh run sweep rehearse lab bench clean
+.PHONY: help environment book test refresh run sweep grid rehearse lab bench clean
 
 help:
 	@echo "make book      execute the notebooks and build the book: _build/html/index.html"
 	@echo "make test      check everything (notebooks at the smoke preset, then the unit tests)"
 	@echo "make run       one notebook: make run NOTEBOOK=notebooks/50_prediction_alignment.ipynb ARGS='-p seed 3'"
 	@echo "make sweep     many cells: make sweep ARGS='--preset paper --cost-only' says what the six tasks would cost"
+	@echo "make grid      the reproduction: what of results/ is not recorded; ARGS='--cost-only' says what it would cost"
 	@echo "make rehearse  the 1.3 B model's exact shape with random weights, all arms on a few rows (DTYPE=bfloat16)"
 	@echo "make lab       open JupyterLab in the project's environment"
 	@echo "make bench     measure speed and memory beside peers: _build/bench.json (leave the machine alone meanwhile)"
@@ -35,6 +36,9 @@ run: environment
 
 sweep: environment
 	@$(PY) -m iclgd_helpers.sweep $(ARGS)
+
+grid: environment
+	@$(PY) -m iclgd_helpers.grid $(ARGS)
 
 # What a lab's first run on the paper's model will do, without its weights; time and memory: the status page.
 DTYPE := float32

@@ -34,7 +34,7 @@ class Record:
 
     def __post_init__(self) -> None:
         # The same object whether just computed or read back: undefined values are None, sequences are lists.
-        object.__setattr__(self, "json", _plain(self.json))
+        object.__setattr__(self, "json", plain(self.json))
 
     @property
     def is_current(self) -> bool:
@@ -140,12 +140,12 @@ def copy_to(identity: str, folder: Path) -> None:
         part.replace(folder / name)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """`value` as JSON holds it: NaN becomes null, tuples become lists."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

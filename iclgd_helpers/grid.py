@@ -1,0 +1,405 @@
+"""
+The whole reproduction as one command: `python -m iclgd_helpers.grid`. It says what it costs, can be stopped at any
+moment, and skips what is recorded.
+
+What is run was written down here before any result of it was seen
+-------------------------------------------------------------------
+Cells: the six tasks, three protocol seeds each (`SEEDS`), the models of `MODELS`, the first `N_ROWS` rows of each
+evaluation split in the protocol's order (CB has 56), the protocol's k and learning rate, every arm and control.
+Conditioning (a second finetuning from perturbed weights) is measured with each task's first seed.
+
+Rates: for each model and task, on rows of the *training* split that follow the first seed's demonstrations in the
+protocol's order. Each method runs at each of `RATES` with the first `SWEEP_DEMONSTRATIONS` demonstrations; chosen is
+the rate with the highest mean log-probability of the right label on `RATE_ROWS` rows, ties going to the smaller rate.
+The cells run every method a second time at its chosen rate. The gate says on `GATE_ROWS` training rows whether
+in-context learning with all demonstrations of the first seed beats zero-shot; only where it does, results speak of its
+effect.
+
+Orders: of the first seed's demonstrations, as drawn and `ORDERS` others; and `MORE_SEEDS` beside the grid's, in the
+order drawn, so that order and seed can be told apart. Unequal: where fewer demonstrations fit the context than are
+drawn (CB, AGNews), the original's variant that finetunes on all of them.
+
+Clips: joint finetuning at the protocol's rate with each kind of clipping and bounds of `CLIP_FACTORS` times the median
+norm of an unclipped run (global: of all layers together; per_layer: of a layer; elementwise: of a layer, divided by the
+root of its number of entries), with the first `SWEEP_DEMONSTRATIONS` demonstrations, on `CLIP_ROWS` evaluation rows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+
+from iclgd_helpers import cost, experiment, finetune, metrics, parameters, records, statistics
+from iclgd_helpers.errors import InputError
+from iclgd_helpers.experiment import Cell, Plan
+from iclgd_helpers.finetune import Learner, Settings
+from iclgd_helpers.models import KVUpdate
+from iclgd_helpers.observe import Arm, observe
+from iclgd_helpers.parameters import ExperimentParameters
+from iclgd_helpers.sequences import Query
+from iclgd_helpers.sweep import device_rate, duration
+from iclgd_helpers.tasks import select_demonstrations, task_data
+
+MODELS = ("SmolLM2-135M-Instruct", "Gemma-3-270M")
+SEEDS = {"sst2": (2, 3, 4), "subj": (4, 5, 6), "mr": (5, 6, 7), "sst5": (5, 6, 7), "cb": (3, 4, 5), "agnews": (3, 4, 5)}
+N_ROWS = 100
+RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+SWEEP_DEMONSTRATIONS, RATE_ROWS, GATE_ROWS, CLIP_ROWS = 16, 64, 200, 64
+ORDER_TASKS, ORDERS, MORE_SEEDS = ("sst2", "subj"), (1, 2, 3, 4), (11, 12)
+UNEQUAL_TASKS = ("cb", "agnews")
+CLIP_TASKS = ("subj", "sst2", "sst5", "mr")
+CLIP_FACTORS = tuple(2.0**exponent for exponent in range(-6, 3))
+CLIP_KINDS = ("global", "per_layer", "elementwise")
+STAGES = ("rates", "cells", "orders", "unequal", "clips")
+RECORDS, SWEEPS = "results/records", "results/sweeps"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One thing that is computed and stored at once: a sweep (`rates`, `clips`), or a cell with its record."""
+
+    stage: str
+    given: Mapping[str, Any]  # parameters of the cell
+    changed: Mapping[str, Any]  # those that differ from the grid's cells
+
+    @property
+    def model(self) -> str:
+        return self.given["model"]
+
+    @property
+    def sweep_file(self) -> Path:
+        """Where a sweep's summary is stored."""
+        return sweep_file(self.stage, self.model, self.given["task"])
+
+    @property
+    def parameters(self) -> ExperimentParameters:
+        """Of its cell, at the chosen rates where they are known."""
+        given = {**self.given, **self.changed}
+        if self.stage not in ("rates", "clips"):
+            given["chosen_rates"] = chosen_rates(self.model, self.given["task"])
+        return parameters.resolve(given)
+
+    @property
+    def label(self) -> str:
+        order = f", order {self.changed['order']}" if "order" in self.changed else ""
+        return f"{self.stage}: {Path(self.model).name}/{self.given['task']}/{self.given['seed']}{order}"
+
+    def is_done(self) -> bool:
+        if self.stage in ("rates", "clips"):
+            return self.sweep_file.is_file() and _is_current(self.sweep_file)
+        given = self.parameters
+        identity = parameters.run_id(given, _data_checksum(given.task, given.data_source))
+        return given.chosen_rates is not None and records.find(identity) is not None
+
+    def flops(self) -> float:
+        """Counted operations; every seed counts as the task's first."""
+        plan = _plan_of_first_seed(self.model, self.given["task"])
+        given, shape = self.parameters, cost.Shape.of(plan.config)
+        lengths = [len(plan.layout.training_sequence(e)) for e in plan.training[: given.n_demonstrations]]
+        queries = [len(query.tokens) for query in plan.queries]
+        prefix = len(plan.layout.prefix(plan.demonstrations))
+        one = sum(cost.forward(shape, n, 1, 1).total for n in queries) / len(queries)
+        steps = {m: sum(step(shape, n, n - 1).total for n in lengths) for m, step in cost.STEPS.items()}
+        if self.stage == "rates":
+            return len(RATES) * (sum(steps.values()) + 3 * RATE_ROWS * one) + 2 * GATE_ROWS * one
+        if self.stage == "clips":
+            n_arms = len(CLIP_KINDS) * len(CLIP_FACTORS) + 2
+            return n_arms * (steps["joint"] + CLIP_ROWS * one) + cost.forward(shape, prefix).total
+        options = {"controls": given.controls, "conditioning": given.conditioning}
+        return cost.cell_cost(shape, prefix, queries, lengths, chosen=finetune.METHODS, **options).flops
+
+    def run(self) -> str:
+        """Compute and store; what is worth saying of it."""
+        if self.stage == "rates":
+            content = compare_rates(experiment.prepare(self.parameters))
+            _write(self.sweep_file, content)
+            return f"chosen {content['chosen']}"
+        if self.stage == "clips":
+            _write(self.sweep_file, compare_clips(experiment.prepare(self.parameters)))
+            return "stored"
+        record = experiment.run_cell(self.parameters)
+        accuracies = (f"{arm} {found['accuracy']:.2f}" for arm, found in list(record.json["arms"].items())[:5])
+        return f"{', '.join(accuracies)}, record {record.json['id']}"
+
+
+@cache
+def _data_checksum(task: str, data_source: str) -> str:
+    return task_data(parameters.resolve({"task": task, "data_source": data_source})).checksum
+
+
+@cache
+def _plan_of_first_seed(model: str, task: str) -> Plan:
+    given = {"preset": "quick", "model": model, "task": task, "seed": SEEDS[task][0], "max_examples": N_ROWS}
+    return experiment.plan(parameters.resolve(given))
+
+
+def jobs(models: Sequence[str], stages: Sequence[str], tasks: Sequence[str]) -> list[Job]:
+    """What the grid consists of, in the order in which it is computed: rates, then cells by seed, then the rest."""
+    result = []
+    for model in models:
+        base = [{"preset": "quick", "model": model, "task": task, "max_examples": N_ROWS} for task in tasks]
+        plain = {"controls": False, "conditioning": False}
+        few = plain | {"n_demonstrations": SWEEP_DEMONSTRATIONS}
+        of_stage = {stage: [] for stage in STAGES}
+        for given in base:
+            task = given["task"]
+            first = {**given, "seed": SEEDS[task][0]}
+            of_stage["rates"].append(Job("rates", first, few))
+            if task in CLIP_TASKS:
+                of_stage["clips"].append(Job("clips", first, few | {"max_examples": CLIP_ROWS}))
+            if task in UNEQUAL_TASKS:
+                of_stage["unequal"].append(Job("unequal", first, plain | {"equal_demonstrations": False}))
+            if task in ORDER_TASKS:
+                of_stage["orders"] += [Job("orders", first, plain | {"order": order}) for order in ORDERS]
+                of_stage["orders"] += [Job("orders", {**given, "seed": seed}, plain) for seed in MORE_SEEDS]
+        for number in range(3):
+            for given in base:
+                cell = {**given, "seed": SEEDS[given["task"]][number]}
+                of_stage["cells"].append(Job("cells", cell, {} if number == 0 else {"conditioning": False}))
+        result += [job for stage in STAGES if stage in stages for job in of_stage[stage]]
+    return result
+
+
+# ------------------------------------------------------------------------------------------------------------- sweeps
+def sweep_file(kind: str, model: str, task: str) -> Path:
+    """`results/sweeps/<kind>-<model>-<task>.json`."""
+    return parameters.resolve_path(SWEEPS) / f"{kind}-{Path(model).name}-{task}.json"
+
+
+def chosen_rates(model: str, task: str) -> dict[str, float] | None:
+    """Method -> rate chosen on training rows; None before they were compared."""
+    path = sweep_file("rates", model, task)
+    return json.loads(path.read_text())["chosen"] if path.is_file() else None
+
+
+def compare_rates(cell: Cell) -> dict[str, Any]:
+    """Every method at every rate, read on training rows; the choice, and the gate."""
+    given, labels = cell.parameters, cell.layout.labels
+    whole = parameters.resolve({"preset": "quick", "task": given.task}).n_demonstrations
+    train = task_data(given).train
+    drawn = select_demonstrations(train, min(len(train), whole + GATE_ROWS), given.seed, given.balanced)
+    queries = [cell.layout.query(example, given.token_read) for example in drawn[whole:]]
+    examples = [cell.layout.training_sequence(example) for example in cell.training]
+    settings = {(method, rate): Settings(rate, given.loss) for method in finetune.METHODS for rate in RATES}
+    updates = {}
+    for method in finetune.METHODS:
+        keys = [key for key in settings if key[0] == method]
+        learners = [Learner(examples, settings[key]) for key in keys]
+        tuned = finetune.finetune_together(cell.model, learners, labels, method)
+        updates |= {key: one.update for key, one in zip(keys, tuned, strict=True)}
+    found = compare(cell, queries[:RATE_ROWS], updates)
+    points = [
+        {"method": m, "learning_rate": rate, "clip": "none", "clip_value": None} | found[m, rate] for m, rate in found
+    ]
+    limit = min(given.max_context, cell.config.max_position_embeddings)
+    fitting = cell.layout.fitting(drawn[:whole], max(len(query.tokens) for query in queries), limit)
+    return _content("rates", cell, points) | {
+        "rows": [query.row for query in queries[:RATE_ROWS]],
+        "chosen": {method: _best(points, method) for method in finetune.METHODS},
+        "gate": _gate(cell, queries, cell.layout.prefix(fitting)),
+    }
+
+
+def _best(points: Sequence[Mapping[str, Any]], method: str) -> float:
+    """The rule of the module's text."""
+    of_method = [point for point in points if point["method"] == method]
+    defined = [point for point in of_method if np.isfinite(point["label_log_probability"])]
+    return max(defined, key=lambda point: (point["label_log_probability"], -point["learning_rate"]))["learning_rate"]
+
+
+def _gate(cell: Cell, queries: Sequence[Query], prefix: tuple[int, ...]) -> dict[str, Any]:
+    """By how much in-context learning beats zero-shot on training rows."""
+    labels = np.array([query.label for query in queries])
+    right = {name: np.zeros(len(queries)) for name in ("zero_shot", "in_context")}
+    arms = {"zero_shot": Arm(cell.layout.prefix()), "in_context": Arm(prefix)}
+    for indices, seen in observe(cell.model, queries, arms, cell.layout.labels):
+        for arm, observation in seen.items():
+            right[arm][indices] = observation.label_log_probabilities.argmax(-1).cpu().numpy() == labels[indices]
+    difference = right["in_context"] - right["zero_shot"]
+    interval = statistics.over_examples(np.mean, difference)
+    accuracies = {arm: float(values.mean()) for arm, values in right.items()}
+    found = {"value": float(difference.mean()), "interval": interval, "n": len(queries)}
+    return {"in_context_minus_zero_shot": found, "accuracy": accuracies}
+
+
+def compare_clips(cell: Cell) -> dict[str, Any]:
+    """Joint finetuning under every kind and bound of clipping, read on evaluation rows; unclipped, and standard."""
+    given, labels = cell.parameters, cell.layout.labels
+    examples = [cell.layout.training_sequence(example) for example in cell.training]
+    free = Settings(given.learning_rate, given.loss)
+    unclipped, standard = (
+        finetune.finetune_together(cell.model, [Learner(examples, free)], labels, method)[0]
+        for method in ("joint", "standard")
+    )
+    typical = _typical_norms(cell, unclipped.gradient_norms)
+    settings = {
+        (kind, factor): Settings(given.learning_rate, given.loss, kind, typical[kind] * factor)
+        for kind in CLIP_KINDS
+        for factor in CLIP_FACTORS
+    }
+    learners = [Learner(examples, one) for one in settings.values()]
+    tuned = finetune.finetune_together(cell.model, learners, labels, "joint")
+    updates = {key: one.update for key, one in zip(settings, tuned, strict=True)}
+    found = compare(cell, cell.queries, updates | {"joint": unclipped.update, "standard": standard.update})
+    points = [
+        {"method": "joint", "learning_rate": given.learning_rate, "clip": kind, "factor": factor}
+        | {"clip_value": settings[kind, factor].clip_value} | found[kind, factor]
+        for kind, factor in settings
+    ]  # fmt: skip
+    for method in ("joint", "standard"):
+        start = {"method": method, "learning_rate": given.learning_rate, "clip": "none", "clip_value": None}
+        points.append(start | found[method])
+    rows = [query.row for query in cell.queries]
+    return _content("clips", cell, points) | {"rows": rows, "typical_norms": typical}
+
+
+def _typical_norms(cell: Cell, norms: torch.Tensor) -> dict[str, float]:
+    """Median of what each kind of clipping bounds; `norms` is `[step, layer]`."""
+    n_entries = sum(t.masked(torch.ones_like(t.parameter)).sum() for t in cell.model.trainables) / cell.model.n_layers
+    of_layer = float(norms.median())
+    whole = float(norms.square().sum(1).sqrt().median())
+    return {"global": whole, "per_layer": of_layer, "elementwise": of_layer / float(n_entries) ** 0.5}
+
+
+def compare(cell: Cell, queries: Sequence[Query], updates: Mapping[Any, KVUpdate]) -> dict[Any, dict[str, Any]]:
+    """For each update: accuracy, mean label log-probability, and its likeness to in-context learning."""
+    bare, labels = cell.layout.prefix(), np.array([query.label for query in queries])
+    arms = {"zero_shot": Arm(bare), "in_context": Arm(cell.layout.prefix(cell.demonstrations))}
+    arms |= {key: Arm(bare, update) for key, update in updates.items()}
+    seen_log_probabilities = {key: np.zeros((len(queries), len(cell.layout.labels))) for key in arms}
+    likeness = {key: {m: np.zeros((len(queries), cell.model.n_layers)) for m in LIKENESS} for key in updates}
+    for indices, seen in observe(cell.model, queries, arms, cell.layout.labels):
+        rows = [queries[i].row for i in indices]
+        for key, observation in seen.items():
+            seen_log_probabilities[key][indices] = observation.label_log_probabilities.double().cpu().numpy()
+        for key in updates:
+            values = experiment.similarities(seen["zero_shot"], seen["in_context"], seen[key], cell, rows)
+            for metric in LIKENESS:
+                likeness[key][metric][indices] = values[metric].double().cpu().numpy()
+    predicted = {key: values.argmax(-1) for key, values in seen_log_probabilities.items()}
+    before = (predicted["zero_shot"], predicted["in_context"])
+    return {
+        key: _accuracies(seen_log_probabilities[key], labels)
+        | {"jaccard": _jaccard(*before, predicted[key], labels)}
+        | {metric: _mean(values) for metric, values in likeness[key].items()}
+        for key in updates
+    }
+
+
+LIKENESS = ("sim_aou", "sim_am_direct", "sim_am_delta")
+
+
+def _accuracies(log_probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    right = log_probabilities.argmax(-1) == labels
+    return {
+        "n": len(labels),
+        "accuracy": {"value": float(right.mean()), "interval": statistics.over_examples(np.mean, right)},
+        "label_log_probability": float(log_probabilities[np.arange(len(labels)), labels].mean()),
+    }
+
+
+def _jaccard(*columns: np.ndarray) -> dict[str, Any]:
+    return {"value": metrics.jaccard(*columns), "interval": statistics.over_examples(metrics.jaccard, *columns)}
+
+
+def _mean(values: np.ndarray) -> dict[str, Any]:
+    found = statistics.layer_means(values)
+    return {"value": found["mean"], "interval": found["interval"]}
+
+
+def _content(kind: str, cell: Cell, points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "model": cell.parameters.model,
+        "task": cell.parameters.task,
+        "engine": parameters.engine_hash(),
+        "parameters": cell.parameters.model_dump(exclude={"data_folder", "data_file"}),
+        "data_checksum": cell.data_checksum,
+        "n_demonstrations": len(cell.demonstrations),
+        "points": list(points),
+    }
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a sweep's summary; the file appears complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(records.plain(content), indent=1, allow_nan=False) + "\n")
+    partial.replace(path)
+
+
+def _is_current(path: Path) -> bool:
+    return json.loads(path.read_text())["engine"] == parameters.engine_hash()
+
+
+# ------------------------------------------------------------------------------------------------------------ command
+def estimate(waiting: Sequence[tuple[Job, float]], rate: float) -> Iterator[str]:
+    """Operations and time of what is to be computed, by model and stage."""
+    yield f"{'model and stage':<44}{'jobs':>6}{'TFLOP':>9}{'time':>10}"
+    for key in dict.fromkeys((job.model, job.stage) for job, _ in waiting):
+        flops = [one for job, one in waiting if (job.model, job.stage) == key]
+        yield f"{' '.join(key):<44}{len(flops):>6}{sum(flops) / 1e12:>9.0f}{duration(sum(flops) / rate):>10}"
+    whole = sum(one for _, one in waiting)
+    yield f"{'all':<44}{len(waiting):>6}{whole / 1e12:>9.0f}{duration(whole / rate):>10}"
+
+
+def run(waiting: Sequence[tuple[Job, float]], say: Callable[[str], None]) -> None:
+    """Compute one job after the other and say how long the rest will take."""
+    remaining, done, spent = sum(flops for _, flops in waiting), 0.0, 0.0
+    for job, flops in waiting:
+        start = time.perf_counter()
+        message = job.run()
+        seconds = time.perf_counter() - start
+        remaining, done, spent = remaining - flops, done + flops, spent + seconds
+        say(f"{job.label:<44} {duration(seconds)}, {message}; about {duration(remaining * spent / done)} left")
+
+
+@click.command()
+@click.option("--model", "models", multiple=True, default=MODELS, show_default=True)
+@click.option("--stage", "stages", multiple=True, type=click.Choice(STAGES), default=STAGES, show_default=True)
+@click.option("--task", "tasks", multiple=True, type=click.Choice(list(SEEDS)), default=tuple(SEEDS))
+@click.option(
+    "--rate", type=float, help="TFLOP/s that the device sustains, for the estimate [half of a product's, now]"
+)
+@click.option("--cost-only", is_flag=True, help="print what the run would cost, and stop")
+def command(
+    models: tuple[str, ...], stages: tuple[str, ...], tasks: tuple[str, ...], rate: float | None, cost_only: bool
+) -> None:
+    """Run what is not yet recorded of the grid, into `results/`; $ICLGD_DATA names the folder of the six tasks."""
+    os.environ["ICLGD_RECORDS"] = str(parameters.resolve_path(RECORDS))
+    everything = jobs(models, stages, tasks)
+    waiting = [(job, job.flops()) for job in everything if not job.is_done()]
+    rate = rate * 1e12 if rate else device_rate("auto", "float32") / 2
+    print(f"{len(everything) - len(waiting)} of {len(everything)} jobs are stored.")
+    print("\n".join(estimate(waiting, rate)), flush=True)
+    if not cost_only:
+        run(waiting, lambda line: print(line, flush=True))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0, 2 for bad input (one line), 130 for an interrupt."""
+    try:
+        command.main(arguments, prog_name="python -m iclgd_helpers.grid", standalone_mode=False)
+        return 0
+    except (InputError, click.UsageError) as error:
+        message = error.format_message() if isinstance(error, click.UsageError) else str(error)
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        print("interrupted; start it again to go on from what is stored", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
