@@ -62,14 +62,19 @@ def in_grid(record: Record, **variant: Any) -> bool:
 
 
 def grid(folder: str | Path = "results/records", **variant: Any) -> list[Record]:
+    """The records of the grid below `folder`: see `select`."""
+    return select(records.load_all(folder), **variant)
+
+
+def select(loaded: Iterable[Record], **variant: Any) -> list[Record]:
     """
-    The records of the grid, one for each (model, task, seed), whatever the model.
+    Of some records those of the grid, one for each (model, task, seed), whatever the model.
 
     Of several records of a cell the present helpers' comes first, then the one with more rows. `variant` asks for
     cells that were run with other parameters than the protocol's (`n_demonstrations=16`, …).
     """
     chosen: dict[tuple[str, str, int], Record] = {}
-    for record in (r for r in records.load_all(folder) if in_grid(r, **variant)):
+    for record in (r for r in loaded if in_grid(r, **variant)):
         other = chosen.setdefault(cell(record), record)
         if _rank(record) > _rank(other):
             chosen[cell(record)] = record

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from iclgd_helpers import metrics, parameters, records, reproduction, statistics
+from iclgd_helpers import grid, metrics, parameters, records, reproduction, statistics
 from iclgd_helpers.experiment import arm_summary
 from iclgd_helpers.parameters import repository_root
 from iclgd_helpers.records import Record
@@ -116,7 +116,8 @@ def edited(record: Record, columns: dict[str, str] | None = None, **json_changes
 
 def a_sweep(values: dict[Any, tuple[float, float, float]], points: list[dict[str, Any]]) -> dict[str, Any]:
     made = [
-        point
+        {"clip_value": None}
+        | point
         | {
             name: {"value": middle, "interval": [middle - 0.01, middle + 0.01]}
             for name, middle in zip(("sim_aou", "sim_am_direct", "accuracy"), values[key], strict=True)
@@ -124,14 +125,14 @@ def a_sweep(values: dict[Any, tuple[float, float, float]], points: list[dict[str
         | {"n": N}
         for key, point in zip(values, points, strict=True)
     ]
-    return {"model": MODEL, "points": made}
+    return {"model": MODEL, "points": made, "n_demonstrations": 16}
 
 
 # ------------------------------------------------------------------------------------------------------------- page
 @pytest.fixture
 def page(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Names after the page's cells up to the verdicts were executed on an empty grid, in which every gate is open."""
-    monkeypatch.setattr(reproduction, "grid", lambda **_variant: [])
+    monkeypatch.setattr(records, "load_all", lambda _folder: [])
     monkeypatch.setattr(reproduction, "sweeps", lambda _kind: {})
     monkeypatch.setattr(reproduction, "share", lambda _name, _content: None)
     monkeypatch.setattr(reproduction, "download", lambda frame, _name: type("Link", (), {"data": str(len(frame))}))
@@ -237,8 +238,8 @@ def test_seeds_that_agree_turn_the_verdict_round(page: dict[str, Any]) -> None:
 
 
 CLIPPED = [
-    {"method": "standard", "clip": None},
-    {"method": "joint", "clip": None},
+    {"method": "standard", "clip": "none"},
+    {"method": "joint", "clip": "none"},
     {"method": "joint", "clip": "global", "clip_value": 1.0},
     {"method": "joint", "clip": "global", "clip_value": 9.0},
     {"method": "joint", "clip": "elementwise", "clip_value": 9.0},
@@ -263,12 +264,21 @@ def test_clipping(page: dict[str, Any], values: dict[int, tuple[float, float, fl
 
 
 def test_orders(page: dict[str, Any]) -> None:
-    points = [{"method": method, "order": i} for i in range(3) for method in ("in_context", "standard")]
-    apart = dict(enumerate([(0, 0, 0.5), (0, 0, 0.5), (0, 0, 0.6), (0, 0, 0.5), (0, 0, 0.9), (0, 0, 0.5)]))
-    alike = {key: (0, 0, 0.5 if key % 2 == 0 else 0.1 * key) for key in apart}
-    for values, verdict in ((apart, "reproduced"), (alike, "inconclusive")):
-        page["orders"].update({(MODEL, task): a_sweep(values, points) for task in ("subj", "sst2")})
+    def other_orders(in_context: np.ndarray) -> list[Record]:
+        arms = answers() | {"in_context": in_context}
+        return [made_up(MODEL, task, arms=arms, order=order) for task in ("sst2", "subj") for order in (1, 2)]
+
+    assert verdicts(page, a_grid(), "R21") == ["inconclusive"]
+    for name, verdict in (("zero_shot", "reproduced"), ("in_context", "not reproduced")):
+        page["reordered"][:] = other_orders(answers()[name])
         assert verdicts(page, a_grid(), "R21") == [verdict]
+
+
+def test_draws_are_compared_on_the_same_questions_or_not_at_all(page: dict[str, Any]) -> None:
+    one, other = a_grid()[:2]
+    assert not np.isnan(page["draws_differ"]([one, other])[0])
+    moved = dataclasses.replace(other, examples=other.examples.assign(row=other.examples["row"] + 1))
+    assert np.isnan(page["draws_differ"]([one, moved])[0]) and np.isnan(page["draws_differ"]([one])[0])
 
 
 # --------------------------------------------------------------------------------------------------------- few cells
@@ -340,12 +350,12 @@ def test_the_same_record_with_trained_weights_would_be_judged(page: dict[str, An
         assert page["judge_all"](other)[0].empty
 
 
-def _grid(folder: Path, **variant: Any) -> list[Record]:
-    """The helper itself, which the page's fixture replaces."""
-    return GRID(folder, **variant)
+def _grid(folder: Path) -> list[Record]:
+    """The helper with `records.load_all`, which the page's fixture replaces."""
+    return reproduction.select(LOAD_ALL(folder))
 
 
-GRID = reproduction.grid
+LOAD_ALL = records.load_all
 
 
 # --------------------------------------------------------------------------------------------------------- selection
@@ -354,7 +364,7 @@ GRID = reproduction.grid
     [
         {"seed": 9}, {"n_demonstrations": 16}, {"separator": "newline"}, {"loss": "label"}, {"balanced": True},
         {"clip": "global", "clip_value": 1.0}, {"equal_demonstrations": False}, {"learning_rate": 0.1},
-        {"token_read": "prompt"}, {"max_context": 512},
+        {"token_read": "prompt"}, {"max_context": 512}, {"order": 1},
     ],
 )  # fmt: skip
 def test_only_the_protocols_settings_are_in_the_grid(given: dict[str, Any]) -> None:
@@ -366,6 +376,11 @@ def test_only_the_protocols_settings_are_in_the_grid(given: dict[str, Any]) -> N
 def test_parameters_that_came_later_have_their_defaults_in_older_records() -> None:
     older = {name: value for name, value in made_up().json["parameters"].items() if name != "equal_demonstrations"}
     assert reproduction.in_grid(edited(made_up(), parameters=older))
+
+
+def test_models_and_seeds_are_those_that_are_run() -> None:
+    assert reproduction.SEEDS == grid.SEEDS and reproduction.MODELS == grid.MODELS
+    assert all(parameters.resolve({"task": task}).seed == seeds[0] for task, seeds in grid.SEEDS.items())
 
 
 def test_variant() -> None:
