@@ -1,0 +1,325 @@
+"""
+Finetuning behind a fixed prompt: `python -m iclgd_helpers.fixed_prompt` computes what page 74 shows. It says what it
+costs, can be stopped at any moment, and skips what is recorded.
+
+What is run was written down here before any result of it was seen
+-------------------------------------------------------------------
+Arms: examples alone (`plain`); behind an instruction that names the classes and solves nothing (`instruction`); behind
+`N_DEMONSTRATIONS` solved examples, as many of each class (`demonstrations`); behind the same with permuted labels
+(`shuffled`). The prompt stands before every training example, and before every question of the evaluation.
+
+Training: one stochastic gradient step on K and V for each of `STEPS[-1]` training rows that follow the demonstrations
+in the protocol's order; the loss is the negative log-likelihood of the label token alone. Gradients reach the weights
+through the prompt's tokens too, so that a step processes prompt and example. Three seeds a task: they determine
+demonstrations and training rows.
+
+Evaluation: the first `N_ROWS` rows in the protocol's order, after each number of steps in `STEPS`.
+
+Rates: for each task with its first seed, one for each of `plain`, `instruction` and `demonstrations`; `shuffled` takes
+the one of `demonstrations`, so that the two differ in labels alone. Chosen is the rate, of `RATES`, with the highest
+mean log-probability of the right label on the `CHOICE_ROWS` training rows behind those trained on, after
+`CHOICE_STEPS` steps; ties go to the smaller rate.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from iclgd_helpers import cost, models, parameters, records, statistics
+from iclgd_helpers.errors import InputError
+from iclgd_helpers.finetune import Learner, Settings, finetune_together
+from iclgd_helpers.models import KVUpdate, LanguageModel
+from iclgd_helpers.observe import Arm, observe
+from iclgd_helpers.sequences import Layout, Query
+from iclgd_helpers.sweep import device_rate, duration
+from iclgd_helpers.tasks import Example, TaskData, load_task, select_demonstrations, shuffle_labels
+
+MODEL = "SmolLM2-135M-Instruct"
+SEEDS = {"sst2": (2, 3, 4), "subj": (4, 5, 6), "mr": (5, 6, 7)}
+ARMS = ("plain", "instruction", "demonstrations", "shuffled")
+N_DEMONSTRATIONS, N_ROWS, STEPS = 4, 48, (0, 4, 10, 20)
+RATES, CHOICE_STEPS, CHOICE_ROWS = (3e-4, 1e-3, 3e-3), 10, 16
+RECORDS = "results/prompts"
+
+
+@dataclass(frozen=True)
+class Material:
+    """What one seed determines: the prompt of each arm, rows to train on, rows to choose rates on."""
+
+    prompts: dict[str, tuple[int, ...]]
+    training: list[Example]
+    choice: list[Example]
+
+
+def prompts(layout: Layout, demonstrations: Sequence[Example], seed: int) -> dict[str, tuple[int, ...]]:
+    """The tokens before every example, by arm; BOS alone for `plain`."""
+    instruction = f"Answer with one of these words: {', '.join(layout.task.verbalizers)}."
+    words = layout.tokenizer(instruction, add_special_tokens=False)["input_ids"]
+    bare = layout.prefix()
+    return {
+        "plain": bare,
+        "instruction": (*bare, *words, *layout.separator),
+        "demonstrations": layout.prefix(demonstrations),
+        "shuffled": layout.prefix(shuffle_labels(demonstrations, seed)),
+    }
+
+
+def material(layout: Layout, train: Sequence[Example], seed: int) -> Material:
+    """
+    Demonstrations of each class alike, and the training rows that follow in the protocol's order.
+
+    Raises
+    ------
+    InputError
+        if the training split is too small.
+    """
+    demonstrations = select_demonstrations(train, N_DEMONSTRATIONS, seed, balanced=True)
+    shown = {example.row for example in demonstrations}
+    needed = STEPS[-1] + CHOICE_ROWS
+    rows = select_demonstrations(train, N_DEMONSTRATIONS + needed, seed, balanced=False)
+    rest = [example for example in rows if example.row not in shown][:needed]
+    return Material(prompts(layout, demonstrations, seed), rest[: STEPS[-1]], rest[STEPS[-1] :])
+
+
+def sequences(layout: Layout, prompt: Sequence[int], rows: Sequence[Example]) -> list[tuple[int, ...]]:
+    """What each step sees: the prompt (which begins with BOS), an example, its label."""
+    return [(*prompt, *layout.demonstration(row)) for row in rows]
+
+
+def train_on(
+    model: LanguageModel,
+    layout: Layout,
+    rows: Sequence[Example],
+    arms: Mapping[Any, tuple[Sequence[int], float, KVUpdate | None]],
+) -> dict[Any, KVUpdate]:
+    """
+    The weights of each arm (prompt, learning rate, weights to start from) after one step for each row.
+
+    Arms whose prompts are equally long run side by side.
+    """
+    updates = {}
+    by_length = sorted(arms, key=lambda arm: len(arms[arm][0]))
+    for _length, group in itertools.groupby(by_length, key=lambda arm: len(arms[arm][0])):
+        group = list(group)
+        learners = [
+            Learner(sequences(layout, prompt, rows), Settings(rate, loss="label"), start)
+            for prompt, rate, start in map(arms.__getitem__, group)
+        ]
+        tuned = finetune_together(model, learners, layout.labels, "standard")
+        updates |= {arm: one.update for arm, one in zip(group, tuned, strict=True)}
+    return updates
+
+
+def label_scores(
+    model: LanguageModel, layout: Layout, queries: Sequence[Query], arms: Mapping[Any, Arm]
+) -> dict[Any, np.ndarray]:
+    """Log-probability of each class's label for every arm, `[query, class]`, nats."""
+    scores = {arm: np.zeros((len(queries), len(layout.labels))) for arm in arms}
+    for indices, seen in observe(model, queries, arms, layout.labels):
+        for arm, observation in seen.items():
+            scores[arm][indices] = observation.label_log_probabilities.double().cpu().numpy()
+    return scores
+
+
+def curves(
+    model: LanguageModel,
+    layout: Layout,
+    prompts: Mapping[str, Sequence[int]],
+    training: Sequence[Example],
+    queries: Sequence[Query],
+    rates: Mapping[str, float],
+    steps: Sequence[int] = STEPS,
+    say: Callable[[str], object] = lambda line: None,
+) -> list[dict[str, Any]]:
+    """
+    Accuracy and operations of every arm after each number of `steps` (increasing, from 0).
+
+    Returns
+    -------
+    points: `arm`, `step`, `tflop` (of the steps so far, by `cost.standard_step`), `right` (one character a row),
+    `accuracy` (value, interval over rows), `label_log_probability` (mean, of the right label, nats).
+    """
+    shape = cost.Shape.of(model.model.config)
+    labels = np.array([query.label for query in queries])
+    updates: dict[str, KVUpdate | None] = dict.fromkeys(prompts)
+    points = []
+    for before, step in itertools.pairwise((0, *steps)):
+        if step > before:
+            arms = {arm: (prompts[arm], rates[arm], updates[arm]) for arm in prompts}
+            updates = train_on(model, layout, training[before:step], arms)
+        arms = {arm: Arm(tuple(prompts[arm]), updates[arm]) for arm in prompts}
+        for arm, scores in label_scores(model, layout, queries, arms).items():
+            seen = sequences(layout, prompts[arm], training[:step])
+            flops = sum(cost.standard_step(shape, len(tokens), 1).total for tokens in seen)
+            points.append({"arm": arm, "step": step, "tflop": flops / 1e12} | _summary(scores, labels))
+        say(f"step {step}: " + ", ".join(f"{p['arm']} {p['accuracy']['value']:.2f}" for p in points[-len(prompts) :]))
+    return points
+
+
+def _summary(scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    right = scores.argmax(-1) == labels
+    return {
+        "right": "".join("01"[int(one)] for one in right),
+        "accuracy": {"value": float(right.mean()), "interval": statistics.over_examples(np.mean, right)},
+        "label_log_probability": float(scores[np.arange(len(labels)), labels].mean()),
+    }
+
+
+def choose_rates(model: LanguageModel, layout: Layout, given: Material) -> dict[str, Any]:
+    """Each arm's rate by the rule of the module's text, and the points that it was chosen from."""
+    queries = [layout.query(example, "label") for example in given.choice]
+    labels = np.array([query.label for query in queries])
+    tried = {(arm, rate): (given.prompts[arm], rate, None) for arm in ARMS[:3] for rate in RATES}
+    updates = train_on(model, layout, given.training[:CHOICE_STEPS], tried)
+    arms = {key: Arm(tried[key][0], update) for key, update in updates.items()}
+    points = [
+        {"arm": arm, "learning_rate": rate, "n": len(labels)} | _summary(scores, labels)
+        for (arm, rate), scores in label_scores(model, layout, queries, arms).items()
+    ]
+    chosen = {arm: best_rate([point for point in points if point["arm"] == arm]) for arm in ARMS[:3]}
+    return {"points": points, "chosen": chosen | {"shuffled": chosen["demonstrations"]}}
+
+
+def best_rate(points: Sequence[Mapping[str, Any]]) -> float:
+    """The rate with the highest log-probability of the right label; the smaller one in a tie."""
+    defined = [point for point in points if np.isfinite(point["label_log_probability"])]
+    return max(defined, key=lambda point: (point["label_log_probability"], -point["learning_rate"]))["learning_rate"]
+
+
+# ------------------------------------------------------------------------------------------------------------- record
+def record_file(model: str, task: str) -> Path:
+    """`results/prompts/<model>-<task>.json`."""
+    return parameters.resolve_path(RECORDS) / f"{Path(model).name}-{task}.json"
+
+
+def sizes() -> dict[str, Any]:
+    """What a record has to agree with, to be current."""
+    names = "N_DEMONSTRATIONS N_ROWS STEPS RATES CHOICE_STEPS CHOICE_ROWS".split()
+    return records.plain({name.lower(): globals()[name] for name in names} | {"loss": "label", "separator": "eos"})
+
+
+def stored(model: str, task: str) -> dict[str, Any] | None:
+    """The record of a task, complete or not; None if there is none of this engine and these sizes."""
+    path = record_file(model, task)
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    current = content and (content["engine"], content["parameters"]) == (parameters.engine_hash(), sizes())
+    return content if current else None
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(records.plain(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+@cache
+def _task(task: str) -> TaskData:
+    folder = os.environ.get("ICLGD_DATA")
+    return load_task(task, "folder" if folder else "hub", Path(folder) if folder else None)
+
+
+def run_task(model: LanguageModel, task: str, say: Callable[[str], object]) -> None:
+    """Compute the task's rates and those seeds that are not stored; the file is rewritten after each."""
+    data, path = _task(task), record_file(model.name, task)
+    layout = Layout.make(model.tokenizer, data.task, "eos")
+    queries = [layout.query(example, "label") for example in data.evaluation[:N_ROWS]]
+    content = stored(model.name, task)
+    if content is None:
+        content = {"kind": "prompts", "model": model.name, "task": task, "engine": parameters.engine_hash()}
+        content |= {"parameters": sizes(), "data_checksum": data.checksum, "rows": [query.row for query in queries]}
+        content["rates"] = choose_rates(model, layout, material(layout, data.train, SEEDS[task][0]))
+        content["seeds"] = {}
+        _write(path, content)
+        say(f"{task}: chosen rates {content['rates']['chosen']}")
+    for seed in SEEDS[task]:
+        if str(seed) in content["seeds"]:
+            continue
+        start, given = time.perf_counter(), material(layout, data.train, seed)
+        points = curves(model, layout, given.prompts, given.training, queries, content["rates"]["chosen"],
+                        say=lambda line, seed=seed: say(f"{task}, seed {seed}, {line}"))  # fmt: skip
+        lengths = {arm: len(prompt) for arm, prompt in given.prompts.items()}
+        seconds = round(time.perf_counter() - start, 1)
+        content["seeds"][str(seed)] = {"prompt_tokens": lengths, "points": points, "seconds": seconds}
+        _write(path, content)
+
+
+def flops(model: str, task: str) -> float:
+    """Counted operations of everything that is not stored of a task."""
+    tokenizer, config = models.tokenizer_and_config(model)
+    data, shape = _task(task), cost.Shape.of(config)
+    layout = Layout.make(tokenizer, data.task, "eos")
+    content = stored(model, task)
+    queries = [layout.query(example, "label") for example in data.evaluation[:N_ROWS]]
+
+    def work(given: Material, arms: Sequence[str], n_steps: int, read: Sequence[Query], times: int) -> float:
+        total = 0.0
+        for prompt in map(given.prompts.__getitem__, arms):
+            tokens = sequences(layout, prompt, given.training[:n_steps])
+            total += sum(cost.standard_step(shape, len(one), 1).total for one in tokens)
+            total += times * sum(cost.forward(shape, len(q.tokens), len(prompt), 1).total for q in read)
+        return total
+
+    whole = 0.0
+    if content is None:
+        given = material(layout, data.train, SEEDS[task][0])
+        read = [layout.query(example, "label") for example in given.choice]
+        whole += len(RATES) * work(given, ARMS[:3], CHOICE_STEPS, read, 1)
+    waiting = [seed for seed in SEEDS[task] if content is None or str(seed) not in content["seeds"]]
+    return whole + sum(work(material(layout, data.train, s), ARMS, STEPS[-1], queries, len(STEPS)) for s in waiting)
+
+
+# ------------------------------------------------------------------------------------------------------------ command
+def estimate(model: str, tasks: Sequence[str], rate: float) -> Iterator[str]:
+    """Operations and time of what is to be computed, by task."""
+    found = {task: flops(model, task) for task in tasks}
+    for name, one in (found | {"all": sum(found.values())}).items():
+        yield f"{name:<12}{one / 1e12:>9.1f} TFLOP{duration(one / rate):>12}"
+
+
+@click.command()
+@click.option("--model", "model_name", default=MODEL, show_default=True)
+@click.option("--task", "tasks", multiple=True, type=click.Choice(list(SEEDS)), default=tuple(SEEDS))
+@click.option(
+    "--rate", type=float, help="TFLOP/s that the device sustains, for the estimate [half of a product's, now]"
+)
+@click.option("--cost-only", is_flag=True, help="print what the run would cost, and stop")
+def command(model_name: str, tasks: tuple[str, ...], rate: float | None, cost_only: bool) -> None:
+    """Run what is not yet recorded, into `results/prompts`; $ICLGD_DATA names the folder of the tasks."""
+    rate = rate * 1e12 if rate else device_rate("auto", "float32") / 2
+    print("\n".join(estimate(model_name, tasks, rate)), flush=True)
+    if cost_only:
+        return
+    model, start = models.load_model(model_name, "float32", "auto"), time.perf_counter()
+    for task in tasks:
+        run_task(model, task, lambda line: print(f"{duration(time.perf_counter() - start)}  {line}", flush=True))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0, 2 for bad input (one line), 130 for an interrupt."""
+    try:
+        command.main(arguments, prog_name="python -m iclgd_helpers.fixed_prompt", standalone_mode=False)
+        return 0
+    except (InputError, click.UsageError) as error:
+        message = error.format_message() if isinstance(error, click.UsageError) else str(error)
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        print("interrupted; start it again to go on from what is stored", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
