@@ -260,7 +260,7 @@ def test_clipping(page: dict[str, Any], values: dict[int, tuple[float, float, fl
     page["clips"].update(sweeps)
     assert verdicts(page, a_grid(), "R17") == [verdict]
     page["clips"].clear()
-    assert verdicts(page, a_grid(), "R17") == ["inconclusive"]
+    assert verdicts(page, a_grid(), "R17") == ["not run"]
 
 
 def test_orders(page: dict[str, Any]) -> None:
@@ -268,7 +268,7 @@ def test_orders(page: dict[str, Any]) -> None:
         arms = answers() | {"in_context": in_context}
         return [made_up(MODEL, task, arms=arms, order=order) for task in ("sst2", "subj") for order in (1, 2)]
 
-    assert verdicts(page, a_grid(), "R21") == ["inconclusive"]
+    assert verdicts(page, a_grid(), "R21") == ["not run"]
     for name, verdict in (("zero_shot", "reproduced"), ("in_context", "not reproduced")):
         page["reordered"][:] = other_orders(answers()[name])
         assert verdicts(page, a_grid(), "R21") == [verdict]
@@ -284,7 +284,7 @@ def test_draws_are_compared_on_the_same_questions_or_not_at_all(page: dict[str, 
 # --------------------------------------------------------------------------------------------------------- few cells
 def test_few_cells_decide_nothing(page: dict[str, Any]) -> None:
     def unsettled(found: Any) -> bool:
-        return set(page["judge_all"](list(found))[0]["verdict"]) == {"inconclusive"}
+        return set(page["judge_all"](list(found))[0]["verdict"]) == {"inconclusive", "not run"}
 
     assert unsettled(record for record in a_grid() if reproduction.cell(record)[1] in ("sst2", "cb"))
     firsts = [seeds[0] for seeds in reproduction.SEEDS.values()]
@@ -299,7 +299,7 @@ def test_closed_gate(page: dict[str, Any], monkeypatch: pytest.MonkeyPatch, gate
     monkeypatch.setattr(reproduction, "gate", lambda *_: gate)
     made, effects = page["judge_all"](list(a_grid()))
     gated = {claim.id for claim in page["CLAIMS"] if claim.gated}
-    assert set(made[made["id"].isin(gated)]["verdict"]) == {"inconclusive"}
+    assert set(made[made["id"].isin(gated)]["verdict"]) == {"inconclusive", "not run"}
     assert set(effects[effects["id"].isin(gated)]["status"]) == {state}
     assert "reproduced" in set(made[~made["id"].isin(gated)]["verdict"])
 
