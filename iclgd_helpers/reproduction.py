@@ -221,6 +221,7 @@ def gate(rates: Mapping[tuple[str, str], Mapping[str, Any]], model: str, task: s
 # ------------------------------------------------------------------------------------------------------------- pages
 def share(name: str, content: str) -> None:
     """Display HTML in a notebook, and let the book's other pages show it under that name (MyST-NB's `glue`)."""
+    content = content.replace('border="1" class="dataframe"', 'class="dataframe table"')  # the theme's look
     box = f'<div style="overflow-x:auto;max-width:100%">{content}</div>'
     data = {"text/html": box, "text/plain": f"<{name}>"}
     display(data, metadata={"scrapbook": {"name": name, "mime_prefix": ""}}, raw=True)
@@ -250,4 +251,4 @@ def download(frame: pd.DataFrame, name: str, folder: str | Path = TABLES) -> HTM
         part.replace(target)
     data = base64.b64encode(text.encode()).decode()
     link = f'<a download="{html.escape(name)}.csv" href="data:text/csv;base64,{data}">'
-    return HTML(f"{link}Download this table as CSV</a> ({len(frame)} rows)")
+    return HTML(f"{link}Download {html.escape(name)}.csv</a> ({len(frame)} rows)")
