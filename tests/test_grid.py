@@ -1,0 +1,466 @@
+"""The grid as a command: what it covers, that its sweeps are what its text says, that it can be stopped anywhere."""
+
+import copy
+import json
+import math
+import shutil
+import statistics as plain_statistics
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import float64
+import naive
+import numpy as np
+import pytest
+import torch
+
+from iclgd_helpers import downloads, experiment, grid, parameters, records, reproduction, statistics
+from iclgd_helpers.finetune import METHODS
+from iclgd_helpers.tasks import task_data
+
+FEW = 10
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals are tested elsewhere and take most of the time."""
+    monkeypatch.setattr(statistics, "RESAMPLES", FEW)
+
+
+# ---------------------------------------------------------------------------------------------- what it consists of
+def cells_of(jobs: list[grid.Job], stage: str) -> list[tuple[str, str, int]]:
+    return [(job.model, job.given["task"], job.given["seed"]) for job in jobs if job.stage == stage]
+
+
+def test_the_grid_is_six_tasks_three_seeds_two_models():
+    jobs = grid.jobs(grid.MODELS, grid.STAGES, tuple(grid.SEEDS))
+    expected = {(model, task, seed) for model in grid.MODELS for task, seeds in grid.SEEDS.items() for seed in seeds}
+    assert len(expected) == 36 and Counter(cells_of(jobs, "cells")) == Counter(expected)
+    firsts = {(model, task, seeds[0]) for model in grid.MODELS for task, seeds in grid.SEEDS.items()}
+    assert Counter(cells_of(jobs, "rates")) == Counter(firsts)
+    assert set(cells_of(jobs, "unequal")) == {key for key in firsts if key[1] in ("cb", "agnews")}
+
+
+def test_the_pages_read_the_grid_that_is_computed():
+    assert (grid.SEEDS, grid.MODELS) == (reproduction.SEEDS, reproduction.MODELS)
+    assert set(grid.SEEDS) == set(reproduction.TASKS)
+
+
+def test_orders_and_clips_are_of_the_first_model():
+    jobs = grid.jobs(grid.MODELS, grid.STAGES, tuple(grid.SEEDS))
+    orders = [job for job in jobs if job.stage == "orders"]
+    assert {job.model for job in orders} == {grid.MODELS[0]}
+    found = Counter((job.given["task"], job.given["seed"], job.changed.get("order", 0)) for job in orders)
+    first = {(task, grid.SEEDS[task][0], order) for task in ("sst2", "subj") for order in (1, 2, 3, 4)}
+    assert found == Counter(first | {(task, seed, 0) for task in ("sst2", "subj") for seed in (11, 12)})
+    assert {key[:2] for key in cells_of(jobs, "clips")} == {(grid.MODELS[0], task) for task in grid.CLIP_TASKS}
+
+
+def test_rates_come_before_the_cells_that_need_them():
+    jobs = grid.jobs(grid.MODELS, grid.STAGES, tuple(grid.SEEDS))
+    compared = set()
+    for job in jobs:
+        key = job.model, job.given["task"]
+        if job.stage == "rates":
+            compared.add(key)
+        assert job.stage == "clips" or key in compared
+
+
+def test_conditioning_is_measured_with_each_tasks_first_seed():
+    for job in grid.jobs(grid.MODELS[:1], ["cells"], tuple(grid.SEEDS)):
+        assert job.parameters.conditioning == (job.given["seed"] == grid.SEEDS[job.given["task"]][0])
+
+
+@pytest.mark.parametrize("task", grid.SEEDS)
+def test_cells_have_the_protocols_settings(task: str):
+    protocol = parameters.resolve({"preset": "quick", "task": task})
+    differs = {"seed", "max_examples", "max_compared", "model", "chosen_rates", "conditioning"}
+    for job in grid.jobs(grid.MODELS, ["cells"], [task]):
+        assert job.parameters.model_dump(exclude=differs) == protocol.model_dump(exclude=differs)
+        assert job.parameters.max_examples == grid.N_ROWS
+
+
+def test_less_can_be_asked_for():
+    jobs = grid.jobs(["somebody/else"], ["cells"], ["mr"])
+    assert cells_of(jobs, "cells") == [("somebody/else", "mr", seed) for seed in (5, 6, 7)] and len(jobs) == 3
+
+
+# ------------------------------------------------------------------------------------------------------- rule of choice
+def points(*log_probabilities: float, method: str = "joint") -> list[dict[str, Any]]:
+    """One point a rate, from the smallest rate."""
+    pairs = zip(grid.RATES, log_probabilities, strict=False)
+    return [{"method": method, "learning_rate": r, "label_log_probability": v} for r, v in pairs]
+
+
+@pytest.mark.parametrize(
+    ("values", "place"),
+    [
+        ((-3.0, -1.0, -2.0), 1),
+        ((-1.0, -1.0, -2.0), 0),
+        ((-2.0, -1.0, -1.0), 1),
+        ((-1.0, -1.0, -1.0), 0),
+        ((math.nan, -2.0, -1.0), 2),
+        ((-1.0, math.nan, -math.inf), 0),
+    ],
+)
+def test_the_best_rate_wins_and_ties_go_to_the_smaller(values: tuple[float, ...], place: int):
+    found = points(*values)
+    assert grid._best(found, "joint") == grid.RATES[place]
+    assert grid._best(found[::-1], "joint") == grid.RATES[place], "the order of the points decides nothing"
+
+
+def test_the_choice_follows_the_numbers_of_its_own_method():
+    """Negative control: the same numbers turned round choose another rate; another method's choose nothing."""
+    values = (-3.0, -2.0, -1.0)
+    assert grid._best(points(*values), "joint") != grid._best(points(*values[::-1]), "joint")
+    mixed = points(*values) + points(*values[::-1], method="standard")
+    assert (grid._best(mixed, "joint"), grid._best(mixed, "standard")) == (grid.RATES[2], grid.RATES[0])
+
+
+def test_accuracy_does_not_choose():
+    found = points(-3.0, -1.0)
+    found[0]["accuracy"], found[1]["accuracy"] = {"value": 1.0}, {"value": 0.0}
+    assert grid._best(found, "joint") == grid.RATES[1]
+
+
+# ------------------------------------------------------------------------------------- sweeps against the naive engine
+WHOLE = 8
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few rates, rows, bounds and demonstrations; the tasks' own number of them becomes 8."""
+    for name, value in {"RATES": (0.03, 0.3), "RATE_ROWS": 6, "GATE_ROWS": 9, "CLIP_FACTORS": (0.25, 1.0)}.items():
+        monkeypatch.setattr(grid, name, value)
+    monkeypatch.setattr(grid, "SWEEP_DEMONSTRATIONS", 4)
+    for task in grid.SEEDS:
+        monkeypatch.setitem(parameters._yaml("tasks")[task], "n_demonstrations", WHOLE)
+
+
+class Naive:
+    """What the naive engine finds on given rows, arm by arm."""
+
+    def __init__(self, cell: experiment.Cell, examples: list) -> None:
+        self.cell, self.examples, self.task = cell, examples, cell.layout.task
+        self.labels = [naive.encode(cell.model.tokenizer, " " + word)[0] for word in self.task.verbalizers]
+        self.bare = naive.context(cell.model.tokenizer, self.task, [], "eos")
+        self.plain = naive.stock(cell.model)
+        shown = naive.context(cell.model.tokenizer, self.task, cell.demonstrations, "eos")
+        self.zero_shot, self.in_context = self.observe(self.plain), self.observe(self.plain, shown)
+
+    def observe(self, model: torch.nn.Module, before: list[int] | None = None, examples: list | None = None) -> list:
+        prompts = [naive.encode(self.cell.model.tokenizer, e.prompt) for e in examples or self.examples]
+        return [naive.observe(model, before or self.bare, prompt, self.labels) for prompt in prompts]
+
+    def finetuned(self, method: str, rate: float, **options: Any) -> tuple[list, list]:
+        """Observations after finetuning on the demonstrations, and the gradient norms `[step][layer]`."""
+        encode, model = self.cell.model.tokenizer, naive.stock(self.cell.model)
+        sequences = [naive.context(encode, self.task, [e], "eos")[:-1] for e in self.cell.demonstrations]
+        _losses, norms = naive.finetune(model, sequences, self.labels, method, rate, **options)
+        return self.observe(model), norms
+
+    def summary(self, tuned: list) -> dict[str, Any]:
+        """The numbers of a sweep's point."""
+        labels = [example.label for example in self.examples]
+        logs = [one["label_log_probabilities"] for one in tuned]
+        arms = [[int(o["label_log_probabilities"].argmax()) for o in arm] for arm in self.triple(tuned)]
+        delta = self.layerwise(naive.sim_am_delta, self.triple(tuned), "attention_scores")
+        for of_example in delta:
+            of_example[0] = math.nan  # rotary positions: undefined in the first layer
+        direct = self.layerwise(naive.sim_am, (self.in_context, tuned), "attention_scores")
+        return {
+            "n": len(labels),
+            "accuracy": sum(p == y for p, y in zip(arms[2], labels, strict=True)) / len(labels),
+            "label_log_probability": sum(float(v[y]) for v, y in zip(logs, labels, strict=True)) / len(labels),
+            "jaccard": naive.jaccard(*arms, labels),
+            "sim_aou": over(self.layerwise(naive.sim_aou, self.triple(tuned), "attention_output")),
+            "sim_am_direct": over(direct),
+            "sim_am_delta": over(delta),
+        }
+
+    def triple(self, tuned: list) -> tuple[list, list, list]:
+        return self.zero_shot, self.in_context, tuned
+
+    @staticmethod
+    def layerwise(metric: Any, arms: tuple, tensor: str) -> list[list[float]]:
+        layers = range(len(arms[0][0][tensor]))
+        return [[metric(*(arm[tensor][i] for arm in one)) for i in layers] for one in zip(*arms, strict=True)]
+
+
+def over(values: list[list[float]]) -> float:
+    """Mean over examples, then over layers."""
+    return naive.mean([naive.mean(list(column)) for column in zip(*values, strict=True)])
+
+
+def assert_same_point(point: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert point["n"] == expected["n"]
+    for name, value in expected.items():
+        found = point[name]["value"] if isinstance(point[name], dict) else point[name]
+        assert found == pytest.approx(value, abs=1e-8, nan_ok=True), name
+
+
+def tiny_cell(task: str = "subj", **given: Any) -> experiment.Cell:
+    given = {"preset": "smoke", "task": task, "dtype": "float64", "n_demonstrations": 3, "max_examples": 5} | given
+    return experiment.prepare(parameters.resolve({**given, "controls": False, "conditioning": False}))
+
+
+def test_a_point_of_the_rates_equals_an_independent_computation(small: None):
+    with float64.uncast():
+        cell = tiny_cell()
+        found = grid.compare_rates(cell)
+        train, whole = task_data(cell.parameters).train, WHOLE
+        order = np.random.default_rng(cell.parameters.seed).permutation(len(train))
+        assert found["rows"] == [train[i].row for i in order[whole : whole + 6]]
+        assert {train[i].row for i in order[:3]} == {example.row for example in cell.demonstrations}
+        other = Naive(cell, [train[i] for i in order[whole : whole + 6]])
+        for method in METHODS:
+            (point,) = (p for p in found["points"] if p["method"] == method and p["learning_rate"] == 0.3)
+            assert_same_point(point, other.summary(other.finetuned(method, 0.3)[0]))
+    assert {(p["method"], p["learning_rate"]) for p in found["points"]} == {(m, r) for m in METHODS for r in grid.RATES}
+    assert found["chosen"] == {method: grid._best(found["points"], method) for method in METHODS}
+
+
+def test_the_gate_equals_an_independent_computation(small: None):
+    """In-context learning with all demonstrations of the seed, on training rows that follow them."""
+    with float64.uncast():
+        cell = tiny_cell("agnews", seed=3)
+        gate = grid.compare_rates(cell)["gate"]
+        train = task_data(cell.parameters).train
+        order = np.random.default_rng(3).permutation(len(train))
+        other = Naive(cell, [train[i] for i in order[WHOLE : WHOLE + 9]])
+        shown = naive.context(cell.model.tokenizer, other.task, [train[i] for i in order[:WHOLE]], "eos")
+        assert len(shown) < 2048, "otherwise fewer are shown"
+        seen = {"zero_shot": other.zero_shot, "in_context": other.observe(other.plain, shown)}
+    labels = [example.label for example in other.examples]
+    right = {
+        arm: np.mean([int(o["label_log_probabilities"].argmax()) == y for o, y in zip(of_arm, labels, strict=True)])
+        for arm, of_arm in seen.items()
+    }
+    assert gate["accuracy"] == pytest.approx(right)
+    difference = gate["in_context_minus_zero_shot"]
+    assert difference["n"] == 9 and difference["value"] == pytest.approx(right["in_context"] - right["zero_shot"])
+    assert difference["interval"][0] <= difference["value"] <= difference["interval"][1]
+
+
+def test_points_of_the_clips_equal_an_independent_computation(small: None):
+    with float64.uncast():
+        cell = tiny_cell(learning_rate=0.3)
+        found = grid.compare_clips(cell)
+        evaluation = task_data(cell.parameters).evaluation
+        other = Naive(cell, evaluation[:5])
+        unclipped, norms = other.finetuned("joint", 0.3)
+        by = {(p["method"], p["clip"], p.get("factor")): p for p in found["points"]}
+        assert len(by) == len(found["points"]) == 3 * 2 + 2
+        assert_same_point(by["joint", "none", None], other.summary(unclipped))
+        assert_same_point(by["standard", "none", None], other.summary(other.finetuned("standard", 0.3)[0]))
+        size = sum(p.numel() for _name, p in naive.key_values(other.plain, 0))
+        median = plain_statistics.median_low
+        of_layer = median([norm for step in norms for norm in step])
+        typical = {"per_layer": of_layer, "elementwise": of_layer / math.sqrt(size)}
+        typical["global"] = median([math.sqrt(sum(norm**2 for norm in step)) for step in norms])
+        assert found["typical_norms"] == pytest.approx(typical)
+        for kind in grid.CLIP_KINDS:
+            point = by["joint", kind, 0.25]
+            assert point["clip_value"] == pytest.approx(typical[kind] / 4)
+            clipped = other.finetuned("joint", 0.3, clip=kind, clip_value=typical[kind] / 4)[0]
+            assert_same_point(point, other.summary(clipped))
+            assert point["label_log_probability"] != by["joint", "none", None]["label_log_probability"]
+    assert found["rows"] == [example.row for example in evaluation[:5]]
+
+
+# ------------------------------------------------------------------------------------------------------ the command
+ARGUMENTS = ["--model", "tiny-llama", "--task", "subj", "--stage", "rates", "--stage", "cells", "--rate", "1"]
+
+
+@pytest.fixture
+def results(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder of results; few rows, and generated text in place of the task's."""
+    monkeypatch.setattr(grid, "N_ROWS", 4)
+    monkeypatch.setattr(grid, "RECORDS", str(tmp_path / "records"))
+    monkeypatch.setattr(grid, "SWEEPS", str(tmp_path / "sweeps"))
+    monkeypatch.setattr(parameters, "_default_source", lambda *_arguments: "generated")
+    monkeypatch.setenv("ICLGD_RECORDS", str(tmp_path / "records"))  # the command sets it; put back afterwards
+    grid._plan_of_first_seed.cache_clear()
+    return tmp_path
+
+
+def stored(results: Path) -> dict[str, dict[str, Any]]:
+    """The records by identity, without what two runs may differ in."""
+    found = copy.deepcopy({record.json["id"]: record.json for record in records.load_all(results / "records")})
+    for record in found.values():
+        for name in records.VOLATILE:
+            del record[name]
+    return found
+
+
+def test_stop_resume_skip_and_make_again(results: Path, capsys, monkeypatch):
+    """One run that is stopped in the middle, its continuation, a third that has nothing to do, and a lost record."""
+    compute, n_computed = experiment.run_cell, []
+
+    def stopped(given: parameters.ExperimentParameters) -> records.Record:
+        if len(n_computed) == 2:
+            raise KeyboardInterrupt
+        n_computed.append(given.seed)
+        return compute(given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(experiment, "run_cell", stopped)
+        assert grid.main(ARGUMENTS) == 130
+    said = capsys.readouterr()
+    assert "0 of 4 jobs are stored" in said.out and "start it again to go on" in said.err
+    before = stored(results)
+    assert sorted(record["parameters"]["seed"] for record in before.values()) == [4, 5]
+
+    assert grid.main(ARGUMENTS) == 0
+    said = capsys.readouterr().out
+    assert "3 of 4 jobs are stored" in said and "cells: tiny-llama/subj/6" in said and "subj/5 " not in said
+    complete = stored(results)
+    assert len(complete) == 3 and all(complete[name] == record for name, record in before.items())
+    sweep = json.loads((results / "sweeps" / "rates-tiny-llama-subj.json").read_text())
+    for record in complete.values():
+        assert record["parameters"]["chosen_rates"] == sweep["chosen"]
+        for method in METHODS:
+            assert record["finetuning"][f"{method}_chosen"]["learning_rate"] == sweep["chosen"][method]
+            assert ("conditioning" in record["finetuning"][method]) == (record["parameters"]["seed"] == 4)
+
+    times = {path: path.stat().st_mtime_ns for path in results.rglob("*") if path.is_file()}
+    assert grid.main(ARGUMENTS) == 0
+    assert "4 of 4 jobs are stored" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in results.rglob("*") if path.is_file()} == times
+
+    lost = sorted(complete)[0]
+    shutil.rmtree(results / "records" / lost)
+    (results / "sweeps" / "rates-tiny-llama-subj.json").rename(results / "sweeps" / "kept")
+    assert grid.main(ARGUMENTS) == 0
+    assert stored(results) == complete, "the examples' checksum is part of what is compared"
+    again = json.loads((results / "sweeps" / "rates-tiny-llama-subj.json").read_text())
+    assert again == json.loads((results / "sweeps" / "kept").read_text())
+
+
+def test_a_sweep_of_other_helpers_is_made_again(results: Path, monkeypatch):
+    (job,) = grid.jobs(["tiny-llama"], ["rates"], ["subj"])
+    grid._write(job.sweep_file, {"engine": parameters.engine_hash()})
+    assert job.is_done()
+    grid._write(job.sweep_file, {"engine": "0" * 16})
+    assert not job.is_done()
+
+
+def test_a_cell_is_not_done_before_its_rates_are_chosen(results: Path):
+    (job, *_others) = grid.jobs(["tiny-llama"], ["cells"], ["subj"])
+    assert job.parameters.chosen_rates is None and not job.is_done()
+
+
+def test_cost_only_computes_nothing(results: Path, capsys, monkeypatch):
+    def never(*_arguments: object) -> None:
+        raise AssertionError("something was computed")
+
+    monkeypatch.setattr(grid.Job, "run", never)
+    for name in ("prepare", "run_cell", "compute"):
+        monkeypatch.setattr(experiment, name, never)
+    everything = [a for stage in grid.STAGES for a in ("--stage", stage)]
+    assert grid.main(["--model", "tiny-llama", "--task", "cb", "--cost-only", "--rate", "1", *everything]) == 0
+    said = capsys.readouterr().out
+    assert "0 of 5 jobs are stored" in said and "TFLOP" in said and "tiny-llama unequal" in said
+    assert not list(results.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (["--task", "snippets"], "'snippets' is not one of"),
+        (["--stage", "nonsense"], "'nonsense' is not one of"),
+        (["--rate", "fast"], "'fast' is not a valid float"),
+        (["--seed", "3"], "--seed"),
+        (["--model", "no/such-model", "--task", "cb"], "cannot load model 'no/such-model'"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(results: Path, arguments: list[str], fault: str, capsys, monkeypatch):
+    monkeypatch.setattr(downloads, "hub_is_reachable", lambda: False)
+    monkeypatch.setattr("iclgd_helpers.models.downloads.hub_is_reachable", lambda: False)
+    assert grid.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert fault in said and said.startswith("error: ") and said.count("\n") == 1
+
+
+def test_missing_data_is_one_line_and_status_2(results: Path, capsys, monkeypatch):
+    monkeypatch.setattr(parameters, "_default_source", lambda *_arguments: "folder")
+    monkeypatch.setenv("ICLGD_DATA", str(results))
+    assert grid.main(["--model", "tiny-llama", "--task", "mr"]) == 2
+    said = capsys.readouterr().err
+    assert "no folder 'mr' in the data folder" in said and said.count("\n") == 1
+
+
+# ------------------------------------------------------------------------- chosen rates, order, conditioning in a cell
+def record_of(**given: Any) -> records.Record:
+    fixed = {"preset": "smoke", "task": "sst5", "dtype": "float64", "n_demonstrations": 4, "max_examples": 6}
+    fixed |= {"learning_rate": 0.3, "controls": False}
+    with float64.uncast():
+        return experiment.compute(experiment.prepare(parameters.resolve(fixed | given)), progress=False)
+
+
+def log_probabilities(record: records.Record, arm: str) -> np.ndarray:
+    return np.stack(record.examples[f"log_probability/{arm}"])
+
+
+def same(one: Any, other: Any) -> bool:
+    """Equal in form, and numbers to rounding."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == (pytest.approx(other, rel=1e-7, abs=1e-9) if isinstance(other, float) else other)
+
+
+@pytest.fixture(scope="module")
+def reference() -> Iterator[records.Record]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "RESAMPLES", FEW)
+        yield record_of()
+
+
+def test_a_chosen_rate_equal_to_the_given_one_changes_nothing(reference: records.Record):
+    found = record_of(chosen_rates=dict.fromkeys(METHODS, 0.3)).json
+    for method in METHODS:
+        assert same(found["arms"][f"{method}_chosen"], found["arms"][method])
+        assert same(found["comparisons"][f"{method}_chosen"], found["comparisons"][method])
+        tuned = dict(found["finetuning"][method])
+        del tuned["conditioning"]
+        assert same(found["finetuning"][f"{method}_chosen"], tuned)
+    assert same({arm: found["arms"][arm] for arm in reference.json["arms"]}, reference.json["arms"])
+
+
+def test_another_chosen_rate_is_another_arm_and_only_that(reference: records.Record):
+    found = record_of(chosen_rates={"joint": 0.1})
+    added = set(found.json["arms"]) - set(reference.json["arms"])
+    assert added == {"joint_chosen"} == set(found.json["comparisons"]) - set(reference.json["comparisons"])
+    assert found.json["finetuning"]["joint_chosen"]["learning_rate"] == 0.1
+    assert not np.allclose(log_probabilities(found, "joint_chosen"), log_probabilities(found, "joint"))
+    direct = record_of(learning_rate=0.1)
+    assert same(found.json["arms"]["joint_chosen"], direct.json["arms"]["joint"])
+
+
+def test_another_order_changes_in_context_learning_and_not_zero_shot(reference: records.Record):
+    found = record_of(order=2)  # of four demonstrations, order 1 happens to be that drawn
+    assert same(found.json["arms"]["zero_shot"], reference.json["arms"]["zero_shot"])
+    assert not np.allclose(log_probabilities(found, "in_context"), log_probabilities(reference, "in_context"))
+    plans = [experiment.plan(parameters.resolve({"preset": "smoke", "task": "sst5", "order": i})) for i in (0, 1, 2)]
+    drawn = [[example.row for example in plan.demonstrations] for plan in plans]
+    assert sorted(drawn[0]) == sorted(drawn[1]) == sorted(drawn[2])
+    assert len({tuple(rows) for rows in drawn}) == 3
+    assert len({plan.identity for plan in plans}) == 3
+
+
+def test_without_conditioning_nothing_else_changes(reference: records.Record):
+    found = record_of(conditioning=False)
+    expected = copy.deepcopy(reference.json)
+    for method in METHODS:
+        assert isinstance(expected["finetuning"][method].pop("conditioning"), float)
+    for record in (expected, kept := dict(found.json)):
+        for name in ("id", "parameters", *records.VOLATILE):
+            record.pop(name)
+    assert same(kept, expected)
+    for column in reference.examples:
+        ours, theirs = (np.stack(r.examples[column]).astype(float) for r in (found, reference))
+        np.testing.assert_allclose(ours, theirs, atol=1e-3 if "sim" in column else 1e-6)
