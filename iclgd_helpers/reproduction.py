@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -28,7 +29,6 @@ FREE = set("preset model task seed data_source data_folder max_examples max_comp
 )
 LONG = ("model", "task", "seed", "value", "low", "high", "n", "id")
 CELL = ("model", "task", "seed")
-TABLES = "results/tables"
 
 # What is read from a record: (value, low, high, n), the interval being over examples.
 Quantity = Callable[[Record], tuple[float | None, float | None, float | None, int]]
@@ -237,15 +237,17 @@ def share_figure(name: str, figure: Figure, alt: str) -> None:
     display({prefix + "text/html": picture}, metadata={"scrapbook": {"name": name, "mime_prefix": prefix}}, raw=True)
 
 
-def download(frame: pd.DataFrame, name: str, folder: str | Path = TABLES) -> HTML:
+def download(frame: pd.DataFrame, name: str, folder: str | Path | None = None) -> HTML:
     """
     A link that saves `frame` as `<name>.csv`; it holds the data itself, so that it works offline and in Colab.
 
-    Where `folder` exists (in a checkout), the file is written there too, if it differs.
+    The file is written to `folder` too, else to $ICLGD_TABLES, which is set only where pages are stored (so that a
+    run with other parameters leaves the stored tables alone); to neither where it does not exist.
     """
+    folder = folder or os.environ.get("ICLGD_TABLES")
     text = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-    target = resolve_path(folder) / f"{name}.csv"
-    if target.parent.is_dir() and not (target.is_file() and target.read_text(encoding="utf-8") == text):
+    target = resolve_path(folder or "absent") / f"{name}.csv"
+    if folder and target.parent.is_dir() and not (target.is_file() and target.read_text(encoding="utf-8") == text):
         part = target.with_suffix(".part")
         part.write_text(text, encoding="utf-8")
         part.replace(target)

@@ -464,10 +464,19 @@ def test_sweeps_are_found_by_kind(tmp_path: Path) -> None:
     assert reproduction.sweeps("rates", tmp_path / "absent") == {}
 
 
-def test_download_holds_the_table_and_is_written_where_the_folder_exists(tmp_path: Path) -> None:
+def test_download_holds_the_table_and_is_written_where_tables_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     frame = pd.DataFrame({"a": [0.1234567, np.nan], "b": ["x, y", "“z”"]})
     link = reproduction.download(frame, "some", tmp_path / "absent").data
     text = base64.b64decode(re.search(r"base64,([^\"]+)", link)[1]).decode()
     assert text == 'a,b\n0.123457,"x, y"\n,“z”\n' and 'download="some.csv"' in link
     reproduction.download(frame, "some", tmp_path)
     assert (tmp_path / "some.csv").read_text() == text and not (tmp_path / "absent").exists()
+    monkeypatch.delenv("ICLGD_TABLES", raising=False)
+    monkeypatch.chdir(tmp_path)
+    reproduction.download(frame, "other")
+    assert not list(tmp_path.rglob("other.csv"))
+    monkeypatch.setenv("ICLGD_TABLES", str(tmp_path))
+    reproduction.download(frame, "other")
+    assert (tmp_path / "other.csv").read_text() == text
