@@ -6,6 +6,7 @@ import naive
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import Material
 
 from iclgd_helpers import attention, experiment, finetune, models, parameters, statistics, tasks
@@ -322,6 +323,22 @@ def test_learners_together_equal_each_alone(double: Material, method: str, limit
             double.close(value, expected)
     first = together[0].update.values
     assert all(not all(map(torch.equal, first, other.update.values)) for other in together[1:])  # negative control
+
+
+@pytest.mark.parametrize("at_once", [1, 40, 10_000])
+def test_the_vocabulary_loss_in_parts(at_once: int, monkeypatch):
+    """Loss and gradient are those of a softmax over the whole vocabulary, whatever the parts, however large a logit."""
+    monkeypatch.setattr(finetune, "LOGITS_AT_ONCE", at_once)
+    generator = torch.Generator().manual_seed(0)
+    states, weight = (torch.randn(n, 7, generator=generator, dtype=torch.float64) * 20 for n in (5, 33))
+    targets = torch.randint(33, (5,), generator=generator)
+    losses, gradients = [], []
+    for loss in (finetune._VocabularyLoss.apply, lambda s, w, t: F.cross_entropy(s @ w.T, t, reduction="none")):
+        leaf = states.clone().requires_grad_()
+        losses.append(loss(leaf, weight, targets))
+        gradients.append(torch.autograd.grad((losses[-1] * torch.arange(1, 6)).sum(), leaf)[0])
+    assert torch.allclose(*losses, rtol=1e-12) and torch.allclose(*gradients, rtol=1e-9, atol=1e-9)
+    assert float(gradients[0].abs().max()) > 1
 
 
 def gradients_by_layer(material: Material) -> list[list[list[torch.Tensor | None]]]:
