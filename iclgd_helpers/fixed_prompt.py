@@ -140,7 +140,7 @@ def curves(
     training: Sequence[Example],
     queries: Sequence[Query],
     rates: Mapping[str, float],
-    steps: Sequence[int] = STEPS,
+    steps: Sequence[int],
     say: Callable[[str], object] = lambda line: None,
 ) -> list[dict[str, Any]]:
     """
@@ -248,7 +248,7 @@ def run_task(model: LanguageModel, task: str, say: Callable[[str], object]) -> N
         if str(seed) in content["seeds"]:
             continue
         start, given = time.perf_counter(), material(layout, data.train, seed)
-        points = curves(model, layout, given.prompts, given.training, queries, content["rates"]["chosen"],
+        points = curves(model, layout, given.prompts, given.training, queries, content["rates"]["chosen"], STEPS,
                         say=lambda line, seed=seed: say(f"{task}, seed {seed}, {line}"))  # fmt: skip
         lengths = {arm: len(prompt) for arm, prompt in given.prompts.items()}
         seconds = round(time.perf_counter() - start, 1)

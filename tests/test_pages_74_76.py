@@ -1,0 +1,291 @@
+"""Pages 74 and 76: the command behind the recorded runs, and what the pages' functions conclude from planted data."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import numpy as np
+import pytest
+import torch
+from conftest import Material
+
+from iclgd_helpers import cost, finetune, fixed_prompt, models, parameters, tasks
+from iclgd_helpers.attention import Call
+from iclgd_helpers.fixed_prompt import ARMS, SEEDS, STEPS
+from iclgd_helpers.parameters import repository_root
+from iclgd_helpers.sequences import Layout
+
+NOTEBOOKS = repository_root() / "notebooks"
+
+
+def run_cells(page: str, *names: str, **given: Any) -> dict[str, Any]:
+    """What the page's cells of these names define, after the cell with its imports; `given` is there before."""
+    sources = {cell.id: cell.source for cell in nbformat.read(NOTEBOOKS / f"{page}.ipynb", 4).cells}
+    imports = "\n".join(sources["imports"].split("\np = ")[0].split("\nif type(")[0].splitlines())
+    space = {"display": lambda *_: None} | given
+    for source in (imports, *(sources[name] for name in names)):
+        exec(compile(source, page, "exec"), space)
+    return space
+
+
+# ------------------------------------------------------------------------------------------------------------ command
+@pytest.fixture
+def tiny() -> models.LanguageModel:
+    return models.load_model("tiny-llama", "float32", "cpu")
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Few steps and rows of generated text, recorded in an empty folder."""
+    for name, value in {"STEPS": (0, 1, 3), "N_ROWS": 5, "CHOICE_STEPS": 2, "CHOICE_ROWS": 4}.items():
+        monkeypatch.setattr(fixed_prompt, name, value)
+    monkeypatch.setattr(fixed_prompt, "RECORDS", str(tmp_path))
+    monkeypatch.setattr(fixed_prompt, "_task", lambda task: tasks.load_task(task, "generated"))
+    return tmp_path
+
+
+def test_material_keeps_apart_what_is_shown_trained_on_and_chosen_on(tiny: models.LanguageModel) -> None:
+    data = tasks.load_task("mr", "generated")
+    layout = Layout.make(tiny.tokenizer, data.task, "eos")
+    given = fixed_prompt.material(layout, data.train, seed=5)
+    demonstrations = tasks.select_demonstrations(data.train, fixed_prompt.N_DEMONSTRATIONS, 5, balanced=True)
+    rows = [{example.row for example in part} for part in (demonstrations, given.training, given.choice)]
+    assert all(not a & b for a, b in itertools.combinations(rows, 2))
+    assert [len(part) for part in rows] == [fixed_prompt.N_DEMONSTRATIONS, STEPS[-1], fixed_prompt.CHOICE_ROWS]
+    shown, shuffled = given.prompts["demonstrations"], given.prompts["shuffled"]
+    differ = [i for i, (a, b) in enumerate(zip(shown, shuffled, strict=True)) if a != b]
+    assert differ and all(shown[i] in layout.labels and shuffled[i] in layout.labels for i in differ)
+    assert sorted(shown) == sorted(shuffled)
+    assert given.prompts["plain"] == (layout.bos,)
+    assert not set(given.prompts["instruction"][1:-1]) & {layout.bos, *layout.separator}
+
+
+def test_arms_side_by_side_are_what_each_is_alone_and_go_on_from_a_snapshot(tiny: models.LanguageModel) -> None:
+    data = tasks.load_task("sst2", "generated")
+    layout = Layout.make(tiny.tokenizer, data.task, "eos")
+    given = fixed_prompt.material(layout, data.train, seed=2)
+    arms = {arm: (given.prompts[arm], 0.05, None) for arm in ARMS}
+    together = fixed_prompt.train_on(tiny, layout, given.training[:4], arms)
+    half = fixed_prompt.train_on(tiny, layout, given.training[:2], arms)
+    resumed = {arm: (prompt, rate, half[arm]) for arm, (prompt, rate, _start) in arms.items()}
+    resumed = fixed_prompt.train_on(tiny, layout, given.training[2:4], resumed)
+    settings = finetune.Settings(0.05, loss="label")
+    for arm in ARMS:
+        sequences = fixed_prompt.sequences(layout, given.prompts[arm], given.training[:4])
+        alone = finetune.finetune(tiny, sequences, layout.labels, "standard", settings).update
+        for values in (together[arm].values, resumed[arm].values):
+            for a, b in zip(values, alone.values, strict=True):
+                torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
+def test_points_count_the_steps_so_far_and_agree_with_their_rows(tiny: models.LanguageModel) -> None:
+    data = tasks.load_task("sst2", "generated")
+    layout = Layout.make(tiny.tokenizer, data.task, "eos")
+    given = fixed_prompt.material(layout, data.train, seed=2)
+    queries = [layout.query(example, "label") for example in data.evaluation[:6]]
+    points = fixed_prompt.curves(
+        tiny, layout, given.prompts, given.training, queries, dict.fromkeys(ARMS, 0.01), (0, 2)
+    )
+    assert [(point["arm"], point["step"]) for point in points] == [(arm, step) for step in (0, 2) for arm in ARMS]
+    shape = cost.Shape.of(tiny.model.config)
+    for point in points:
+        assert point["accuracy"]["value"] == point["right"].count("1") / 6
+        tokens = [
+            len(given.prompts[point["arm"]]) + len(layout.demonstration(e)) for e in given.training[: point["step"]]
+        ]
+        assert np.isclose(point["tflop"] * 1e12, sum(cost.standard_step(shape, n, 1).total for n in tokens))
+    spent = {point["arm"]: point["tflop"] for point in points if point["step"]}
+    assert spent["plain"] < spent["instruction"] < spent["demonstrations"] == spent["shuffled"]
+
+
+def test_best_rate_is_the_likeliest_and_the_smaller_one_of_a_tie() -> None:
+    points = [{"learning_rate": r, "label_log_probability": v} for r, v in ((1.0, -2.0), (2.0, -1.0), (3.0, -1.0))]
+    assert fixed_prompt.best_rate(points) == 2.0
+    assert fixed_prompt.best_rate([*points, {"learning_rate": 0.1, "label_log_probability": float("nan")}]) == 2.0
+
+
+def test_a_run_goes_on_where_it_stopped(
+    tiny: models.LanguageModel, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = fixed_prompt.flops("tiny-llama", "sst2")
+    original, calls = fixed_prompt.curves, []
+
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(fixed_prompt, "curves", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fixed_prompt.run_task(tiny, "sst2", print)
+    content = fixed_prompt.stored("tiny-llama", "sst2")
+    assert list(content["seeds"]) == ["2"] and 0 < fixed_prompt.flops("tiny-llama", "sst2") < whole
+    fixed_prompt.run_task(tiny, "sst2", print)
+    complete = fixed_prompt.stored("tiny-llama", "sst2")
+    assert list(complete["seeds"]) == ["2", "3", "4"] and complete["seeds"]["2"] == content["seeds"]["2"]
+    assert complete["rates"] == content["rates"] and len(calls) == 4
+    assert fixed_prompt.flops("tiny-llama", "sst2") == 0
+    fixed_prompt.run_task(tiny, "sst2", print)
+    assert len(calls) == 4
+
+
+def test_a_record_of_other_sizes_or_helpers_is_not_taken_for_this_one(
+    tiny: models.LanguageModel, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixed_prompt.run_task(tiny, "sst2", print)
+    assert fixed_prompt.stored("tiny-llama", "sst2")
+    with monkeypatch.context() as patch:
+        patch.setattr(fixed_prompt, "N_ROWS", 6)
+        assert fixed_prompt.stored("tiny-llama", "sst2") is None
+    with monkeypatch.context() as patch:
+        patch.setattr(parameters, "engine_hash", lambda: "another")
+        assert fixed_prompt.stored("tiny-llama", "sst2") is None
+
+
+def test_the_command_says_its_cost_and_refuses_in_one_line(small: Path, capsys: pytest.CaptureFixture) -> None:
+    options = ["--model", "tiny-llama", "--rate", "0.1"]
+    assert fixed_prompt.main([*options, "--task", "sst2", "--cost-only"]) == 0
+    assert "TFLOP" in capsys.readouterr().out and not list(small.iterdir())
+    for wrong in (["--task", "cola"], ["--model", "no-such-model"]):
+        assert fixed_prompt.main([*options, *wrong]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_committed_records_are_whole() -> None:
+    for path in (repository_root() / "results" / "prompts").glob("*.json"):
+        record = json.loads(path.read_text())
+        assert set(record["rates"]["chosen"]) == set(ARMS) and record["task"] in SEEDS
+        for seed in record["seeds"].values():
+            assert {(p["arm"], p["step"]) for p in seed["points"]} == set(
+                itertools.product(ARMS, record["parameters"]["steps"])
+            )
+            assert all(len(point["right"]) == len(record["rows"]) for point in seed["points"])
+
+
+# ------------------------------------------------------------------------------------------------------------ page 74
+PRICE = {"plain": 1, "instruction": 1.5, "demonstrations": 5, "shuffled": 5}
+RISING, HIGH, LOW = (20, 30, 36, 40), (40, 42, 44, 44), (10, 10, 12, 12)
+
+
+def planted(levels: dict[str, tuple[int, ...]], which: dict[str, tuple[int, ...]] = SEEDS) -> list[dict[str, Any]]:
+    """Records in which each arm has so many of 48 rows right after each number of steps."""
+
+    def point(arm: str, step: int, correct: int) -> dict[str, Any]:
+        accuracy = {"value": correct / 48, "interval": [correct / 48 - 0.1, correct / 48 + 0.1]}
+        right = "1" * correct + "0" * (48 - correct)
+        return {"arm": arm, "step": step, "tflop": step * PRICE[arm], "right": right, "accuracy": accuracy,
+                "label_log_probability": -1.0}  # fmt: skip
+
+    def seed() -> dict[str, Any]:
+        points = [point(arm, step, n) for arm in ARMS for step, n in zip(STEPS, levels[arm], strict=True)]
+        return {"points": points, "prompt_tokens": PRICE, "seconds": 1.0}
+
+    tried = [{"arm": arm, "learning_rate": 1e-3, "label_log_probability": -1.0, "n": 16} for arm in ARMS[:3]]
+    rates = {"points": tried, "chosen": dict.fromkeys(ARMS, 1e-3)}
+    return [
+        {"kind": "prompts", "model": "planted", "task": task, "engine": "x", "parameters": fixed_prompt.sizes(),
+         "data_checksum": "x" * 64, "rows": list(range(48)), "rates": rates, "seeds": {str(s): seed() for s in seeds}}
+        for task, seeds in which.items()
+    ]  # fmt: skip
+
+
+def judged(found: list[dict[str, Any]]) -> dict[str, str]:
+    """Statement -> verdict, by the page's own cells; every table and figure between them is made as well."""
+    names = ["rates", "look", "curves", "draw-curves", "steps-figure", "operations-figure", "effect", "status"]
+    names += ["effects-table", "effects-figure", "verdicts", "reach"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("ICLGD_TABLES", raising=False)  # nothing is written
+        patch.setattr("iclgd_helpers.figures.show", lambda figure: None)
+        patch.setattr("iclgd_helpers.reproduction.share", lambda name, content: None)
+        patch.setattr("iclgd_helpers.statistics.RESAMPLES", 200)
+        space = run_cells("74_fixed_prompt_finetuning", *names, found=found)
+    return dict(space["verdicts"]["verdict"])
+
+
+def test_verdicts_turn_round_with_the_arms() -> None:
+    better = {"plain": RISING, "instruction": HIGH, "demonstrations": HIGH, "shuffled": LOW}
+    worse = {"plain": HIGH, "instruction": LOW, "demonstrations": LOW, "shuffled": HIGH}
+    assert judged(planted(better)) == dict.fromkeys(("F1", "F2", "F3", "F4"), "reproduced") | {"F5": "not reproduced"}
+    assert judged(planted(worse)) == dict.fromkeys(("F1", "F2", "F3", "F4"), "not reproduced") | {"F5": "inconclusive"}
+
+
+def test_faster_in_steps_is_not_cheaper() -> None:
+    quick = {"plain": RISING, "instruction": RISING, "demonstrations": (20, 44, 46, 48), "shuffled": (20, 44, 46, 48)}
+    found = judged(planted(quick))
+    assert found["F1"] == found["F5"] == "reproduced" and found["F3"] == found["F4"] == "inconclusive"
+    assert found["F2"] != "reproduced"
+
+
+@pytest.mark.parametrize("which", [{}, {"mr": (5,)}, {"sst2": (2, 3, 4)}, {"sst2": (2,), "subj": (4,), "mr": (5,)}])
+def test_few_records_decide_nothing(which: dict[str, tuple[int, ...]]) -> None:
+    better = {"plain": RISING, "instruction": HIGH, "demonstrations": HIGH, "shuffled": LOW}
+    assert set(judged(planted(better, which)).values()) == {"inconclusive"}
+
+
+# ------------------------------------------------------------------------------------------------------------ page 76
+PAGE_76 = "76_demonstration_attention"
+
+
+def test_scores_are_the_layers_own_in_every_family(double: Material) -> None:
+    space = run_cells(PAGE_76, "vectors", "inside-scores")
+    model, prefix = double.model, double.layout.prefix(double.demonstrations)
+    queries = double.queries()
+    keys = space["context_keys"](model, prefix)
+    ours = space["dots"](space["question_vectors"](model, queries, prefix), keys) * space["scales"](model)
+    windows = cost.Shape.of(model.model.config).windows
+    for number, query in enumerate(queries):
+        call = Call(read=torch.tensor([len(prefix) + query.read]))
+        model.hidden(torch.tensor([[*prefix, *query.tokens]]), call=call)
+        for layer in range(model.n_layers):
+            theirs = call.scores[layer][0].sum(0)[: len(prefix)]
+            first = max(0, len(prefix) + query.read + 1 - (windows[layer] or 10**6))  # earlier ones are not seen
+            if first < len(prefix):
+                double.close(ours[layer, number, first:], theirs[first:])
+
+
+def test_owners_name_the_demonstration_of_each_token(double: Material) -> None:
+    owners = run_cells(PAGE_76, "inside-scores")["owners"](double.layout, double.demonstrations)
+    prefix = double.layout.prefix(double.demonstrations)
+    assert len(owners) == len(prefix)
+    for number, demonstration in enumerate(double.demonstrations):
+        of_it = [token for token, owner in zip(prefix, owners, strict=True) if owner == number]
+        assert tuple(of_it) == double.layout.demonstration(demonstration)
+
+
+def naive_tau(a: np.ndarray, b: np.ndarray) -> float:
+    """Kendall's tau-b, pair by pair."""
+    pairs = list(itertools.combinations(range(len(a)), 2))
+    signs = np.array([(np.sign(a[i] - a[j]), np.sign(b[i] - b[j])) for i, j in pairs])
+    return (signs[:, 0] * signs[:, 1]).sum() / np.sqrt((signs[:, 0] ** 2).sum() * (signs[:, 1] ** 2).sum())
+
+
+def test_tau_is_that_of_all_pairs() -> None:
+    space = run_cells(PAGE_76, "tau-functions")
+    first, second = torch.randn(2, 3, 9, dtype=torch.float64), torch.randint(0, 4, (2, 3, 9)).double()
+    found = space["taus"](first, second)
+    assert found.shape == (3, 2)
+    for layer, question in itertools.product(range(2), range(3)):
+        expected = naive_tau(first[layer, question].numpy(), second[layer, question].numpy())
+        assert np.isclose(found[question, layer], expected)
+
+
+def arms(finetuned: float, unfinetuned: float, spread: float = 0.01) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    levels = {"finetuned": finetuned, "no finetuning": unfinetuned, "random ordering": 0.0}
+    return {name: level + spread * rng.standard_normal((30, 4)) for name, level in levels.items()}
+
+
+@pytest.mark.parametrize(
+    ("levels", "expected"),
+    [((0.4, 0.0), ("holds", "holds")), ((0.4, 0.4), ("holds", "fails")), ((0.4, 0.25), ("holds", "fails")),
+     ((0.4, 0.15), ("holds", "holds")), ((-0.2, 0.1), ("fails", "nothing to explain"))],
+)  # fmt: skip
+def test_the_control_decides_whether_likeness_needs_finetuning(
+    levels: tuple[float, float], expected: tuple[str, str]
+) -> None:
+    judge = run_cells(PAGE_76, "verdict")["judge"]
+    assert tuple(state for _effect, state in judge(arms(*levels))) == expected
+    assert tuple(state for _effect, state in judge(arms(0.0, 0.0, spread=0.3)))[0] == "inconclusive"
