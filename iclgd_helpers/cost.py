@@ -283,7 +283,7 @@ def training_bytes(shape: Shape, tokens: int, rows: int, dtype: str) -> int:
     """A standard step: what the backward pass needs of every layer, the logits, gradients and master copies."""
     size = ITEMSIZE[dtype]
     kept = 6 * shape.d_model + 2 * (shape.d_query + shape.d_key) + (4 if shape.gated else 2) * shape.d_ff
-    logits = min(rows * shape.vocabulary, finetune.LOGITS_AT_ONCE)
+    logits = rows * min(shape.vocabulary, finetune.WORDS_AT_ONCE)
     return shape.n_layers * tokens * kept * size + logits * (size + 8) + 3 * update_bytes(shape)
 
 

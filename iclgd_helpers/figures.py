@@ -81,7 +81,7 @@ def axes(rows: int = 1, height: float = 2.2, width: float = WIDTH, **options: An
     return plt.subplots(rows, 1, figsize=(width, rows * height), layout="constrained", **options)
 
 
-def _png(figure: Figure, dots_per_inch: int = DOTS_PER_INCH) -> bytes:
+def png(figure: Figure, dots_per_inch: int = DOTS_PER_INCH) -> bytes:
     """`figure` as one opaque PNG, compressed; the figure is closed."""
     drawn, small = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=dots_per_inch)
@@ -93,7 +93,7 @@ def _png(figure: Figure, dots_per_inch: int = DOTS_PER_INCH) -> bytes:
 
 def show(figure: Figure) -> None:
     """Display `figure` as one opaque PNG, sharp on dense screens, and close it."""
-    display(Image(_png(figure), width=round(figure.get_figwidth() * 96)))
+    display(Image(png(figure), width=round(figure.get_figwidth() * 96)))
 
 
 def legend_below(figure: Figure, columns: int = 2) -> None:
@@ -203,7 +203,7 @@ def frames(drawn: Sequence[Figure], labels: Sequence[str], alt: str) -> None:
     if not drawn or len(drawn) != len(labels):
         raise ValueError(f"{len(drawn)} frames and {len(labels)} labels: need as many of each, and at least one")
     width = round(drawn[0].get_figwidth() * 96)
-    images = [_png(figure, dots_per_inch=144) for figure in drawn]
+    images = [png(figure, dots_per_inch=144) for figure in drawn]
     sources = [f"data:image/png;base64,{base64.b64encode(image).decode()}" for image in images]
     page = FRAMES.format(
         id="frames-" + hashlib.sha256(images[0] + alt.encode()).hexdigest()[:12],

@@ -23,7 +23,7 @@ from iclgd_helpers.models import KVUpdate, LanguageModel, Trainable, enough_memo
 METHODS = ("standard", "joint", "sequential")
 LOSS_SCALE = 2.0**12  # of float16; a power of two, so that scaling itself rounds nothing
 LEARNER_BYTES, STEP_TOKENS = 2**30, 512  # weights of the learners, and tokens before the head, held side by side
-LOGITS_AT_ONCE = 2**22
+WORDS_AT_ONCE = 4096  # rows of the head that are multiplied while they are in a cache
 
 
 @dataclass(frozen=True)
@@ -280,7 +280,7 @@ class _VocabularyLoss(torch.autograd.Function):
     Cross-entropy of `states` (`[row, d_model]`) through the head `weight` (`[word, d_model]`), for each row, nats.
 
     The gradient, `E_p[weight] - weight[target]`, is summed in the same pass over the vocabulary as the normaliser: the
-    head is read once, and there are never more than `LOGITS_AT_ONCE` logits, which fit memory that is used again.
+    head is read once, and a row never has more than `WORDS_AT_ONCE` logits.
     """
 
     @staticmethod
@@ -289,7 +289,7 @@ class _VocabularyLoss(torch.autograd.Function):
         largest = states.new_full((len(states), 1), -torch.inf, dtype=precise)  # of the logits so far
         normaliser = torch.zeros_like(largest)
         expected = torch.zeros(states.shape, dtype=precise, device=states.device)
-        for words in weight.split(max(1, LOGITS_AT_ONCE // len(states))):
+        for words in weight.split(WORDS_AT_ONCE):
             logits = (states @ words.T).to(precise)
             before, largest = largest, torch.maximum(largest, logits.amax(1, keepdim=True))
             shrink = (before - largest).exp()

@@ -31,6 +31,7 @@ from iclgd_helpers.run import CellError, execute
 
 ROOT = repository_root()
 VERSIONS_SHOWN = ("torch", "transformers", "numpy", "pandas", "datasets", "jupyter-book", "papermill")
+TABLES = "results/tables"  # the data of the tables that pages show, written by `refresh`
 SETUP_MARK = "# Colab setup: "
 SETUP = (
     SETUP_MARK
@@ -82,7 +83,7 @@ def page_key(notebook: Path, parameters: dict[str, Any]) -> str:
     content = [[cell.cell_type, cell.source, cell.metadata] for cell in read(notebook).cells]
     digest = hashlib.sha256(json.dumps([content, parameters], sort_keys=True).encode())
     helpers = [p for p in (ROOT / "iclgd_helpers").rglob("*") if p.suffix in {".py", ".yaml"}]
-    stored = [p for p in (ROOT / "results").rglob("*") if p.is_file()]
+    stored = [p for p in (ROOT / "results").rglob("*") if p.is_file() and ROOT / TABLES not in p.parents]
     for path in sorted([*helpers, *stored, ROOT / "requirements.lock"]):
         digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
     return digest.hexdigest()
@@ -271,6 +272,7 @@ def preset_values(notebook: Path, preset: str) -> dict[str, Any]:
 def refresh(chosen: Iterable[Path]) -> None:
     """Execute at the default preset and store the outputs in `notebooks/`; nothing else writes there."""
     os.environ["ICLGD_RECORDS"] = str(ROOT / "_build" / "records")
+    os.environ["ICLGD_TABLES"] = str(ROOT / TABLES)
     for notebook in chosen:
         executed = ROOT / "_build" / "refresh" / notebook.name
         execute(notebook, executed, {})

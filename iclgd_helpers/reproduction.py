@@ -229,7 +229,7 @@ def share(name: str, content: str) -> None:
 
 def share_figure(name: str, figure: Figure, alt: str) -> None:
     """Display and close a figure as `figures.show` does, and let other pages show it, described by `alt`."""
-    png, width = figures._png(figure), round(figure.get_figwidth() * 96)
+    png, width = figures.png(figure), round(figure.get_figwidth() * 96)
     display(Image(png, width=width))
     source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
     picture = f'<img src="{source}" alt="{html.escape(alt)}" width="{width}" style="max-width:100%;height:auto">'

@@ -128,9 +128,10 @@ def own_task(template: str, verbalizers: str, label_column: str = "label", label
         raise InputError(f"label_values={label_values!r}: give one different value for each of {', '.join(words)}")
     try:
         task = Task("own", template, words, None, None, "train", "evaluation", label_column, values, sources=("file",))
-        if not task.text_columns or not all(column.isidentifier() for column in task.text_columns):
+        if not task.text_columns or any(re.search(r"[.\[\]]|^\d+$", column) for column in task.text_columns):
             raise ValueError("it needs the name of a text column in braces")
-    except ValueError as error:
+        task.template.format(**dict.fromkeys(task.text_columns, ""))
+    except (ValueError, KeyError, IndexError) as error:
         raise InputError(f"template={template!r} ({error}): write it like 'Review: {{text}} Sentiment:'") from None
     return task
 
@@ -145,7 +146,7 @@ def load_table(task: Task, path: Path) -> TaskData:
     """
     if path.suffix not in READERS or not path.is_file():
         raise InputError(f"no table at {path}: name a file that ends in {', '.join(READERS)}")
-    frame = _read(path)
+    frame = _read(path).reset_index(drop=True)
     if task.label_column in frame.columns:
         frame[task.label_column] = _as_numbers(task, frame[task.label_column])
     examples = _examples(task, path.name, frame)
@@ -159,19 +160,21 @@ def load_table(task: Task, path: Path) -> TaskData:
 
 def _as_numbers(task: Task, labels: pd.Series) -> pd.Series:
     """The labels of the reader's table as class numbers; every row must have one."""
-    texts = labels.map(lambda value: "" if pd.isna(value) else str(value).strip())
+    texts = labels.map(lambda value: "" if np.ndim(value) == 0 and pd.isna(value) else str(value).strip())
     if (texts == "").any():
         row = int((texts == "").to_numpy().argmax())
         raise InputError(f"column {task.label_column!r} has no label in row {row}: fill it in, or leave the row out")
-    if task.label_values is None and not texts.isin(task.verbalizers).all():
-        return labels  # numbers; checked with all other tasks'
-    values = list(task.label_values or task.verbalizers)
-    wrong = texts[~texts.isin(values)]
+    words, numbers = list(task.label_values or task.verbalizers), [str(i) for i in range(len(task.verbalizers))]
+    if not texts.isin(words).all():
+        texts = texts.str.replace(r"^(-?\d+)\.0$", r"\1", regex=True)  # whole numbers that were read as floats
+        if task.label_values is None and texts.isin(numbers).all():
+            words = numbers
+    wrong = texts[~texts.isin(words)]
     if len(wrong):
-        raise InputError(
-            f"column {task.label_column!r}: {wrong.iloc[0]!r} in row {wrong.index[0]} is none of {', '.join(values)}"
-        )
-    return texts.map(values.index)
+        way = "" if task.label_values else f" (nor are all labels 0 to {numbers[-1]}): pass label_values"
+        what = f"{wrong.iloc[0]!r} in row {wrong.index[0]} is none of {', '.join(words)}{way}"
+        raise InputError(f"column {task.label_column!r}: {what}")
+    return texts.map(words.index)
 
 
 def load_task(name: str, data_source: str, data_folder: Path | None = None) -> TaskData:

@@ -328,7 +328,7 @@ def test_learners_together_equal_each_alone(double: Material, method: str, limit
 @pytest.mark.parametrize("at_once", [1, 40, 10_000])
 def test_the_vocabulary_loss_in_parts(at_once: int, monkeypatch):
     """Loss and gradient are those of a softmax over the whole vocabulary, whatever the parts, however large a logit."""
-    monkeypatch.setattr(finetune, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(finetune, "WORDS_AT_ONCE", at_once)
     generator = torch.Generator().manual_seed(0)
     states, weight = (torch.randn(n, 7, generator=generator, dtype=torch.float64) * 20 for n in (5, 33))
     targets = torch.randint(33, (5,), generator=generator)
