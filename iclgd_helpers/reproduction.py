@@ -16,13 +16,12 @@ from IPython.display import HTML, Image, display
 from matplotlib.figure import Figure
 
 from iclgd_helpers import figures, parameters, records, statistics
+from iclgd_helpers.grid import MODELS, SEEDS
 from iclgd_helpers.parameters import ExperimentParameters, resolve_path
 from iclgd_helpers.records import Record
 
-# The six tasks in the order of the paper's Table 2, as it prints them, and the protocol's seeds, its own first.
+# The six tasks in the order of the paper's Table 2, as it prints them.
 TASKS = {"sst2": "SST2", "sst5": "SST5", "mr": "MR", "subj": "Subj", "agnews": "AGNews", "cb": "CB"}
-SEEDS = {"sst2": (2, 3, 4), "sst5": (5, 6, 7), "mr": (5, 6, 7), "subj": (4, 5, 6), "agnews": (3, 4, 5), "cb": (3, 4, 5)}
-MODELS = ("SmolLM2-135M-Instruct", "Gemma-3-270M")
 # What may differ between cells of the grid. Any other parameter has to be the protocol's.
 FREE = set("preset model task seed data_source data_folder max_examples max_compared device dtype".split()) | set(
     "controls chosen_rates conditioning".split()
@@ -105,7 +104,7 @@ def mark(record: Record) -> str:
 def notes(found: Sequence[Record], models: Sequence[str] = MODELS) -> list[str]:
     """Lines that say which cells are missing, of older helpers, of random weights, or outside the grid's models."""
     have = {(short(model), task, seed) for model, task, seed in map(cell, found)}
-    wanted = [(model, task, seed) for model in models for task, seeds in SEEDS.items() for seed in seeds]
+    wanted = [(model, task, seed) for model in models for task in TASKS for seed in SEEDS[task]]
     missing = [key for key in wanted if key not in have]
     lines = [f"{len(wanted) - len(missing)} of {len(wanted)} cells of the grid are recorded."]
     if missing:
