@@ -45,8 +45,14 @@ def show(long: pd.DataFrame, name: str, digits: int = 3) -> HTML:
     summary["cell"] = [_cell(row, digits) for _, row in summary.iterrows()]
     wide = summary.pivot_table(index=["model", "task"], columns="quantity", values="cell", aggfunc="first", sort=False)
     wide = wide.reindex(columns=list(dict.fromkeys(long["quantity"]))).fillna("–").rename_axis(columns=None)
-    link = reproduction.download(long, name).data
-    return HTML(f'<div style="overflow-x:auto;max-width:100%">{wide.to_html(escape=False)}</div>{link}')
+    return table(wide, (long, name))
+
+
+def table(frame: pd.DataFrame, *downloads: tuple[pd.DataFrame, str], **options: object) -> HTML:
+    """`frame` as a table that scrolls on a narrow screen, above links to CSV files; `options` are `to_html`'s."""
+    shown = frame.to_html(escape=False, **options).replace('border="1" class="dataframe"', 'class="dataframe table"')
+    links = "<br>".join(reproduction.download(*one).data for one in downloads)
+    return HTML(f'<div style="overflow-x:auto;max-width:100%">{shown}</div>{links}')
 
 
 def _cell(row: pd.Series, digits: int) -> str:
@@ -90,6 +96,7 @@ def draw(
     thin line Student's 95 % interval (cut off at the frame; absent for one seed). Hollow: at the chosen rate. `marks`
     has a reference value for each quantity, drawn as an upright stroke (mean over seeds); `line` is drawn throughout.
     """
+    marks = None if marks is None else marks[marks["quantity"].isin(arms)]
     models = list(dict.fromkeys(long["model"])) or ["no record"]
     n_rows = max([long.loc[long["model"] == model, "task"].nunique() for model in models] + [1])
     figure, panels = figures.axes(len(models), 0.55 + n_rows * (0.14 * len(arms) + 0.12), squeeze=False, sharex=True)
@@ -115,7 +122,7 @@ def _rows(ax: Axes, long: pd.DataFrame, arms: Mapping[str, str], marks: pd.DataF
         look, place = _look(arms[name]), tasks.index(task) + (list(arms).index(name) - (len(arms) - 1) / 2) * step
         heights = place + (np.arange(len(rows)) - (len(rows) - 1) / 2) * step * min(0.28, 0.84 / len(rows))
         ax.hlines(heights, rows["low"], rows["high"], color=look["color"], lw=2, alpha=0.35, zorder=2)
-        ax.plot(rows["value"], heights, ls="", ms=2.5, alpha=0.7, zorder=3, **look | {"mew": 0.5})
+        ax.plot(rows["value"], heights, ls="", ms=3.2, alpha=0.7, zorder=3, **look | {"mew": 0.5})
         mean = means.loc[(name, task)]
         ax.hlines(place, mean["seeds_low"], mean["seeds_high"], color=look["color"], lw=0.8, zorder=2)
         ax.plot(mean["value"], place, ls="", ms=6, zorder=4, **look)

@@ -1,0 +1,194 @@
+"""The pages that draw from the grid: a control put in an arm's place turns every verdict round; seeds stay apart."""
+
+import base64
+import re
+from functools import cache
+from typing import Any
+
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pytest
+from test_reproduction import MODEL, a_grid, answers, edited, made_up
+
+from iclgd_helpers import grid_plots, reproduction, statistics
+from iclgd_helpers.parameters import repository_root
+from iclgd_helpers.records import Record
+
+RULE = ("claims", "reading", "columns", "effects", "effect", "rule", "effects-of")
+
+
+@cache
+def sources(slug: str) -> dict[str, str]:
+    cells = nbformat.read(repository_root() / "notebooks" / f"{slug}.ipynb", as_version=4).cells
+    return {cell.id: cell.source for cell in cells if cell.cell_type == "code"}
+
+
+def run(slug: str, *ids: str, **given: Any) -> dict[str, Any]:
+    """Names after the cells `ids` were executed."""
+    names = dict(given)
+    for name in ids:
+        exec(compile(sources(slug)[name], f"<{slug} {name}>", "exec"), names)
+    return names
+
+
+@pytest.fixture
+def page(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Names of page 62 up to the judging of an empty grid, every gate open."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 200)
+    monkeypatch.setattr(reproduction, "gate", lambda *_: True)
+    return run("62_controls", "parameters", "imports", *RULE, "judge", found=[], rates={})
+
+
+def verdicts(page: dict[str, Any], found: Any, measure: str = "sim_aou") -> dict[str, str]:
+    judged = page["judge"](list(found))[2]
+    return judged[judged["measure"] == measure].set_index("id")["verdict"].to_dict()
+
+
+def swapped(record: Record, a: str, b: str) -> Record:
+    metrics = ("sim_aou", "sim_aou_null", "sim_am_delta")
+    return edited(record, {f"{m}/{x}": f"{m}/{y}" for m in metrics for x, y in ((a, b), (b, a))})
+
+
+# ---------------------------------------------------------------------------------------------------------- page 62
+def test_rule_is_that_of_the_page_of_results(page: dict[str, Any]) -> None:
+    other = run("78_results_of_the_reproduction", "rule", np=np, statistics=statistics)
+    names = {
+        "reproduced": "more than the control",
+        "not reproduced": "not more",
+        "inconclusive": "inconclusive",
+        "not run": "inconclusive",
+    }
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        middle, half = rng.normal(0.1, 0.2, rng.integers(0, 4)), rng.uniform(0, 0.3)
+        effects = [(m, m - half, m + half) for m in middle]
+        assert page["status"](effects) == other["status"](effects)
+        states = rng.choice(["for", "against", "open", "no in-context effect"], rng.integers(0, 7)).tolist()
+        assert page["verdict"](states) == names[other["verdict"](states)]
+
+
+def test_planted_levels_are_found(page: dict[str, Any]) -> None:
+    found = verdicts(page, a_grid())
+    assert {name: found[name] for name in ("C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8")} == dict.fromkeys(
+        ("C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8"), "more than the control"
+    )
+    assert found["C9"] == "not more"  # the norm-matched update is less alike
+
+
+@pytest.mark.parametrize(
+    ("claim", "arm", "control"),
+    [
+        ("C2", "standard", "random_update"), ("C3", "standard", "standard_shuffled"),
+        ("C4", "standard", "untrained_standard"), ("C5", "standard", "untrained_standard"),
+        ("C7", "joint", "standard_shuffled"), ("C8", "joint", "standard"),
+    ],
+)  # fmt: skip
+def test_swapped_arms_turn_the_verdict_round(page: dict[str, Any], claim: str, arm: str, control: str) -> None:
+    turned = [swapped(record, arm, control) for record in a_grid()]
+    assert verdicts(page, turned)[claim] == "not more"
+
+
+def test_swapped_measure_and_null_turn_the_verdict_round(page: dict[str, Any]) -> None:
+    pairs = {f"sim_aou/{a}": f"sim_aou_null/{a}" for a in ("standard", "joint")}
+    turned = [edited(record, pairs | {new: old for old, new in pairs.items()}) for record in a_grid()]
+    found = verdicts(page, turned)
+    assert (found["C1"], found["C6"]) == ("not more", "not more")
+
+
+def test_labels_that_do_not_matter_are_not_found(page: dict[str, Any]) -> None:
+    assert verdicts(page, a_grid(), "accuracy")["C10"] == "more than the control"
+    same = answers() | {"in_context_shuffled": answers()["in_context"]}
+    other = [made_up(MODEL, *reproduction.cell(record)[1:], arms=same) for record in a_grid()]
+    assert verdicts(page, other, "accuracy")["C10"] == "inconclusive"
+
+
+def test_highest_of_several_controls_counts(page: dict[str, Any]) -> None:
+    (record, *_) = a_grid()
+    effect, every = page["effect"], page["EVERY"]
+    single = [effect(record, "sim_aou", "standard", (control,))[0] for control in every]
+    assert effect(record, "sim_aou", "standard", every)[0] == pytest.approx(min(single))
+
+
+def test_jaccard_is_the_records_own(page: dict[str, Any]) -> None:
+    (record, *_) = a_grid()
+    means = np.array(page["columns"](record, "jaccard", "standard"), float).mean(1)
+    assert page["levels"](means)[0] == pytest.approx(
+        record.json["comparisons"]["standard"]["jaccard_all_code"]["value"]
+    )
+
+
+def test_few_cells_closed_gates_and_random_weights_decide_nothing(
+    page: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    firsts = grid_plots.first_seeds(a_grid())
+    assert len(firsts) == 6 and set(verdicts(page, firsts).values()) == {"inconclusive"}
+    random = [edited(r, parameters=r.json["parameters"] | {"model": "random-x"}) for r in a_grid()]
+    assert verdicts(page, random) == {}
+    monkeypatch.setattr(reproduction, "gate", lambda *_: False)
+    assert set(verdicts(page, a_grid()).values()) == {"inconclusive"}
+
+
+# ------------------------------------------------------------------------------------------------------ other pages
+@pytest.mark.parametrize(
+    ("first", "second", "word"), [(0, 40, "the draw"), (40, 0, "the order"), (0, 0, "undecided"), (20, 20, "undecided")]
+)
+def test_order_and_draw_are_told_apart(first: int, second: int, word: str) -> None:
+    def group(step: int) -> list[Record]:
+        arms, y = answers(), answers()["label"]
+        shown = [np.where(np.arange(len(y)) < step * i // 2 + 10, y, 1 - y) for i in range(4)]
+        return [made_up(MODEL, "sst2", arms=arms | {"in_context": answer}) for answer in shown]
+
+    record = made_up()
+    names = {"record": record, "cell": record.json, "orders": group(first), "draws": group(second)}
+    page = run("50_prediction_alignment", "parameters", "imports", "predictions", "order-spread", **names)
+    assert page["spread_row"](MODEL, "sst2", "in_context")["matters more"] == word
+    assert page["spread_row"](MODEL, "subj", "in_context") is None
+
+
+def test_clipping_is_counted() -> None:
+    def point(method: str, clip: str, am: float, aou: float) -> dict[str, Any]:
+        values = {"sim_am_direct": am, "sim_aou": aou}
+        made = {name: {"value": v, "interval": [v - 0.1, v + 0.1]} for name, v in values.items()}
+        return {"method": method, "clip": clip} | made
+
+    free = [point("joint", "none", 0.2, 0.7), point("standard", "none", 0.5, 0.4)]
+    sweep = {"points": [*free, point("joint", "global", 0.3, 0.6), point("joint", "global", 0.5, 0.8)]}
+    page = run("72_gradient_norms_and_clipping", "clips-restore")
+    found = page["restores"](sweep)
+    assert (found["both"], found["both, clear"], found["bounds"]) == (2, 1, 2)
+    sweep["points"][:2] = [point("joint", "none", 0.9, 0.7), point("standard", "none", 0.5, 0.4)]
+    assert page["restores"](sweep)["both"] == 0
+
+
+# ------------------------------------------------------------------------------------------------------------ helper
+def test_two_uncertainties_stay_apart() -> None:
+    long = grid_plots.collect(a_grid(), {"one": "sim_aou/joint", "two": "sim_aou/standard"})
+    assert list(long.columns) == ["quantity", *reproduction.LONG] and len(long) == 36
+    summary = grid_plots.by_task(long)
+    assert len(summary) == 12 and (summary["n_seeds"] == 3).all()
+    one = grid_plots.by_task(grid_plots.collect(grid_plots.first_seeds(a_grid()), {"one": "sim_aou/joint"}))
+    assert one["seeds_low"].isna().all() and one["examples_low"].notna().all()
+    assert grid_plots.by_task(long.iloc[:0]).empty
+
+
+def test_shown_table_has_every_cell_and_its_download() -> None:
+    long = grid_plots.collect(a_grid(), {"one": "sim_aou/joint"})
+    page, nothing = grid_plots.show(long, "some").data, grid_plots.show(long.iloc[:0], "some").data
+    assert page.count("<br>s [") == 6 and page.count("<br>e [") == 6 and page.count("n 3 × ") == 6
+    text = base64.b64decode(re.search(r"base64,([^\"]+)", page)[1]).decode()
+    assert all(record.json["id"] in text for record in a_grid())
+    assert "0 rows" in nothing
+
+
+def test_drawing_any_subset() -> None:
+    arms = {"finetuned": "standard", "finetuned, chosen rate": "standard_chosen"}
+    named = {"finetuned": "sim_aou/standard", "finetuned, chosen rate": "sim_aou/joint"}
+    for found in ([], a_grid()[:1], a_grid(), [*a_grid(), *a_grid("SmolLM2-135M-Instruct")]):
+        long = grid_plots.collect(found, named)
+        figure = grid_plots.draw(long, arms, "SimAOU", marks=long, line=0)
+        assert len(figure.axes) == max(1, len({reproduction.cell(record)[0] for record in found}))
+        if found:
+            low, high = figure.axes[0].get_xlim()
+            assert low < long["low"].min() and long["high"].max() < high
+        plt.close(figure)
