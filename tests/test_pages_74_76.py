@@ -120,22 +120,22 @@ def test_a_run_goes_on_where_it_stopped(
 
     monkeypatch.setattr(fixed_prompt, "curves", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        fixed_prompt.run_task(tiny, "sst2", print)
+        fixed_prompt.run_task(tiny, "sst2", SEEDS["sst2"], print)
     content = fixed_prompt.stored("tiny-llama", "sst2")
     assert list(content["seeds"]) == ["2"] and 0 < fixed_prompt.flops("tiny-llama", "sst2") < whole
-    fixed_prompt.run_task(tiny, "sst2", print)
+    fixed_prompt.run_task(tiny, "sst2", SEEDS["sst2"], print)
     complete = fixed_prompt.stored("tiny-llama", "sst2")
     assert list(complete["seeds"]) == ["2", "3", "4"] and complete["seeds"]["2"] == content["seeds"]["2"]
     assert complete["rates"] == content["rates"] and len(calls) == 4
     assert fixed_prompt.flops("tiny-llama", "sst2") == 0
-    fixed_prompt.run_task(tiny, "sst2", print)
+    fixed_prompt.run_task(tiny, "sst2", SEEDS["sst2"], print)
     assert len(calls) == 4
 
 
 def test_a_record_of_other_sizes_or_helpers_is_not_taken_for_this_one(
     tiny: models.LanguageModel, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fixed_prompt.run_task(tiny, "sst2", print)
+    fixed_prompt.run_task(tiny, "sst2", SEEDS["sst2"], print)
     assert fixed_prompt.stored("tiny-llama", "sst2")
     with monkeypatch.context() as patch:
         patch.setattr(fixed_prompt, "N_ROWS", 6)
