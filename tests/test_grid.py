@@ -91,7 +91,7 @@ def test_less_can_be_asked_for():
 def points(*log_probabilities: float, method: str = "joint") -> list[dict[str, Any]]:
     """One point a rate, from the smallest rate."""
     pairs = zip(grid.RATES, log_probabilities, strict=False)
-    return [{"method": method, "learning_rate": r, "label_log_probability": v} for r, v in pairs]
+    return [{"method": method, "learning_rate": r, "class_log_probability": v} for r, v in pairs]
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,8 @@ class Naive:
         return {
             "n": len(labels),
             "accuracy": sum(p == y for p, y in zip(arms[2], labels, strict=True)) / len(labels),
-            "label_log_probability": sum(float(v[y]) for v, y in zip(logs, labels, strict=True)) / len(labels),
+            "class_log_probability": sum(float(v[y] - v.logsumexp(0)) for v, y in zip(logs, labels, strict=True))
+            / len(labels),
             "jaccard": naive.jaccard(*arms, labels),
             "sim_aou": over(self.layerwise(naive.sim_aou, self.triple(tuned), "attention_output")),
             "sim_am_direct": over(direct),
