@@ -219,7 +219,9 @@ def test_faster_in_steps_is_not_cheaper() -> None:
     assert found["F2"] != "reproduced"
 
 
-@pytest.mark.parametrize("which", [{}, {"mr": (5,)}, {"sst2": (2, 3, 4)}, {"sst2": (2,), "subj": (4,), "mr": (5,)}])
+@pytest.mark.parametrize(
+    "which", [{}, {"mr": ()}, {"mr": (5,)}, {"sst2": (2, 3, 4)}, {"sst2": (2,), "subj": (4,), "mr": (5,)}]
+)
 def test_few_records_decide_nothing(which: dict[str, tuple[int, ...]]) -> None:
     better = {"plain": RISING, "instruction": HIGH, "demonstrations": HIGH, "shuffled": LOW}
     assert set(judged(planted(better, which)).values()) == {"inconclusive"}
