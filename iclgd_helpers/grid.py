@@ -13,7 +13,7 @@ protocol's order. Each method runs at each of `RATES` with the first `SWEEP_DEMO
 the rate with the highest mean log-probability of the right label among the labels (renormalised over the classes) on
 `RATE_ROWS` rows, ties going to the smaller rate. The cells run every method a second time at its chosen rate. (A first
 rule took the log-probability over the whole vocabulary. On SST-2's training rows it preferred rates at which every
-answer is the same word, so it was replaced before any other task was run; the one cell computed with it is gone.) The
+answer is the same word, so it was replaced before any other task was run; the two cells computed with it are gone.) The
 gate says on `GATE_ROWS` training rows whether in-context learning with all demonstrations of the first seed beats
 zero-shot; only where it does, results speak of its effect.
 
