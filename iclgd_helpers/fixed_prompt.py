@@ -17,9 +17,12 @@ Evaluation: the first `N_ROWS` rows in the protocol's order, after each number o
 
 Rates: for each task with its first seed, one for each of `plain`, `instruction` and `demonstrations`; `shuffled` takes
 the one of `demonstrations`, so that the two differ in labels alone. Chosen is the rate, of `RATES`, with the highest
-mean log-probability of the right label on the `CHOICE_ROWS` training rows behind those trained on, after
-`CHOICE_STEPS` steps; ties go to the smaller rate. (`RATES` had three entries at first, from 3e-4 to 3e-3. They were
-made five, and everything was started again, when the choices of the first task had fallen on both ends.)
+mean log-probability of the right label among the labels (renormalised over the classes) on the `CHOICE_ROWS` training
+rows behind those trained on, after `CHOICE_STEPS` steps; ties go to the smaller rate.
+
+Everything was started again twice. At first `RATES` had three entries, and the first task's choices fell on both ends;
+two points of one seed had been seen. Then the log-probability was still that over the whole vocabulary, which on the
+first task's training rows preferred rates at which every answer is the same word; the grid's rule was taken instead.
 """
 
 from __future__ import annotations
@@ -150,7 +153,8 @@ def curves(
     Returns
     -------
     points: `arm`, `step`, `tflop` (of the steps so far, by `cost.standard_step`), `right` (one character a row),
-    `accuracy` (value, interval over rows), `label_log_probability` (mean, of the right label, nats).
+    `accuracy` (value, interval over rows), `label_log_probability` (mean, of the right label, nats),
+    `class_log_probability` (the same, renormalised over the classes).
     """
     shape = cost.Shape.of(model.model.config)
     labels = np.array([query.label for query in queries])
@@ -170,11 +174,12 @@ def curves(
 
 
 def _summary(scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    right = scores.argmax(-1) == labels
+    right, of_label = scores.argmax(-1) == labels, scores[np.arange(len(labels)), labels]
     return {
         "right": "".join("01"[int(one)] for one in right),
         "accuracy": {"value": float(right.mean()), "interval": statistics.over_examples(np.mean, right)},
-        "label_log_probability": float(scores[np.arange(len(labels)), labels].mean()),
+        "label_log_probability": float(of_label.mean()),
+        "class_log_probability": float((of_label - np.logaddexp.reduce(scores, -1)).mean()),
     }
 
 
@@ -194,9 +199,9 @@ def choose_rates(model: LanguageModel, layout: Layout, given: Material) -> dict[
 
 
 def best_rate(points: Sequence[Mapping[str, Any]]) -> float:
-    """The rate with the highest log-probability of the right label; the smaller one in a tie."""
-    defined = [point for point in points if np.isfinite(point["label_log_probability"])]
-    return max(defined, key=lambda point: (point["label_log_probability"], -point["learning_rate"]))["learning_rate"]
+    """The rate with the highest log-probability of the right label among the labels; the smaller one in a tie."""
+    defined = [point for point in points if np.isfinite(point["class_log_probability"])]
+    return max(defined, key=lambda point: (point["class_log_probability"], -point["learning_rate"]))["learning_rate"]
 
 
 # ------------------------------------------------------------------------------------------------------------- record
@@ -208,7 +213,10 @@ def record_file(model: str, task: str) -> Path:
 def sizes() -> dict[str, Any]:
     """What a record has to agree with, to be current."""
     names = "N_DEMONSTRATIONS N_ROWS STEPS RATES CHOICE_STEPS CHOICE_ROWS".split()
-    return records.plain({name.lower(): globals()[name] for name in names} | {"loss": "label", "separator": "eos"})
+    return records.plain(
+        {name.lower(): globals()[name] for name in names}
+        | {"loss": "label", "separator": "eos", "rates_by": "class_log_probability"}
+    )
 
 
 def stored(model: str, task: str) -> dict[str, Any] | None:

@@ -101,9 +101,9 @@ def test_points_count_the_steps_so_far_and_agree_with_their_rows(tiny: models.La
 
 
 def test_best_rate_is_the_likeliest_and_the_smaller_one_of_a_tie() -> None:
-    points = [{"learning_rate": r, "label_log_probability": v} for r, v in ((1.0, -2.0), (2.0, -1.0), (3.0, -1.0))]
+    points = [{"learning_rate": r, "class_log_probability": v} for r, v in ((1.0, -2.0), (2.0, -1.0), (3.0, -1.0))]
     assert fixed_prompt.best_rate(points) == 2.0
-    assert fixed_prompt.best_rate([*points, {"learning_rate": 0.1, "label_log_probability": float("nan")}]) == 2.0
+    assert fixed_prompt.best_rate([*points, {"learning_rate": 0.1, "class_log_probability": float("nan")}]) == 2.0
 
 
 def test_a_run_goes_on_where_it_stopped(
@@ -177,13 +177,13 @@ def planted(levels: dict[str, tuple[int, ...]], which: dict[str, tuple[int, ...]
         accuracy = {"value": correct / 48, "interval": [correct / 48 - 0.1, correct / 48 + 0.1]}
         right = "1" * correct + "0" * (48 - correct)
         return {"arm": arm, "step": step, "tflop": step * PRICE[arm], "right": right, "accuracy": accuracy,
-                "label_log_probability": -1.0}  # fmt: skip
+                "label_log_probability": -1.0, "class_log_probability": -1.0}  # fmt: skip
 
     def seed() -> dict[str, Any]:
         points = [point(arm, step, n) for arm in ARMS for step, n in zip(STEPS, levels[arm], strict=True)]
         return {"points": points, "prompt_tokens": PRICE, "seconds": 1.0}
 
-    tried = [{"arm": arm, "learning_rate": 1e-3, "label_log_probability": -1.0, "n": 16} for arm in ARMS[:3]]
+    tried = [{"arm": arm, "learning_rate": 1e-3, "class_log_probability": -1.0, "n": 16} for arm in ARMS[:3]]
     rates = {"points": tried, "chosen": dict.fromkeys(ARMS, 1e-3)}
     return [
         {"kind": "prompts", "model": "planted", "task": task, "engine": "x", "parameters": fixed_prompt.sizes(),
