@@ -29,7 +29,7 @@ import torch
 
 from bench import measure, peers
 from bench.measure import Bench, Setting
-from iclgd_helpers import parameters, tasks
+from iclgd_helpers import parameters, records, tasks
 from iclgd_helpers.errors import InputError
 from iclgd_helpers.parameters import engine_hash, repository_root
 
@@ -119,14 +119,6 @@ def cpu_seconds() -> float:
     return sum(u.ru_utime + u.ru_stime for u in used)
 
 
-def write(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON; the file appears complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
-    partial.replace(path)
-
-
 def run(setting: Setting, chosen: list[str], folder: Path, fresh: bool = False) -> dict[str, Any]:
     """The results of `chosen` sections, those of an earlier run with the same code among them."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -159,7 +151,7 @@ def run(setting: Setting, chosen: list[str], folder: Path, fresh: bool = False) 
         used |= {"load_before": load, "load_after": os.getloadavg()[0]}
         used |= {"when": datetime.now(UTC).isoformat(timespec="seconds")}
         done[name] = json.loads(json.dumps(found)) | {"run": used}
-        write(kept, done[name])
+        records.write_json(kept, done[name])
         short = ", ".join(f"{key} {value:.3g}" for key, value in found.items() if isinstance(value, float))
         print(f"    {used['seconds']:.0f} s, {used['cpu_seconds']:.0f} s of processor time; {short}", flush=True)
     return done
@@ -215,7 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("\ninterrupted; finished sections are kept", file=sys.stderr)
         return 130
     result = assembled(setting, options.quick, done)
-    write(options.output, result)
+    records.write_json(options.output, result)
     print(f"\n{show(result['targets'])}\n\n{options.output}")
     stored = repository_root() / "results" / "bench" / "bench.json"
     if options.store and not options.quick:

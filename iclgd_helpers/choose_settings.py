@@ -29,7 +29,8 @@ from tqdm import tqdm
 
 from iclgd_helpers import finetune, models, parameters
 from iclgd_helpers.models import LanguageModel
-from iclgd_helpers.observe import Arm, observe
+from iclgd_helpers.observe import Arm
+from iclgd_helpers.rates import label_scores
 from iclgd_helpers.sequences import Layout
 from iclgd_helpers.tasks import Example, TaskData, load_task, select_demonstrations
 
@@ -47,10 +48,8 @@ def label_log_probabilities(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Log-probabilities of the verbalizers `[example, class]` under `arm`, and the labels `[example]`."""
     queries = [layout.query(example, "label") for example in examples]
-    values = np.zeros((len(queries), len(layout.labels)))
-    for indices, seen in observe(model, queries, {"arm": arm}, layout.labels):
-        values[indices] = seen["arm"].label_log_probabilities.numpy()
-    return values, np.array([query.label for query in queries])
+    scores = label_scores(model, layout.labels, queries, {"arm": arm})["arm"]
+    return scores, np.array([query.label for query in queries])
 
 
 def accuracy(model: LanguageModel, layout: Layout, examples: Sequence[Example], arm: Arm) -> float:

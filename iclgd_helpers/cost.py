@@ -353,16 +353,15 @@ def cell_cost(
     chosen
         methods that are run at a chosen rate, too.
     conditioning, n_perturbed
-        whether each method is re-run with perturbed weights, and the
-        queries that the three re-runs with perturbed weights are read on; below float32 there are none.
+        whether each method is run again with perturbed weights (never below float32), and queries it is read on.
     """
     n = len(query_lengths) if n_compared is None else min(n_compared, len(query_lengths))
     compared, rest = query_lengths[:n], query_lengths[n:]
     arms = _arms(controls, chosen)
 
-    def observing(chosen: Sequence[str], queries: Sequence[int]) -> Work:
+    def observing(names: Sequence[str], queries: Sequence[int]) -> Work:
         work = Work()
-        for arm in chosen:
+        for arm in names:
             before = prefix if arms[arm][0] else 1
             work += forward(shape, before, full=full)
             for tokens in queries:

@@ -41,11 +41,12 @@ from typing import Any
 import click
 import numpy as np
 
-from iclgd_helpers import cost, models, parameters, records, statistics
-from iclgd_helpers.errors import InputError
+from iclgd_helpers import cost, models, parameters, records
+from iclgd_helpers.errors import exit_status
 from iclgd_helpers.finetune import Learner, Settings, finetune_together
 from iclgd_helpers.models import KVUpdate, LanguageModel
-from iclgd_helpers.observe import Arm, observe
+from iclgd_helpers.observe import Arm
+from iclgd_helpers.rates import best_rate, label_scores, score_summary
 from iclgd_helpers.sequences import Layout, Query
 from iclgd_helpers.sweep import device_rate, duration
 from iclgd_helpers.tasks import Example, TaskData, load_task, select_demonstrations, shuffle_labels
@@ -126,17 +127,6 @@ def train_on(
     return updates
 
 
-def label_scores(
-    model: LanguageModel, layout: Layout, queries: Sequence[Query], arms: Mapping[Any, Arm]
-) -> dict[Any, np.ndarray]:
-    """Log-probability of each class's label for every arm, `[query, class]`, nats."""
-    scores = {arm: np.zeros((len(queries), len(layout.labels))) for arm in arms}
-    for indices, seen in observe(model, queries, arms, layout.labels):
-        for arm, observation in seen.items():
-            scores[arm][indices] = observation.label_log_probabilities.double().cpu().numpy()
-    return scores
-
-
 def curves(
     model: LanguageModel,
     layout: Layout,
@@ -165,7 +155,7 @@ def curves(
             arms = {arm: (prompts[arm], rates[arm], updates[arm]) for arm in prompts}
             updates = train_on(model, layout, training[before:step], arms)
         arms = {arm: Arm(tuple(prompts[arm]), updates[arm]) for arm in prompts}
-        for arm, scores in label_scores(model, layout, queries, arms).items():
+        for arm, scores in label_scores(model, layout.labels, queries, arms).items():
             seen = sequences(layout, prompts[arm], training[:step])
             flops = sum(cost.standard_step(shape, len(tokens), 1).total for tokens in seen)
             points.append({"arm": arm, "step": step, "tflop": flops / 1e12} | _summary(scores, labels))
@@ -174,13 +164,8 @@ def curves(
 
 
 def _summary(scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    right, of_label = scores.argmax(-1) == labels, scores[np.arange(len(labels)), labels]
-    return {
-        "right": "".join("01"[int(one)] for one in right),
-        "accuracy": {"value": float(right.mean()), "interval": statistics.over_examples(np.mean, right)},
-        "label_log_probability": float(of_label.mean()),
-        "class_log_probability": float((of_label - np.logaddexp.reduce(scores, -1)).mean()),
-    }
+    right = scores.argmax(-1) == labels  # kept row by row: arms are compared on the same questions
+    return {"right": "".join("01"[int(one)] for one in right)} | score_summary(scores, labels)
 
 
 def choose_rates(model: LanguageModel, layout: Layout, given: Material) -> dict[str, Any]:
@@ -191,17 +176,11 @@ def choose_rates(model: LanguageModel, layout: Layout, given: Material) -> dict[
     updates = train_on(model, layout, given.training[:CHOICE_STEPS], tried)
     arms = {key: Arm(tried[key][0], update) for key, update in updates.items()}
     points = [
-        {"arm": arm, "learning_rate": rate, "n": len(labels)} | _summary(scores, labels)
-        for (arm, rate), scores in label_scores(model, layout, queries, arms).items()
+        {"arm": arm, "learning_rate": rate} | _summary(scores, labels)
+        for (arm, rate), scores in label_scores(model, layout.labels, queries, arms).items()
     ]
     chosen = {arm: best_rate([point for point in points if point["arm"] == arm]) for arm in ARMS[:3]}
     return {"points": points, "chosen": chosen | {"shuffled": chosen["demonstrations"]}}
-
-
-def best_rate(points: Sequence[Mapping[str, Any]]) -> float:
-    """The rate with the highest log-probability of the right label among the labels; the smaller one in a tie."""
-    defined = [point for point in points if np.isfinite(point["class_log_probability"])]
-    return max(defined, key=lambda point: (point["class_log_probability"], -point["learning_rate"]))["learning_rate"]
 
 
 # ------------------------------------------------------------------------------------------------------------- record
@@ -227,13 +206,6 @@ def stored(model: str, task: str) -> dict[str, Any] | None:
     return content if current else None
 
 
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(records.plain(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
 @cache
 def _task(task: str) -> TaskData:
     folder = os.environ.get("ICLGD_DATA")
@@ -251,7 +223,7 @@ def run_task(model: LanguageModel, task: str, seeds: Sequence[int], say: Callabl
         content |= {"parameters": sizes(), "data_checksum": data.checksum, "rows": [query.row for query in queries]}
         content["rates"] = choose_rates(model, layout, material(layout, data.train, SEEDS[task][0]))
         content["seeds"] = {}
-        _write(path, content)
+        records.write_json(path, content)
         say(f"{task}: chosen rates {content['rates']['chosen']}")
     for seed in (seed for seed in seeds if str(seed) not in content["seeds"]):
         start, given = time.perf_counter(), material(layout, data.train, seed)
@@ -260,7 +232,7 @@ def run_task(model: LanguageModel, task: str, seeds: Sequence[int], say: Callabl
         lengths = {arm: len(prompt) for arm, prompt in given.prompts.items()}
         seconds = round(time.perf_counter() - start, 1)
         content["seeds"][str(seed)] = {"prompt_tokens": lengths, "points": points, "seconds": seconds}
-        _write(path, content)
+        records.write_json(path, content)
 
 
 def flops(model: str, task: str) -> float:
@@ -320,17 +292,8 @@ def command(model_name: str, tasks: tuple[str, ...], rate: float | None, cost_on
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0, 2 for bad input (one line), 130 for an interrupt."""
-    try:
-        command.main(arguments, prog_name="python -m iclgd_helpers.fixed_prompt", standalone_mode=False)
-        return 0
-    except (InputError, click.UsageError) as error:
-        message = error.format_message() if isinstance(error, click.UsageError) else str(error)
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, click.Abort):
-        print("interrupted; start it again to go on from what is stored", file=sys.stderr)
-        return 130
+    """Exit status, as of every command."""
+    return exit_status(command, arguments, "iclgd_helpers.fixed_prompt")
 
 
 if __name__ == "__main__":

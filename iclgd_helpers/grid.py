@@ -46,12 +46,13 @@ import numpy as np
 import torch
 
 from iclgd_helpers import cost, experiment, finetune, metrics, parameters, records, statistics
-from iclgd_helpers.errors import InputError
+from iclgd_helpers.errors import exit_status
 from iclgd_helpers.experiment import Cell, Plan
 from iclgd_helpers.finetune import Learner, Settings
 from iclgd_helpers.models import KVUpdate
 from iclgd_helpers.observe import Arm, observe
 from iclgd_helpers.parameters import ExperimentParameters
+from iclgd_helpers.rates import best_rate, label_scores, score_summary
 from iclgd_helpers.sequences import Query
 from iclgd_helpers.sweep import device_rate, duration
 from iclgd_helpers.tasks import select_demonstrations, task_data
@@ -128,10 +129,10 @@ class Job:
         """Compute and store; what is worth saying of it."""
         if self.stage == "rates":
             content = compare_rates(experiment.prepare(self.parameters))
-            _write(self.sweep_file, content)
+            records.write_json(self.sweep_file, content)
             return f"chosen {content['chosen']}"
         if self.stage == "clips":
-            _write(self.sweep_file, compare_clips(experiment.prepare(self.parameters)))
+            records.write_json(self.sweep_file, compare_clips(experiment.prepare(self.parameters)))
             return "stored"
         record = experiment.run_cell(self.parameters)
         accuracies = (f"{arm} {found['accuracy']:.2f}" for arm, found in list(record.json["arms"].items())[:5])
@@ -207,30 +208,20 @@ def compare_rates(cell: Cell) -> dict[str, Any]:
     points = [
         {"method": m, "learning_rate": rate, "clip": "none", "clip_value": None} | found[m, rate] for m, rate in found
     ]
-    limit = min(given.max_context, cell.config.max_position_embeddings)
-    fitting = cell.layout.fitting(drawn[:whole], max(len(query.tokens) for query in queries), limit)
+    shown = experiment.plan(given.model_copy(update={"n_demonstrations": whole})).demonstrations
     return _content("rates", cell, points) | {
         "rows": [query.row for query in queries[:RATE_ROWS]],
-        "chosen": {method: _best(points, method) for method in finetune.METHODS},
-        "gate": _gate(cell, queries, cell.layout.prefix(fitting)),
+        "chosen": {method: best_rate([p for p in points if p["method"] == method]) for method in finetune.METHODS},
+        "gate": _gate(cell, queries, cell.layout.prefix(shown)),
     }
-
-
-def _best(points: Sequence[Mapping[str, Any]], method: str) -> float:
-    """The rule of the module's text."""
-    of_method = [point for point in points if point["method"] == method]
-    defined = [point for point in of_method if np.isfinite(point["class_log_probability"])]
-    return max(defined, key=lambda point: (point["class_log_probability"], -point["learning_rate"]))["learning_rate"]
 
 
 def _gate(cell: Cell, queries: Sequence[Query], prefix: tuple[int, ...]) -> dict[str, Any]:
     """By how much in-context learning beats zero-shot on training rows."""
     labels = np.array([query.label for query in queries])
-    right = {name: np.zeros(len(queries)) for name in ("zero_shot", "in_context")}
     arms = {"zero_shot": Arm(cell.layout.prefix()), "in_context": Arm(prefix)}
-    for indices, seen in observe(cell.model, queries, arms, cell.layout.labels):
-        for arm, observation in seen.items():
-            right[arm][indices] = observation.label_log_probabilities.argmax(-1).cpu().numpy() == labels[indices]
+    scores = label_scores(cell.model, cell.layout.labels, queries, arms)
+    right = {arm: (values.argmax(-1) == labels).astype(float) for arm, values in scores.items()}
     difference = right["in_context"] - right["zero_shot"]
     interval = statistics.over_examples(np.mean, difference)
     accuracies = {arm: float(values.mean()) for arm, values in right.items()}
@@ -272,8 +263,8 @@ def compare_clips(cell: Cell) -> dict[str, Any]:
 def _typical_norms(cell: Cell, norms: torch.Tensor) -> dict[str, float]:
     """Median of what each kind of clipping bounds; `norms` is `[step, layer]`."""
     n_entries = sum(t.masked(torch.ones_like(t.parameter)).sum() for t in cell.model.trainables) / cell.model.n_layers
-    of_layer = float(norms.median())
-    whole = float(norms.square().sum(1).sqrt().median())
+    of_layer = float(norms.quantile(0.5))
+    whole = float(norms.square().sum(1).sqrt().quantile(0.5))
     return {"global": whole, "per_layer": of_layer, "elementwise": of_layer / float(n_entries) ** 0.5}
 
 
@@ -295,7 +286,7 @@ def compare(cell: Cell, queries: Sequence[Query], updates: Mapping[Any, KVUpdate
     predicted = {key: values.argmax(-1) for key, values in seen_log_probabilities.items()}
     before = (predicted["zero_shot"], predicted["in_context"])
     return {
-        key: _accuracies(seen_log_probabilities[key], labels)
+        key: score_summary(seen_log_probabilities[key], labels)
         | {"jaccard": _jaccard(*before, predicted[key], labels)}
         | {metric: _mean(values) for metric, values in likeness[key].items()}
         for key in updates
@@ -303,17 +294,6 @@ def compare(cell: Cell, queries: Sequence[Query], updates: Mapping[Any, KVUpdate
 
 
 LIKENESS = ("sim_aou", "sim_am_direct", "sim_am_delta")
-
-
-def _accuracies(log_probabilities: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    right, rows = log_probabilities.argmax(-1) == labels, np.arange(len(labels))
-    among_classes = np.logaddexp.reduce(log_probabilities, -1)
-    return {
-        "n": len(labels),
-        "accuracy": {"value": float(right.mean()), "interval": statistics.over_examples(np.mean, right)},
-        "label_log_probability": float(log_probabilities[rows, labels].mean()),
-        "class_log_probability": float((log_probabilities[rows, labels] - among_classes).mean()),
-    }
 
 
 def _jaccard(*columns: np.ndarray) -> dict[str, Any]:
@@ -336,14 +316,6 @@ def _content(kind: str, cell: Cell, points: Sequence[Mapping[str, Any]]) -> dict
         "n_demonstrations": len(cell.demonstrations),
         "points": list(points),
     }
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a sweep's summary; the file appears complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(records.plain(content), indent=1, allow_nan=False) + "\n")
-    partial.replace(path)
 
 
 def _is_current(path: Path) -> bool:
@@ -395,17 +367,8 @@ def command(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0, 2 for bad input (one line), 130 for an interrupt."""
-    try:
-        command.main(arguments, prog_name="python -m iclgd_helpers.grid", standalone_mode=False)
-        return 0
-    except (InputError, click.UsageError) as error:
-        message = error.format_message() if isinstance(error, click.UsageError) else str(error)
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, click.Abort):
-        print("interrupted; start it again to go on from what is stored", file=sys.stderr)
-        return 130
+    """Exit status, as of every command."""
+    return exit_status(command, arguments, "iclgd_helpers.grid")
 
 
 if __name__ == "__main__":

@@ -50,9 +50,8 @@ def show(long: pd.DataFrame, name: str, digits: int = 3) -> HTML:
 
 def table(frame: pd.DataFrame, *downloads: tuple[pd.DataFrame, str], **options: object) -> HTML:
     """`frame` as a table that scrolls on a narrow screen, above links to CSV files; `options` are `to_html`'s."""
-    shown = frame.to_html(escape=False, **options).replace('border="1" class="dataframe"', 'class="dataframe table"')
     links = "<br>".join(reproduction.download(*one).data for one in downloads)
-    return HTML(f'<div style="overflow-x:auto;max-width:100%">{shown}</div>{links}')
+    return HTML(reproduction.scrolling(frame.to_html(escape=False, **options)) + links)
 
 
 def _cell(row: pd.Series, digits: int) -> str:

@@ -211,7 +211,8 @@ def notebook_parameters(notebook: Path) -> dict[str, Any]:
     if len(tagged) != 1:
         raise InputError(f"{notebook.name} has {len(tagged)} cells tagged 'parameters'; it needs exactly one")
     statements = ast.parse(tagged[0].source).body
-    return {s.targets[0].id: ast.literal_eval(s.value) for s in statements if isinstance(s, ast.Assign)}
+    assigned = (statement for statement in statements if isinstance(statement, ast.Assign))
+    return {target.id: ast.literal_eval(s.value) for s in assigned for target in s.targets}
 
 
 def validate_for_notebook(notebook: str | os.PathLike[str], given: Mapping[str, Any]) -> Parameters:

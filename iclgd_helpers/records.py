@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,14 @@ def _text(content: dict[str, Any]) -> str:
 
 def _checksum(content: dict[str, Any]) -> str:
     return hashlib.sha256(_text(content).encode()).hexdigest()
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content`, NaN as null, keys in order; the file appears complete or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(_text(plain(content)), encoding="utf-8")
+    partial.replace(path)
 
 
 def find(identity: str) -> Record | None:

@@ -89,8 +89,7 @@ def _rank(record: Record) -> tuple[Any, ...]:
 
 def is_evidence(record: Record) -> bool:
     """Whether it tells something of a trained model on real text; only such records enter verdicts."""
-    given = record.json["parameters"]
-    return not short(given["model"]).startswith(("random-", "tiny-")) and given["data_source"] != "generated"
+    return mark(record) == short(record.json["parameters"]["model"])
 
 
 def mark(record: Record) -> str:
@@ -198,7 +197,7 @@ def runs(found: Iterable[Record]) -> pd.DataFrame:
 
 # ------------------------------------------------------------------------------------------------------------ sweeps
 def sweeps(kind: str, folder: str | Path = "results/sweeps") -> dict[tuple[str, str], dict[str, Any]]:
-    """The sweeps of one kind (`rates`, `clips`, `orders`) by (model, task)."""
+    """The sweeps of one kind (`rates`, `clips`) by (model, task)."""
     paths = sorted(resolve_path(folder).glob(f"{kind}-*.json"))
     found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     return {(sweep["model"], sweep["task"]): sweep for sweep in found}
@@ -218,11 +217,15 @@ def gate(rates: Mapping[tuple[str, str], Mapping[str, Any]], model: str, task: s
 
 
 # ------------------------------------------------------------------------------------------------------------- pages
+def scrolling(content: str) -> str:
+    """HTML with tables in the theme's look, which scrolls by itself on a narrow screen."""
+    content = content.replace('border="1" class="dataframe"', 'class="dataframe table"')
+    return f'<div style="overflow-x:auto;max-width:100%">{content}</div>'
+
+
 def share(name: str, content: str) -> None:
     """Display HTML in a notebook, and let the book's other pages show it under that name (MyST-NB's `glue`)."""
-    content = content.replace('border="1" class="dataframe"', 'class="dataframe table"')  # the theme's look
-    box = f'<div style="overflow-x:auto;max-width:100%">{content}</div>'
-    data = {"text/html": box, "text/plain": f"<{name}>"}
+    data = {"text/html": scrolling(content), "text/plain": f"<{name}>"}
     display(data, metadata={"scrapbook": {"name": name, "mime_prefix": ""}}, raw=True)
 
 

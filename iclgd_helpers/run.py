@@ -18,7 +18,7 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from iclgd_helpers.errors import InputError
+from iclgd_helpers.errors import InputError, exit_status
 from iclgd_helpers.parameters import (
     ExperimentParameters,
     Parameters,
@@ -139,20 +139,12 @@ def command(notebook: Path, preset: str | None, parameters: tuple[tuple[str, str
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0, 2 for bad input (one line), 1 for a failing cell."""
+    """Exit status, as of every command; 1 for a failing cell."""
     try:
-        command.main(arguments, prog_name="python -m iclgd_helpers.run", standalone_mode=False)
-        return 0
-    except (InputError, click.UsageError) as error:
-        message = error.format_message() if isinstance(error, click.UsageError) else str(error)
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
-        return 2
+        return exit_status(command, arguments, "iclgd_helpers.run")
     except CellError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except (KeyboardInterrupt, click.Abort):
-        print("interrupted; start it again to go on from the records kept", file=sys.stderr)
-        return 130
 
 
 if __name__ == "__main__":

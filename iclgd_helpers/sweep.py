@@ -18,7 +18,7 @@ import click
 import torch
 
 from iclgd_helpers import cost, experiment, models, parameters, records
-from iclgd_helpers.errors import InputError
+from iclgd_helpers.errors import exit_status
 from iclgd_helpers.run import literal
 from iclgd_helpers.tasks import TASKS
 
@@ -137,17 +137,8 @@ def command(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0, 2 for bad input (one line), 130 for an interrupt."""
-    try:
-        command.main(arguments, prog_name="python -m iclgd_helpers.sweep", standalone_mode=False)
-        return 0
-    except (InputError, click.UsageError) as error:
-        message = error.format_message() if isinstance(error, click.UsageError) else str(error)
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, click.Abort):
-        print("interrupted; start it again to go on from the cells recorded", file=sys.stderr)
-        return 130
+    """Exit status, as of every command."""
+    return exit_status(command, arguments, "iclgd_helpers.sweep")
 
 
 if __name__ == "__main__":

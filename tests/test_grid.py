@@ -17,7 +17,9 @@ import pytest
 import torch
 
 from iclgd_helpers import downloads, experiment, grid, parameters, records, reproduction, statistics
+from iclgd_helpers.errors import InputError
 from iclgd_helpers.finetune import METHODS
+from iclgd_helpers.rates import best_rate
 from iclgd_helpers.tasks import task_data
 
 FEW = 10
@@ -43,8 +45,7 @@ def test_the_grid_is_six_tasks_three_seeds_two_models():
     assert set(cells_of(jobs, "unequal")) == {key for key in firsts if key[1] in ("cb", "agnews")}
 
 
-def test_the_pages_read_the_grid_that_is_computed():
-    assert (grid.SEEDS, grid.MODELS) == (reproduction.SEEDS, reproduction.MODELS)
+def test_every_task_of_the_grid_has_its_place_in_the_tables():
     assert set(grid.SEEDS) == set(reproduction.TASKS)
 
 
@@ -88,10 +89,10 @@ def test_less_can_be_asked_for():
 
 
 # ------------------------------------------------------------------------------------------------------- rule of choice
-def points(*log_probabilities: float, method: str = "joint") -> list[dict[str, Any]]:
+def points(*log_probabilities: float) -> list[dict[str, Any]]:
     """One point a rate, from the smallest rate."""
     pairs = zip(grid.RATES, log_probabilities, strict=False)
-    return [{"method": method, "learning_rate": r, "class_log_probability": v} for r, v in pairs]
+    return [{"learning_rate": r, "class_log_probability": v} for r, v in pairs]
 
 
 @pytest.mark.parametrize(
@@ -107,22 +108,22 @@ def points(*log_probabilities: float, method: str = "joint") -> list[dict[str, A
 )
 def test_the_best_rate_wins_and_ties_go_to_the_smaller(values: tuple[float, ...], place: int):
     found = points(*values)
-    assert grid._best(found, "joint") == grid.RATES[place]
-    assert grid._best(found[::-1], "joint") == grid.RATES[place], "the order of the points decides nothing"
+    assert best_rate(found) == grid.RATES[place]
+    assert best_rate(found[::-1]) == grid.RATES[place], "the order of the points decides nothing"
 
 
-def test_the_choice_follows_the_numbers_of_its_own_method():
-    """Negative control: the same numbers turned round choose another rate; another method's choose nothing."""
+def test_the_choice_follows_the_numbers():
+    """Negative control: the same numbers turned round choose another rate; where there is none, a line says so."""
     values = (-3.0, -2.0, -1.0)
-    assert grid._best(points(*values), "joint") != grid._best(points(*values[::-1]), "joint")
-    mixed = points(*values) + points(*values[::-1], method="standard")
-    assert (grid._best(mixed, "joint"), grid._best(mixed, "standard")) == (grid.RATES[2], grid.RATES[0])
+    assert best_rate(points(*values)) != best_rate(points(*values[::-1]))
+    with pytest.raises(InputError, match="smaller ones"):
+        best_rate(points(math.nan, -math.inf))
 
 
 def test_accuracy_does_not_choose():
     found = points(-3.0, -1.0)
     found[0]["accuracy"], found[1]["accuracy"] = {"value": 1.0}, {"value": 0.0}
-    assert grid._best(found, "joint") == grid.RATES[1]
+    assert best_rate(found) == grid.RATES[1]
 
 
 # ------------------------------------------------------------------------------------- sweeps against the naive engine
@@ -220,7 +221,8 @@ def test_a_point_of_the_rates_equals_an_independent_computation(small: None):
             (point,) = (p for p in found["points"] if p["method"] == method and p["learning_rate"] == 0.3)
             assert_same_point(point, other.summary(other.finetuned(method, 0.3)[0]))
     assert {(p["method"], p["learning_rate"]) for p in found["points"]} == {(m, r) for m in METHODS for r in grid.RATES}
-    assert found["chosen"] == {method: grid._best(found["points"], method) for method in METHODS}
+    own = {method: [p for p in found["points"] if p["method"] == method] for method in METHODS}
+    assert found["chosen"] == {method: best_rate(of_method) for method, of_method in own.items()}
 
 
 def test_the_gate_equals_an_independent_computation(small: None):
@@ -257,7 +259,7 @@ def test_points_of_the_clips_equal_an_independent_computation(small: None):
         assert_same_point(by["joint", "none", None], other.summary(unclipped))
         assert_same_point(by["standard", "none", None], other.summary(other.finetuned("standard", 0.3)[0]))
         size = sum(p.numel() for _name, p in naive.key_values(other.plain, 0))
-        median = plain_statistics.median_low
+        median = plain_statistics.median
         of_layer = median([norm for step in norms for norm in step])
         typical = {"per_layer": of_layer, "elementwise": of_layer / math.sqrt(size)}
         typical["global"] = median([math.sqrt(sum(norm**2 for norm in step)) for step in norms])
@@ -342,9 +344,9 @@ def test_stop_resume_skip_and_make_again(results: Path, capsys, monkeypatch):
 
 def test_a_sweep_of_other_helpers_is_made_again(results: Path, monkeypatch):
     (job,) = grid.jobs(["tiny-llama"], ["rates"], ["subj"])
-    grid._write(job.sweep_file, {"engine": parameters.engine_hash()})
+    records.write_json(job.sweep_file, {"engine": parameters.engine_hash()})
     assert job.is_done()
-    grid._write(job.sweep_file, {"engine": "0" * 16})
+    records.write_json(job.sweep_file, {"engine": "0" * 16})
     assert not job.is_done()
 
 

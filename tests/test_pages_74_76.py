@@ -100,12 +100,6 @@ def test_points_count_the_steps_so_far_and_agree_with_their_rows(tiny: models.La
     assert spent["plain"] < spent["instruction"] < spent["demonstrations"] == spent["shuffled"]
 
 
-def test_best_rate_is_the_likeliest_and_the_smaller_one_of_a_tie() -> None:
-    points = [{"learning_rate": r, "class_log_probability": v} for r, v in ((1.0, -2.0), (2.0, -1.0), (3.0, -1.0))]
-    assert fixed_prompt.best_rate(points) == 2.0
-    assert fixed_prompt.best_rate([*points, {"learning_rate": 0.1, "class_log_probability": float("nan")}]) == 2.0
-
-
 def test_a_run_goes_on_where_it_stopped(
     tiny: models.LanguageModel, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

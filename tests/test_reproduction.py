@@ -378,8 +378,7 @@ def test_parameters_that_came_later_have_their_defaults_in_older_records() -> No
     assert reproduction.in_grid(edited(made_up(), parameters=older))
 
 
-def test_models_and_seeds_are_those_that_are_run() -> None:
-    assert reproduction.SEEDS == grid.SEEDS and reproduction.MODELS == grid.MODELS
+def test_the_first_seed_is_the_protocols() -> None:
     assert all(parameters.resolve({"task": task}).seed == seeds[0] for task, seeds in grid.SEEDS.items())
 
 
@@ -407,6 +406,11 @@ def test_notes_name_what_is_missing_older_or_random(tmp_path: Path) -> None:
     assert lines == ["36 of 36 cells of the grid are recorded."]
     older = edited(made_up(), engine="another")
     assert any("older version" in line and "SST2 (seed 2)" in line for line in reproduction.notes([older]))
+    for name, kind in (("random-thing", "random weights"), ("tiny-llama", "random weights"), ("real", None)):
+        record = edited(made_up(), parameters=made_up().json["parameters"] | {"model": name})
+        lines = [line for line in reproduction.notes([record]) if line.startswith("No evidence")]
+        assert reproduction.is_evidence(record) == (kind is None) and len(lines) == (kind is not None)
+        assert all(f"{name} ({kind})" in line and record.json["id"] in line for line in lines)
 
 
 # ------------------------------------------------------------------------------------------------------------ tables

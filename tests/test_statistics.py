@@ -83,3 +83,15 @@ def test_coverage(kind: str, monkeypatch: pytest.MonkeyPatch):
             low, high = statistics.layer_means(values)["interval"]
             hits += low <= 0.3 <= high
     assert 0.90 <= hits / 300 <= 0.985
+
+
+def test_interval_over_seeds_is_students():
+    """By hand: t of 0.975 is 12.7062 at one degree of freedom and 4.3027 at two; undefined values do not count."""
+    assert statistics.over_seeds([1.0, 3.0])["interval"] == pytest.approx((2 - 12.7062, 2 + 12.7062), abs=1e-3)
+    found = statistics.over_seeds([1.0, None, 2.0, float("nan"), 3.0])
+    half = 4.3027 / 3**0.5
+    assert found["n"] == 3 and found["mean"] == 2.0
+    assert found["interval"] == pytest.approx((2 - half, 2 + half), abs=1e-4)
+    one = statistics.over_seeds([0.5])
+    assert one["mean"] == 0.5 and one["n"] == 1 and np.isnan(one["interval"]).all()
+    assert statistics.over_seeds([])["n"] == 0

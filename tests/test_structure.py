@@ -64,8 +64,7 @@ def test_one_parameters_cell_of_literals(path):
 def test_code_cells(path):
     for cell in cells(path, "code"):
         tree = ast.parse(re.sub(r"^[%!].*", "", cell.source, flags=re.M))
-        limit = 30 if "parameters" in cell.metadata.get("tags", []) else 25  # a list of names is no argument
-        assert len(cell.source.splitlines()) <= limit, cell.source[:80]
+        assert len(cell.source.splitlines()) <= 25, cell.source[:80]
         for node in ast.walk(tree):
             assert not (isinstance(node, ast.ImportFrom) and node.names[0].name == "*"), "wildcard import"
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
