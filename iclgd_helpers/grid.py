@@ -7,6 +7,8 @@ What is run was written down here before any result of it was seen
 Cells: the six tasks, three protocol seeds each (`SEEDS`), the models of `MODELS`, the first `N_ROWS` rows of each
 evaluation split in the protocol's order (CB has 56), the protocol's k and learning rate, every arm and control.
 Conditioning (a second finetuning from perturbed weights) is measured with each task's first seed.
+One thread computes, unless `--threads` says otherwise, so that a record made again has the same numbers on a machine
+with more cores. Two cores are used best by two commands, each with a model or tasks of its own.
 
 Rates: for each model and task, on rows of the *training* split that follow the first seed's demonstrations in the
 protocol's order. Each method runs at each of `RATES` with the first `SWEEP_DEMONSTRATIONS` demonstrations; chosen is
@@ -25,8 +27,11 @@ Clips: joint finetuning at the protocol's rate with each kind of clipping and bo
 norm of an unclipped run (global: of all layers together; per_layer: of a layer; elementwise: of a layer, divided by the
 root of its number of entries), with the first `SWEEP_DEMONSTRATIONS` demonstrations, on `CLIP_ROWS` evaluation rows.
 
-Orders and clips are of the first model alone: a layer-causal step multiplies every layer's states with the whole
-vocabulary, and the second model's is five times as large. Rows were cut before seeds, and no arm was.
+The second model's share is smaller, since a layer-causal step multiplies every layer's states with the whole
+vocabulary, and its vocabulary is five times as large. Orders, unequal and clips are of the first model alone. Two more
+cuts were made when the first model's cells of SST-2 were known, before any rate of the second was compared: models but
+the first compare rates with half as many demonstrations, and measure conditioning on `ORDER_TASKS` alone. Rows were cut
+before seeds, and no arm was.
 """
 
 from __future__ import annotations
@@ -61,7 +66,8 @@ MODELS = ("SmolLM2-135M-Instruct", "Gemma-3-270M")
 SEEDS = {"sst2": (2, 3, 4), "subj": (4, 5, 6), "mr": (5, 6, 7), "sst5": (5, 6, 7), "cb": (3, 4, 5), "agnews": (3, 4, 5)}
 N_ROWS = 100
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
-SWEEP_DEMONSTRATIONS, RATE_ROWS, GATE_ROWS, CLIP_ROWS = 16, 64, 200, 64
+RATE_ROWS, GATE_ROWS, CLIP_ROWS = 64, 200, 64
+SWEEP_DEMONSTRATIONS, SWEEP_DEMONSTRATIONS_OF_OTHERS = 16, 8
 ORDER_TASKS, ORDERS, MORE_SEEDS = ("sst2", "subj"), (1, 2, 3, 4), (11, 12)
 UNEQUAL_TASKS = ("cb", "agnews")
 CLIP_TASKS = ("subj", "sst2", "sst5", "mr")
@@ -156,23 +162,25 @@ def jobs(models: Sequence[str], stages: Sequence[str], tasks: Sequence[str]) -> 
     for model in models:
         base = [{"preset": "quick", "model": model, "task": task, "max_examples": N_ROWS} for task in tasks]
         plain = {"controls": False, "conditioning": False}
-        few = plain | {"n_demonstrations": SWEEP_DEMONSTRATIONS}
+        is_first = model == MODELS[0]
+        few = plain | {"n_demonstrations": SWEEP_DEMONSTRATIONS if is_first else SWEEP_DEMONSTRATIONS_OF_OTHERS}
         of_stage = {stage: [] for stage in STAGES}
         for given in base:
             task = given["task"]
             first = {**given, "seed": SEEDS[task][0]}
             of_stage["rates"].append(Job("rates", first, few))
-            if task in CLIP_TASKS and model == MODELS[0]:
+            if task in CLIP_TASKS and is_first:
                 of_stage["clips"].append(Job("clips", first, few | {"max_examples": CLIP_ROWS}))
-            if task in UNEQUAL_TASKS:
+            if task in UNEQUAL_TASKS and is_first:
                 of_stage["unequal"].append(Job("unequal", first, plain | {"equal_demonstrations": False}))
-            if task in ORDER_TASKS and model == MODELS[0]:
+            if task in ORDER_TASKS and is_first:
                 of_stage["orders"] += [Job("orders", first, plain | {"order": order}) for order in ORDERS]
                 of_stage["orders"] += [Job("orders", {**given, "seed": seed}, plain) for seed in MORE_SEEDS]
         for number in range(3):
             for given in base:
                 cell = {**given, "seed": SEEDS[given["task"]][number]}
-                of_stage["cells"].append(Job("cells", cell, {} if number == 0 else {"conditioning": False}))
+                is_conditioned = number == 0 and (is_first or given["task"] in ORDER_TASKS)
+                of_stage["cells"].append(Job("cells", cell, {} if is_conditioned else {"conditioning": False}))
         result += [job for stage in STAGES if stage in stages for job in of_stage[stage]]
     return result
 
@@ -351,11 +359,18 @@ def run(waiting: Sequence[tuple[Job, float]], say: Callable[[str], None]) -> Non
 @click.option(
     "--rate", type=float, help="TFLOP/s that the device sustains, for the estimate [half of a product's, now]"
 )
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="that compute, on a CPU")
 @click.option("--cost-only", is_flag=True, help="print what the run would cost, and stop")
 def command(
-    models: tuple[str, ...], stages: tuple[str, ...], tasks: tuple[str, ...], rate: float | None, cost_only: bool
+    models: tuple[str, ...],
+    stages: tuple[str, ...],
+    tasks: tuple[str, ...],
+    rate: float | None,
+    threads: int,
+    cost_only: bool,
 ) -> None:
     """Run what is not yet recorded of the grid, into `results/`; $ICLGD_DATA names the folder of the six tasks."""
+    torch.set_num_threads(threads)
     os.environ["ICLGD_RECORDS"] = str(parameters.resolve_path(RECORDS))
     everything = jobs(models, stages, tasks)
     waiting = [(job, job.flops()) for job in everything if not job.is_done()]

@@ -42,7 +42,8 @@ def test_the_grid_is_six_tasks_three_seeds_two_models():
     assert len(expected) == 36 and Counter(cells_of(jobs, "cells")) == Counter(expected)
     firsts = {(model, task, seeds[0]) for model in grid.MODELS for task, seeds in grid.SEEDS.items()}
     assert Counter(cells_of(jobs, "rates")) == Counter(firsts)
-    assert set(cells_of(jobs, "unequal")) == {key for key in firsts if key[1] in ("cb", "agnews")}
+    unequal = {key for key in firsts if key[0] == grid.MODELS[0] and key[1] in ("cb", "agnews")}
+    assert set(cells_of(jobs, "unequal")) == unequal
 
 
 def test_every_task_of_the_grid_has_its_place_in_the_tables():
@@ -70,8 +71,22 @@ def test_rates_come_before_the_cells_that_need_them():
 
 
 def test_conditioning_is_measured_with_each_tasks_first_seed():
-    for job in grid.jobs(grid.MODELS[:1], ["cells"], tuple(grid.SEEDS)):
-        assert job.parameters.conditioning == (job.given["seed"] == grid.SEEDS[job.given["task"]][0])
+    for job in grid.jobs(grid.MODELS, ["cells"], tuple(grid.SEEDS)):
+        task, is_first_model = job.given["task"], job.model == grid.MODELS[0]
+        is_first_seed = job.given["seed"] == grid.SEEDS[task][0]
+        assert job.parameters.conditioning == (is_first_seed and (is_first_model or task in ("sst2", "subj")))
+
+
+def test_other_models_compare_rates_with_half_as_many_demonstrations():
+    jobs = grid.jobs([*grid.MODELS, "somebody/else"], ["rates", "clips"], ["mr"])
+    found = [(job.stage, job.model, job.parameters.n_demonstrations) for job in jobs]
+    first, second = grid.MODELS
+    assert found == [
+        ("rates", first, 16),
+        ("clips", first, 16),
+        ("rates", second, 8),
+        ("rates", "somebody/else", 8),
+    ]
 
 
 @pytest.mark.parametrize("task", grid.SEEDS)
@@ -135,7 +150,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few rates, rows, bounds and demonstrations; the tasks' own number of them becomes 8."""
     for name, value in {"RATES": (0.03, 0.3), "RATE_ROWS": 6, "GATE_ROWS": 9, "CLIP_FACTORS": (0.25, 1.0)}.items():
         monkeypatch.setattr(grid, name, value)
-    monkeypatch.setattr(grid, "SWEEP_DEMONSTRATIONS", 4)
+    monkeypatch.setattr(grid, "SWEEP_DEMONSTRATIONS_OF_OTHERS", 4)
     for task in grid.SEEDS:
         monkeypatch.setitem(parameters._yaml("tasks")[task], "n_demonstrations", WHOLE)
 
@@ -365,8 +380,19 @@ def test_cost_only_computes_nothing(results: Path, capsys, monkeypatch):
     everything = [a for stage in grid.STAGES for a in ("--stage", stage)]
     assert grid.main(["--model", "tiny-llama", "--task", "cb", "--cost-only", "--rate", "1", *everything]) == 0
     said = capsys.readouterr().out
-    assert "0 of 5 jobs are stored" in said and "TFLOP" in said and "tiny-llama unequal" in said
+    assert "0 of 4 jobs are stored" in said and "TFLOP" in said and "tiny-llama cells" in said
     assert not list(results.iterdir())
+
+
+@pytest.mark.parametrize(("asked", "expected"), [([], 1), (["--threads", "2"], 2)])
+def test_one_thread_computes_unless_more_are_asked_for(results: Path, asked: list[str], expected: int):
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        assert grid.main(["--model", "tiny-llama", "--task", "mr", "--cost-only", "--rate", "1", *asked]) == 0
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(
