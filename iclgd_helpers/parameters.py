@@ -212,7 +212,7 @@ def notebook_parameters(notebook: Path) -> dict[str, Any]:
         raise InputError(f"{notebook.name} has {len(tagged)} cells tagged 'parameters'; it needs exactly one")
     statements = ast.parse(tagged[0].source).body
     assigned = (statement for statement in statements if isinstance(statement, ast.Assign))
-    return {target.id: ast.literal_eval(s.value) for s in assigned for target in s.targets}
+    return {statement.targets[0].id: ast.literal_eval(statement.value) for statement in assigned}
 
 
 def validate_for_notebook(notebook: str | os.PathLike[str], given: Mapping[str, Any]) -> Parameters:

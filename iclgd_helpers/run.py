@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from iclgd_helpers.parameters import (
     resolve_path,
     validate_for_notebook,
 )
+
+PATHS = ("data_file", "data_folder", "model")  # parameters that may name a file or a folder
 
 
 class ThisInterpreter(AsyncKernelManager):
@@ -52,6 +54,18 @@ def literal(text: str) -> bool | int | float | str | None:
         except ValueError:
             pass
     return text
+
+
+def from_here(path: str) -> str:
+    """`path`, absolute if it lies in the working directory and that is not the repository, where pages look for it."""
+    here = Path(path).expanduser().absolute()
+    return str(here) if here.exists() and here.resolve() != resolve_path(path) else path
+
+
+def typed(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """Parameters from a command line: values as papermill reads them, paths as a shell does."""
+    given = {name: literal(text) for name, text in pairs}
+    return {n: from_here(value) if n in PATHS and isinstance(value, str) else value for n, value in given.items()}
 
 
 def execute(notebook: Path, target: Path, parameters: Mapping[str, Any], progress: bool = False) -> None:
@@ -131,7 +145,7 @@ def run(notebook: Path, given: Mapping[str, Any], output: Path | None = None, pr
 @click.option("--output", type=click.Path(path_type=Path), help="folder for the results [_runs/<run id>]")
 def command(notebook: Path, preset: str | None, parameters: tuple[tuple[str, str], ...], output: Path | None) -> None:
     """Execute NOTEBOOK with the given parameters; bad input gives one line and exit status 2."""
-    given = {name: literal(value) for name, value in parameters}
+    given = typed(parameters)
     if preset is not None:
         given["preset"] = preset
     folder = run(notebook, given, output, progress=sys.stderr.isatty())

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import click
@@ -19,7 +20,7 @@ import torch
 
 from iclgd_helpers import cost, experiment, models, parameters, records
 from iclgd_helpers.errors import exit_status
-from iclgd_helpers.run import literal
+from iclgd_helpers.run import from_here, typed
 from iclgd_helpers.tasks import TASKS
 
 SIX_TASKS = tuple(name for name in TASKS if name != "snippets")
@@ -123,9 +124,9 @@ def command(
 ) -> None:
     """Run a grid of cells: tasks x models x seeds."""
     if folder:
-        os.environ["ICLGD_RECORDS"] = str(parameters.resolve_path(folder))
-    values = {"preset": preset} | {key: literal(value) for key, value in given}
-    over = {"model": model_names, "task": tasks or SIX_TASKS, "seed": seeds}
+        os.environ["ICLGD_RECORDS"] = str(Path(folder).absolute())
+    values = {"preset": preset} | typed(given)
+    over = {"model": [from_here(model) for model in model_names], "task": tasks or SIX_TASKS, "seed": seeds}
     cells = grid(values, over)
     costs = [cost.of_cell(cell) for cell in cells]
     first = cells[0].parameters

@@ -90,6 +90,19 @@ def test_values_are_read_as_papermill_reads_them(text):
     assert repr(run.literal(text)) == repr(_resolve_type(text))
 
 
+def test_paths_are_read_from_where_they_are_typed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.csv").touch()
+    (tmp_path / "book").mkdir()
+    pairs = [("data_file", "./mine.csv"), ("data_folder", "book"), ("model", "tiny-llama"), ("label_column", "book")]
+    here = {"data_file": str(tmp_path / "mine.csv"), "data_folder": str(tmp_path / "book")}
+    assert run.typed(pairs) == here | {"model": "tiny-llama", "label_column": "book"}
+    elsewhere = [("data_file", "README.md"), ("data_folder", "None")]
+    assert run.typed(elsewhere) == {"data_file": "README.md", "data_folder": None}, "what is not here is the book's"
+    monkeypatch.chdir(ROOT)
+    assert run.typed([("data_folder", "book")]) == {"data_folder": "book"}, "no machine's path where none is needed"
+
+
 def test_bad_input_found_inside_a_notebook(tmp_path, capsys):
     notebook = small_notebook(
         tmp_path,

@@ -4,6 +4,7 @@ import ast
 import re
 
 import nbformat
+import papermill
 import pytest
 
 from iclgd_helpers import pipeline
@@ -54,6 +55,7 @@ def test_one_parameters_cell_of_literals(path):
     (cell,) = cells(path, "code", "parameters")
     assert all(isinstance(statement, ast.Assign) for statement in ast.parse(cell.source).body)
     given = notebook_parameters(path)
+    assert set(papermill.inspect_notebook(str(path))) == set(given), "papermill knows every one of them, too"
     if "preset" in given:
         assert {name: given.get(name, "missing") for name in EXPERIMENT_PARAMETERS} == EXPERIMENT_PARAMETERS
     else:
