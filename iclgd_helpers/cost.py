@@ -430,10 +430,13 @@ def _memory(
     observing = max(batch_bytes(shape, batch, prefix, len(trained), dtype) for batch in sizes)
     alone = batch_bytes(shape, [prefix], 0, 0, dtype)
     longest = max(training_lengths)
-    training = training_bytes(shape, longest, loss_rows(longest, loss), dtype)
+    # A learner's weights become its arm's update, which is counted below.
+    training = training_bytes(shape, longest, loss_rows(longest, loss), dtype) - update_bytes(shape)
     # The updates of the trained arms are given up before random weights take the place of the model's own. While a
-    # control is made from another update, the original values and the change stand beside it.
-    updates = (sum(trained) + 2 * controls) * update_bytes(shape)
+    # control is made from another update, the change stands beside it, and so do the original values in float32 where
+    # the model does not hold them itself.
+    beside = controls * (1 if ITEMSIZE[dtype] >= 4 else 2)
+    updates = (sum(trained) + beside) * update_bytes(shape)
     random = weights_bytes(shape, dtype) + update_bytes(shape) if controls else 0
     return {
         "weights": weights_bytes(shape, dtype),

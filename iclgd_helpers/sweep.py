@@ -124,7 +124,7 @@ def command(
 ) -> None:
     """Run a grid of cells: tasks x models x seeds."""
     if folder:
-        os.environ["ICLGD_RECORDS"] = str(Path(folder).absolute())
+        os.environ["ICLGD_RECORDS"] = str(Path(folder).expanduser().absolute())
     values = {"preset": preset} | typed(given)
     over = {"model": [from_here(model) for model in model_names], "task": tasks or SIX_TASKS, "seed": seeds}
     cells = grid(values, over)

@@ -183,9 +183,9 @@ def test_memory_is_near_that_of_the_rehearsals():
         dtype = record.json["parameters"]["dtype"]
         one = cost.cell_cost(shape, record.json["prefix_tokens"], queries, training, dtype=dtype)
         measured = record.json["environment"]["peak_memory_mib"] * 2**20
-        assert 0.8 < one.peak_memory_bytes / measured < 1.2, dtype
+        assert 0.75 < one.peak_memory_bytes / measured < 1.1, dtype
         weights = cost.weights_bytes(shape, dtype)
-        assert weights / measured < 0.8, "control: the weights alone are not enough"
+        assert weights / measured < 0.75, "control: the weights alone are not enough"
 
 
 def test_record_size_is_near_the_stored_ones():

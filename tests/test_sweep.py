@@ -41,6 +41,17 @@ def test_the_paper_preset_end_to_end_on_a_small_checkpoint(checkpoint, own_recor
     assert {path.parent.name: path.read_bytes() for path in own_records.glob("*/record.json")} == stored
 
 
+def test_paths_are_read_from_where_they_are_typed(checkpoint, tmp_path, monkeypatch, capfd):
+    """A model and a folder of records, named as in a shell; a name that is not there says so."""
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--preset", "smoke", "--task", "sst2", "--model", "./small-xglm", "--records", "here", *SMALL]
+    assert sweep.main([*arguments, "--cost-only", "--rate", "1"]) == 0
+    assert "small-xglm/sst2" in capfd.readouterr().out
+    assert records.records_folder() == tmp_path / "here"
+    (tmp_path / "small-xglm").rename(tmp_path / "elsewhere")
+    assert sweep.main([*arguments, "--cost-only", "--rate", "1"]) == 2
+
+
 def test_recorded_cells_are_skipped_and_lost_ones_made_again(own_records, capfd, monkeypatch):
     arguments = ["--preset", "smoke", "--task", "sst2", "--seed", "0", "--seed", "1", *SMALL]
     assert sweep.main(arguments) == 0
