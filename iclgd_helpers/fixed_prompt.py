@@ -47,7 +47,6 @@ from iclgd_helpers.finetune import Learner, Settings, finetune_together
 from iclgd_helpers.models import KVUpdate, LanguageModel
 from iclgd_helpers.observe import Arm
 from iclgd_helpers.rates import best_rate, label_scores, score_summary
-from iclgd_helpers.run import from_here
 from iclgd_helpers.sequences import Layout, Query
 from iclgd_helpers.sweep import device_rate, duration
 from iclgd_helpers.tasks import Example, TaskData, load_task, select_demonstrations, shuffle_labels
@@ -280,7 +279,6 @@ def command(model_name: str, tasks: tuple[str, ...], rate: float | None, cost_on
     """Run what is not yet recorded, into `results/prompts`; $ICLGD_DATA names the folder of the tasks."""
     parameters.engine_hash()  # kept from now on: that of the code as it was loaded
     rate = rate * 1e12 if rate else device_rate("auto", "float32") / 2
-    model_name = from_here(model_name)
     print("\n".join(estimate(model_name, tasks, rate)), flush=True)
     if cost_only:
         return

@@ -58,7 +58,6 @@ from iclgd_helpers.models import KVUpdate
 from iclgd_helpers.observe import Arm, observe
 from iclgd_helpers.parameters import ExperimentParameters
 from iclgd_helpers.rates import best_rate, label_scores, score_summary
-from iclgd_helpers.run import from_here
 from iclgd_helpers.sequences import Query
 from iclgd_helpers.sweep import device_rate, duration
 from iclgd_helpers.tasks import select_demonstrations, task_data
@@ -373,7 +372,7 @@ def command(
     """Run what is not yet recorded of the grid, into `results/`; $ICLGD_DATA names the folder of the six tasks."""
     torch.set_num_threads(threads)
     os.environ["ICLGD_RECORDS"] = str(parameters.resolve_path(RECORDS))
-    everything = jobs([from_here(model) for model in models], stages, tasks)
+    everything = jobs(models, stages, tasks)
     waiting = [(job, job.flops()) for job in everything if not job.is_done()]
     rate = rate * 1e12 if rate else device_rate("auto", "float32") / 2
     print(f"{len(everything) - len(waiting)} of {len(everything)} jobs are stored.")

@@ -20,7 +20,7 @@ import torch
 
 from iclgd_helpers import cost, experiment, models, parameters, records
 from iclgd_helpers.errors import exit_status
-from iclgd_helpers.run import from_here, typed
+from iclgd_helpers.run import typed
 from iclgd_helpers.tasks import TASKS
 
 SIX_TASKS = tuple(name for name in TASKS if name != "snippets")
@@ -126,7 +126,7 @@ def command(
     if folder:
         os.environ["ICLGD_RECORDS"] = str(Path(folder).expanduser().absolute())
     values = {"preset": preset} | typed(given)
-    over = {"model": [from_here(model) for model in model_names], "task": tasks or SIX_TASKS, "seed": seeds}
+    over = {"model": model_names, "task": tasks or SIX_TASKS, "seed": seeds}
     cells = grid(values, over)
     costs = [cost.of_cell(cell) for cell in cells]
     first = cells[0].parameters

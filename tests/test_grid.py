@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from iclgd_helpers import downloads, experiment, grid, models, parameters, records, reproduction, statistics
+from iclgd_helpers import downloads, experiment, grid, parameters, records, reproduction, statistics
 from iclgd_helpers.errors import InputError
 from iclgd_helpers.finetune import METHODS
 from iclgd_helpers.rates import best_rate
@@ -382,16 +382,6 @@ def test_cost_only_computes_nothing(results: Path, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "0 of 4 jobs are stored" in said and "TFLOP" in said and "tiny-llama cells" in said
     assert not list(results.iterdir())
-
-
-def test_a_model_is_looked_for_where_the_command_is_typed(results: Path, monkeypatch):
-    model = models.tiny_model("tiny-llama")
-    model.model.save_pretrained(results / "mine")
-    model.tokenizer.save_pretrained(results / "mine")
-    arguments = ["--model", "./mine", "--task", "mr", "--stage", "rates", "--cost-only", "--rate", "1"]
-    assert grid.main(arguments) == 2
-    monkeypatch.chdir(results)
-    assert grid.main(arguments) == 0
 
 
 @pytest.mark.parametrize(("asked", "expected"), [([], 1), (["--threads", "2"], 2)])

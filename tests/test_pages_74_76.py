@@ -148,16 +148,6 @@ def test_the_command_says_its_cost_and_refuses_in_one_line(small: Path, capsys: 
         assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_model_is_looked_for_where_the_command_is_typed(small: Path, tmp_path: Path, monkeypatch) -> None:
-    model = models.tiny_model("tiny-llama")
-    model.model.save_pretrained(tmp_path / "mine")
-    model.tokenizer.save_pretrained(tmp_path / "mine")
-    arguments = ["--model", "./mine", "--task", "sst2", "--cost-only", "--rate", "0.1"]
-    assert fixed_prompt.main(arguments) == 2
-    monkeypatch.chdir(tmp_path)
-    assert fixed_prompt.main(arguments) == 0
-
-
 def test_committed_records_are_whole() -> None:
     for path in (repository_root() / "results" / "prompts").glob("*.json"):
         record = json.loads(path.read_text())

@@ -42,13 +42,16 @@ def test_the_paper_preset_end_to_end_on_a_small_checkpoint(checkpoint, own_recor
 
 
 def test_paths_are_read_from_where_they_are_typed(checkpoint, tmp_path, monkeypatch, capfd):
-    """A model and a folder of records, named as in a shell; a name that is not there says so."""
+    """A model, a table and a folder of records, named as in a shell; a table that is not there says so."""
     monkeypatch.chdir(tmp_path)
-    arguments = ["--preset", "smoke", "--task", "sst2", "--model", "./small-xglm", "--records", "here", *SMALL]
+    (tmp_path / "mine.csv").write_text("text,label\n" + "".join(f"word {i},{i % 2}\n" for i in range(20)))
+    table = ["-p", "data_file", "mine.csv", "-p", "template", "{text} is", "-p", "verbalizers", "bad,good"]
+    size = ["-p", "max_examples", "4", "-p", "n_demonstrations", "3"]
+    arguments = ["--preset", "smoke", "--task", "own", "--model", "./small-xglm", "--records", "here", *table, *size]
     assert sweep.main([*arguments, "--cost-only", "--rate", "1"]) == 0
-    assert "small-xglm/sst2" in capfd.readouterr().out
+    assert "small-xglm/own" in capfd.readouterr().out
     assert records.records_folder() == tmp_path / "here"
-    (tmp_path / "small-xglm").rename(tmp_path / "elsewhere")
+    (tmp_path / "mine.csv").rename(tmp_path / "elsewhere")
     assert sweep.main([*arguments, "--cost-only", "--rate", "1"]) == 2
 
 
