@@ -2,8 +2,9 @@
 The whole reproduction as one command: `python -m iclgd_helpers.grid`. It says what it costs, can be stopped at any
 moment, and skips what is recorded.
 
-What is run was written down here before any result of it was seen
--------------------------------------------------------------------
+What is run was written down here before any result of it was seen, but for the first seeds of SST-2 and Subj, which an
+older version of these helpers had computed on more rows
+----------------------------------------------------------------------------------------------------------------------
 Cells: the six tasks, three protocol seeds each (`SEEDS`), the models of `MODELS`, the first `N_ROWS` rows of each
 evaluation split in the protocol's order (CB has 56), the protocol's k and learning rate, every arm and control.
 Conditioning (a second finetuning from perturbed weights) is measured with each task's first seed.

@@ -9,11 +9,14 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from IPython.display import HTML, Image, display
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from iclgd_helpers import figures, parameters, records, statistics
 from iclgd_helpers.grid import MODELS, SEEDS
@@ -193,6 +196,44 @@ def runs(found: Iterable[Record]) -> pd.DataFrame:
         for r in found
     ]
     return pd.DataFrame(rows, columns=[*CELL, "demonstrations", "n", "run", "helpers"])
+
+
+# ----------------------------------------------------------------------------------------------- draws and orders
+def variance_between(right: NDArray) -> tuple[float, NDArray]:
+    """
+    Variance of accuracy between cells, without what the choice of questions adds to it.
+
+    The plain variance of measured accuracies grows with the number of questions that cells answer differently, also
+    where all cells are equally good. This estimate multiplies different questions only, and so is unbiased.
+
+    Parameters
+    ----------
+    right : `[cell, question]`, whether the answer is right; at least two cells, the same questions for all.
+
+    Returns
+    -------
+    The estimate, which may be negative; and `[question]`, what it is without one question (for `jackknife`).
+    """
+    deviation = right - np.mean(right, axis=0)
+    n, sums, squares = deviation.shape[1], deviation.sum(1), (deviation**2).sum(1)
+
+    def estimate(sums: NDArray, squares: NDArray, n: int) -> NDArray:
+        return (sums**2 - squares).sum(0) / (n * (n - 1) * (len(right) - 1))
+
+    without = estimate(sums[:, None] - deviation, squares[:, None] - deviation**2, n - 1)
+    return float(estimate(sums, squares, n)), without
+
+
+def jackknife(value: float, without: NDArray) -> tuple[float, float, float]:
+    """Value, and ends of its 95 % interval from `[question]` values that leave out one question each."""
+    n = len(without)
+    half = NormalDist().inv_cdf((1 + statistics.LEVEL) / 2) * np.sqrt((n - 1) * np.var(without))
+    return value, float(value - half), float(value + half)
+
+
+def signed_root(variances: Sequence[float]) -> tuple[float, ...]:
+    """Roots that keep the sign: variances, and differences of them, in the unit of accuracy."""
+    return tuple(float(np.sign(one) * np.sqrt(abs(one))) for one in variances)
 
 
 # ------------------------------------------------------------------------------------------------------------ sweeps

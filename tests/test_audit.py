@@ -121,6 +121,11 @@ def test_all_findings_hold_and_are_the_stored_ones(page):
     assert stored["verdict"].to_dict() == found
 
 
+def test_what_precision_alone_does_is_no_effect_of_clipping(page):
+    close = put("sim_aou", 0.3410, clipping="per_layer", precision="fp32")
+    assert page(CLIPPING, archive=close)["A-noop"] == "NOT CONFIRMED"
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_finding_fails_when_its_fact_changes(page, name):
     ids, source, change = CASES[name]

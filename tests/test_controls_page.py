@@ -62,9 +62,11 @@ def test_rule_is_that_of_the_page_of_results(page: dict[str, Any]) -> None:
     rng = np.random.default_rng(0)
     for _ in range(300):
         middle, half = rng.normal(0.1, 0.2, rng.integers(0, 4)), rng.uniform(0, 0.3)
-        effects = [(m, m - half, m + half) for m in middle]
+        effects = [(m, m - half, m + half) for m in np.where(rng.random(len(middle)) < 0.2, np.nan, middle)]
         assert page["status"](effects) == other["status"](effects)
-        states = rng.choice(["for", "against", "open", "no in-context effect"], rng.integers(0, 7)).tolist()
+        states = rng.choice(
+            ["for", "against", "open", "undefined", "no in-context effect"], rng.integers(0, 7)
+        ).tolist()
         assert page["verdict"](states) == names[other["verdict"](states)]
 
 
@@ -144,6 +146,16 @@ def test_order_and_draw_are_told_apart(first: int, second: int, word: str) -> No
     page = run("50_prediction_alignment", "parameters", "imports", "predictions", "order-spread", **names)
     assert page["spread_row"](MODEL, "sst2", "in_context")["matters more"] == word
     assert page["spread_row"](MODEL, "subj", "in_context") is None
+
+
+def test_draws_are_of_the_models_that_were_reordered() -> None:
+    orders = [made_up(MODEL, "sst2", order=order) for order in range(5)]
+    seeds = [made_up(model, task, seed) for model in (MODEL, "Other") for task, seed in
+             (("sst2", 2), ("sst2", 3), ("sst2", 4), ("mr", 5))]  # fmt: skip
+    names = {"everything": orders + seeds, "found": seeds, "extra": {}, "reproduction": reproduction}
+    page = run("50_prediction_alignment", "order-groups", **names)
+    assert [reproduction.cell(record) for record in page["draws"]] == [(MODEL, "sst2", seed) for seed in (2, 3, 4)]
+    assert len(page["orders"]) == 5
 
 
 def test_clipping_is_counted() -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -196,19 +197,24 @@ def judged(found: list[dict[str, Any]]) -> dict[str, str]:
         patch.setattr("iclgd_helpers.reproduction.share", lambda name, content: None)
         patch.setattr("iclgd_helpers.statistics.RESAMPLES", 200)
         space = run_cells("74_fixed_prompt_finetuning", *names, found=found)
-    return dict(space["verdicts"]["verdict"])
+    return {(row.id, row.model): row.verdict for row in space["verdicts"].itertuples()}
+
+
+def of_one(found: list[dict[str, Any]]) -> dict[str, str]:
+    """Statement -> verdict, for records of one model."""
+    return {statement: verdict for (statement, _model), verdict in judged(found).items()}
 
 
 def test_verdicts_turn_round_with_the_arms() -> None:
     better = {"plain": RISING, "instruction": HIGH, "demonstrations": HIGH, "shuffled": LOW}
     worse = {"plain": HIGH, "instruction": LOW, "demonstrations": LOW, "shuffled": HIGH}
-    assert judged(planted(better)) == dict.fromkeys(("F1", "F2", "F3", "F4"), "reproduced") | {"F5": "not reproduced"}
-    assert judged(planted(worse)) == dict.fromkeys(("F1", "F2", "F3", "F4"), "not reproduced") | {"F5": "inconclusive"}
+    assert of_one(planted(better)) == dict.fromkeys(("F1", "F2", "F3", "F4"), "reproduced") | {"F5": "not reproduced"}
+    assert of_one(planted(worse)) == dict.fromkeys(("F1", "F2", "F3", "F4"), "not reproduced") | {"F5": "inconclusive"}
 
 
 def test_faster_in_steps_is_not_cheaper() -> None:
     quick = {"plain": RISING, "instruction": RISING, "demonstrations": (20, 44, 46, 48), "shuffled": (20, 44, 46, 48)}
-    found = judged(planted(quick))
+    found = of_one(planted(quick))
     assert found["F1"] == found["F5"] == "reproduced" and found["F3"] == found["F4"] == "inconclusive"
     assert found["F2"] != "reproduced"
 
@@ -218,7 +224,27 @@ def test_faster_in_steps_is_not_cheaper() -> None:
 )
 def test_few_records_decide_nothing(which: dict[str, tuple[int, ...]]) -> None:
     better = {"plain": RISING, "instruction": HIGH, "demonstrations": HIGH, "shuffled": LOW}
-    assert set(judged(planted(better, which)).values()) == {"inconclusive"}
+    assert set(judged(planted(better, which)).values()) <= {"inconclusive"}
+
+
+def test_models_are_judged_apart() -> None:
+    better = {"plain": RISING, "instruction": HIGH, "demonstrations": HIGH, "shuffled": LOW}
+    worse = {"plain": HIGH, "instruction": LOW, "demonstrations": LOW, "shuffled": HIGH}
+    found = judged(planted(better) + [record | {"model": "other"} for record in planted(worse)])
+    assert found["F1", "planted"] == "reproduced" and found["F1", "other"] == "not reproduced"
+
+
+def test_stored_tables_of_two_models_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in (repository_root() / "results" / "demonstration_attention").glob("*sst2*.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        content["parameters"]["model"] = "other"
+        (tmp_path / path.name).write_text(json.dumps(content), encoding="utf-8")
+        shutil.copy(path, tmp_path / f"first-{path.name}")
+    monkeypatch.delenv("ICLGD_TABLES", raising=False)  # nothing is written
+    monkeypatch.setattr(parameters, "resolve_path", lambda _path: tmp_path)
+    space = run_cells(PAGE_76, "stored", "stored-verdicts", store=False, columns=["vectors", "level", "statement",
+                      "verdict", "n"])  # fmt: skip
+    assert {"other"} < set(space["others"]["model"]) and len(space["kept_files"]) == 2
 
 
 # ------------------------------------------------------------------------------------------------------------ page 76

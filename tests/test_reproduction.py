@@ -237,6 +237,75 @@ def test_seeds_that_agree_turn_the_verdict_round(page: dict[str, Any]) -> None:
     assert verdicts(page, grid(answers()["in_context"]), "R20") == ["not reproduced"]
 
 
+def test_draws_to_both_sides_of_the_first_are_seen(page: dict[str, Any]) -> None:
+    y = answers()["label"]
+    shares = (60, 24, 96)  # right answers of 120: the first draw is the mean of the others
+    shown = [np.where(np.arange(N) < share, y, 1 - y) for share in shares]
+    cells = [
+        made_up(MODEL, "sst2", seed, arms=answers() | {"in_context": a})
+        for seed, a in zip((2, 3, 4), shown, strict=True)
+    ]
+    value, low, _high = page["draws_differ"](cells)
+    assert low > 0 and value == pytest.approx(np.sqrt(np.mean([0.3**2, 0.3**2, 0.6**2])) - 0.05, abs=0.02)
+
+
+@pytest.mark.parametrize("still", ["standard", "in_context"])
+def test_who_changes_nothing_overlaps_with_nobody(page: dict[str, Any], still: str) -> None:
+    assert not np.isnan(page["jaccard_low"](made_up(MODEL, "sst2"), "")[0])
+    unmoved = made_up(MODEL, "sst2", arms=answers() | {still: answers()["zero_shot"]})
+    assert np.isnan(page["jaccard_low"](unmoved, "")).all()
+
+
+def test_undefined_effects_are_not_judged(page: dict[str, Any]) -> None:
+    still = answers() | {"standard": answers()["zero_shot"]}
+    mixed = [
+        made_up(MODEL, *reproduction.cell(r)[1:], arms=still) if reproduction.cell(r)[1] in ("subj", "cb") else r
+        for r in a_grid()
+    ]
+    made = page["judge_all"](mixed)[0]
+    (row,) = made[(made["id"] == "R5") & (made["rate"] == "protocol")].itertuples()
+    assert row.states["subj"] == row.states["cb"] == "undefined" and row.verdict == "reproduced"
+
+
+# ------------------------------------------------------------------------------------------- variance between cells
+def equally_good(rng: np.random.Generator, n_cells: int, n: int, redrawn: float) -> np.ndarray:
+    """`[cell, question]`: cells of one expected accuracy, which share a part of their answers."""
+    shared, own = rng.random(n) < 0.7, rng.random((n_cells, n)) < 0.7
+    return np.where(rng.random((n_cells, n)) < redrawn, own, shared)
+
+
+def test_variance_between_cells_is_that_of_all_pairs_of_questions() -> None:
+    right = np.random.default_rng(3).random((4, 7)) < 0.5
+    deviation = right - right.mean(0)
+
+    def naive(kept: list[int]) -> float:
+        pairs = [deviation[:, i] @ deviation[:, j] for i in kept for j in kept if i != j]
+        return float(np.mean(pairs)) / 3
+
+    value, without = reproduction.variance_between(right)
+    assert value == pytest.approx(naive(list(range(7))), abs=1e-12)
+    assert without == pytest.approx([naive([i for i in range(7) if i != q]) for q in range(7)], abs=1e-12)
+
+
+def test_equally_good_cells_have_no_variance_however_much_they_disagree() -> None:
+    rng, found, plain = np.random.default_rng(0), [], []
+    for _ in range(400):
+        few, many = (reproduction.variance_between(equally_good(rng, 5, 100, share)) for share in (0.1, 0.9))
+        found.append(reproduction.jackknife(many[0] - few[0], many[1] - few[1]))
+        plain.append(np.var(equally_good(rng, 5, 100, 0.9).mean(1), ddof=1))
+    values, lows, highs = np.array(found).T
+    assert abs(values.mean()) < 4 * values.std() / 20 < np.mean(plain)  # a plain variance would be far above zero
+    assert (lows > 0).mean() < 0.05 and (highs < 0).mean() < 0.07  # 0.025 each, nominally
+
+
+def test_jackknife_of_a_mean_is_the_textbook_interval() -> None:
+    x = np.random.default_rng(0).normal(size=50)
+    value, low, high = reproduction.jackknife(x.mean(), (x.sum() - x) / 49)
+    half = 1.959964 * x.std(ddof=1) / np.sqrt(50)
+    assert (low, high) == pytest.approx((value - half, value + half))
+    assert reproduction.signed_root((0.04, -0.09, 0.0)) == pytest.approx((0.2, -0.3, 0.0))
+
+
 CLIPPED = [
     {"method": "standard", "clip": "none"},
     {"method": "joint", "clip": "none"},
