@@ -254,6 +254,10 @@ FAULTS = [
          '_minus_zero_shot"]["value"]', "test_gate_is_an_interval_above_zero_on_training_rows"),
         ("Random weights count as evidence.", 'startswith(("random-", "tiny-")):', 'startswith("tiny-"):',
          "test_notes_name_what_is_missing_older_or_random"),
+        ("What the choice of questions adds stays in a spread.", "(sums**2 - squares).sum(0)", "(sums**2).sum(0)",
+         "test_variance_between_cells_is_that_of_all_pairs_of_questions"),
+        ("The jackknife forgets how many are left out.", "np.sqrt((n - 1) * np.var", "np.sqrt(np.var",
+         "test_jackknife_of_a_mean_is_the_textbook_interval"),
     ),
     *_faults(
         "published.py", "test_published.py",
