@@ -271,6 +271,9 @@ def preset_values(notebook: Path, preset: str) -> dict[str, Any]:
 
 def refresh(chosen: Iterable[Path]) -> None:
     """Execute at the default preset and store the outputs in `notebooks/`; nothing else writes there."""
+    chosen = list(chosen)
+    if missing := [str(notebook) for notebook in chosen if not notebook.is_file()]:
+        raise InputError(f"no such notebook: {', '.join(missing)}; name files, such as notebooks/50_*.ipynb")
     os.environ["ICLGD_RECORDS"] = str(ROOT / "_build" / "records")
     os.environ["ICLGD_TABLES"] = str(ROOT / TABLES)
     for notebook in chosen:

@@ -1,12 +1,14 @@
 """What the pipeline executes, when, and what it leaves behind."""
 
 import json
+from pathlib import Path
 
 import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from iclgd_helpers import pipeline
+from iclgd_helpers.errors import InputError
 from iclgd_helpers.run import CellError
 
 
@@ -108,6 +110,13 @@ def test_refresh_stores_outputs_and_nothing_of_the_run(project):
     assert [cell.execution_count for cell in notebook.cells[1:]] == [1, 2]
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
     assert notebook.cells[2].metadata == {"keep": "this", "tags": []}
+
+
+def test_refreshing_what_is_no_notebook_is_refused_before_anything_runs(project):
+    before = read(project / "notebooks" / "00_small.ipynb")
+    with pytest.raises(InputError, match="no such notebook: 84;"):
+        pipeline.refresh([*pipeline.notebooks(), Path("84")])
+    assert read(project / "notebooks" / "00_small.ipynb") == before
 
 
 def test_setup_is_written_once(project):
