@@ -29,6 +29,7 @@ LEVELS = {
     "sim_aou_random/standard": 0.0, "sim_am_direct/standard": 0.7, "sim_am_direct/joint": 0.3,
     "sim_am_zero_shot/standard": 0.5, "sim_am_delta/joint": 0.6, "sim_am_delta/standard": 0.4,
 }  # fmt: skip
+GATE = reproduction.gate  # the fixture of the page opens every gate
 FINETUNED = ("standard", "joint", "sequential", "standard_shuffled", "random_update", "norm_matched")
 COMPARED = {name: ("zero_shot", "in_context", name) for name in FINETUNED}
 COMPARED["untrained_standard"] = ("untrained_zero_shot", "untrained_in_context", "untrained_standard")
@@ -371,6 +372,21 @@ def test_closed_gate(page: dict[str, Any], monkeypatch: pytest.MonkeyPatch, gate
     assert set(made[made["id"].isin(gated)]["verdict"]) == {"inconclusive", "not run"}
     assert set(effects[effects["id"].isin(gated)]["status"]) == {state}
     assert "reproduced" in set(made[~made["id"].isin(gated)]["verdict"])
+
+
+def test_gates_are_listed_with_their_gain_on_both_kinds_of_rows(page: dict[str, Any]) -> None:
+    def sweep(low: float | None) -> dict[str, Any]:
+        return {"gate": {"in_context_minus_zero_shot": {"value": 0.1, "interval": [low, 0.2], "n": 200}}}
+
+    rates = {(MODEL, "cb"): sweep(-0.1), (MODEL, "sst2"): sweep(0.05), ("Other", "mr"): {"gate": {}}}
+    source = {cell.id: cell.source for cell in nbformat.read(PAGE, as_version=4).cells}["gate"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reproduction, "gate", GATE)
+        names = page | {"rates": rates, "evidence": list(a_grid())}
+        exec(source, names)
+    gates = names["gates"].set_index("task")
+    assert gates["gate"].to_dict() == {"SST2": "open", "CB": "closed"}
+    assert gates["gain on evaluation rows"].str.count("seed").eq(3).all() and gates["n"].eq(200).all()
 
 
 def test_chosen_rate_is_judged_from_its_own_arms(page: dict[str, Any]) -> None:
