@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
 
 import torch
 import transformers
 
 from iclgd_helpers import attention, finetune
 from iclgd_helpers.errors import InputError
-from iclgd_helpers.models import FAMILIES, LanguageModel
-
-if TYPE_CHECKING:
-    from iclgd_helpers.experiment import Plan
+from iclgd_helpers.experiment import N_PERTURBED_QUERIES, Plan
+from iclgd_helpers.models import FAMILIES, LanguageModel, choose_device
+from iclgd_helpers.observe import BATCH_TOKENS
 
 GATED = frozenset("llama gemma3_text mistral qwen2 qwen3 olmo2 smollm3".split())  # three matrices in the feed-forward
 # Arms of a cell (see experiment.compute): (in context?, needs an update of its own?).
@@ -258,9 +256,9 @@ def weights_bytes(shape: Shape, dtype: str) -> int:
     return shape.n_parameters * ITEMSIZE[dtype]
 
 
-def update_bytes(shape: Shape, itemsize: int = 4) -> int:
-    """One set of K/V projections (float32 unless told otherwise)."""
-    return shape.n_stored * itemsize
+def update_bytes(shape: Shape) -> int:
+    """One set of K/V projections, in float32."""
+    return shape.n_stored * ITEMSIZE["float32"]
 
 
 def prefix_bytes(shape: Shape, tokens: int, dtype: str) -> int:
@@ -296,9 +294,9 @@ class Cost:
     Peak memory is of the model and its data: the interpreter and its libraries (about half a gigabyte) come on top.
     """
 
-    stages: dict[str, Work] = field(default_factory=dict)
-    memory: dict[str, int] = field(default_factory=dict)
-    record_bytes: int = 0
+    stages: dict[str, Work]
+    memory: dict[str, int]
+    record_bytes: int
 
     @property
     def flops(self) -> float:
@@ -317,11 +315,6 @@ class Cost:
         return rows
 
 
-def seconds(cost: Cost, rate: float) -> float:
-    """Time at a sustained `rate` (FLOP/s) of the device."""
-    return cost.flops / rate
-
-
 def cell_cost(
     shape: Shape,
     prefix: int,
@@ -335,9 +328,7 @@ def cell_cost(
     dtype: str = "float32",
     loss: str = "all",
     n_classes: int = 2,
-    batch_tokens: int = 1536,
-    n_perturbed: int = 16,
-    full: bool = False,
+    batch_tokens: int = BATCH_TOKENS["cpu"],
 ) -> Cost:
     """
     Cost of everything that `experiment.compute` runs for one cell.
@@ -352,8 +343,10 @@ def cell_cost(
         queries that all arms see, from the first; zero-shot and in-context see all of them.
     chosen
         methods that are run at a chosen rate, too.
-    conditioning, n_perturbed
-        whether each method is run again with perturbed weights (never below float32), and queries it is read on.
+    conditioning
+        whether each method is run again with perturbed weights (never below float32).
+    batch_tokens
+        padded query tokens in a batch.
     """
     n = len(query_lengths) if n_compared is None else min(n_compared, len(query_lengths))
     compared, rest = query_lengths[:n], query_lengths[n:]
@@ -363,13 +356,13 @@ def cell_cost(
         work = Work()
         for arm in names:
             before = prefix if arms[arm][0] else 1
-            work += forward(shape, before, full=full)
+            work += forward(shape, before)
             for tokens in queries:
-                work += forward(shape, tokens, before, 1, full) + recording(shape, tokens, n_classes)
+                work += forward(shape, tokens, before, 1) + recording(shape, tokens, n_classes)
         return work
 
     def tuning(method: str) -> Work:
-        steps = (STEPS[method](shape, tokens, loss_rows(tokens, loss), full) for tokens in training_lengths)
+        steps = (STEPS[method](shape, tokens, loss_rows(tokens, loss)) for tokens in training_lengths)
         return sum(steps, Work())
 
     stages = {f"finetune {method}": tuning(method) for method in STEPS}
@@ -378,7 +371,7 @@ def cell_cost(
     if chosen:
         stages["finetune at chosen rates"] = sum(map(tuning, chosen), Work())
     if conditioning and ITEMSIZE[dtype] >= 4:
-        read = observing(["standard", "standard"], query_lengths[:n_perturbed]) * len(STEPS)
+        read = observing(["standard", "standard"], query_lengths[:N_PERTURBED_QUERIES]) * len(STEPS)
         stages["conditioning"] = sum(map(tuning, STEPS), read)
     stages["observe, all arms"] = observing(list(arms), compared)
     stages["observe, other queries"] = observing(["zero_shot", "in_context"], rest)
@@ -389,9 +382,10 @@ def cell_cost(
     )
 
 
-def of_cell(cell: Plan, full: bool = False) -> Cost:
+def of_cell(cell: Plan) -> Cost:
     """Cost of a planned cell: its tokens and its model's configuration are known, weights are not needed."""
     given, layout = cell.parameters, cell.layout
+    device = choose_device(given.device).split(":")[0]
     return cell_cost(
         Shape.of(cell.config),
         len(layout.prefix(cell.demonstrations)),
@@ -404,7 +398,7 @@ def of_cell(cell: Plan, full: bool = False) -> Cost:
         dtype=given.dtype,
         loss=given.loss,
         n_classes=len(layout.labels),
-        full=full,
+        batch_tokens=BATCH_TOKENS.get(device, 2**14),  # as `observe.batches` has it
     )
 
 

@@ -1,4 +1,4 @@
-"""The one error a reader may cause, bad input, and how every command ends."""
+"""The one error a reader may cause, bad input, and how a command of click ends."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ def with_interval(value: float | None, interval: Sequence[float | None], digits:
 
 
 def accuracy_table(record: Record) -> pd.DataFrame:
-    """Every arm's number of examples, accuracy with interval, and how far its predictions spread."""
+    """Of every arm at the protocol's rate: n, accuracy with interval, and how far its predictions spread."""
     arms = record.json["arms"]
     rows = {
         ARMS[name].label: {

@@ -8,9 +8,9 @@ Arms: examples alone (`plain`); behind an instruction that names the classes and
 `N_DEMONSTRATIONS` solved examples, as many of each class (`demonstrations`); behind the same with permuted labels
 (`shuffled`). The prompt stands before every training example, and before every question of the evaluation.
 
-Training: one stochastic gradient step on K and V for each of `STEPS[-1]` training rows that follow the demonstrations
-in the protocol's order; the loss is the negative log-likelihood of the label token alone. Gradients reach the weights
-through the prompt's tokens too, so that a step processes prompt and example. Three seeds a task: they determine
+Training: one stochastic gradient step on K and V for each of the first `STEPS[-1]` training rows in the protocol's
+order that are no demonstrations; the loss is the negative log-likelihood of the label token alone. Gradients reach the
+weights through the prompt's tokens too, so that a step processes prompt and example. Three seeds a task: they determine
 demonstrations and training rows.
 
 Evaluation: the first `N_ROWS` rows in the protocol's order, after each number of steps in `STEPS`.
@@ -28,8 +28,6 @@ first task's training rows preferred rates at which every answer is the same wor
 from __future__ import annotations
 
 import itertools
-import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,9 +45,10 @@ from iclgd_helpers.finetune import Learner, Settings, finetune_together
 from iclgd_helpers.models import KVUpdate, LanguageModel
 from iclgd_helpers.observe import Arm
 from iclgd_helpers.rates import best_rate, label_scores, score_summary
+from iclgd_helpers.run import from_here
 from iclgd_helpers.sequences import Layout, Query
-from iclgd_helpers.sweep import device_rate, duration
-from iclgd_helpers.tasks import Example, TaskData, load_task, select_demonstrations, shuffle_labels
+from iclgd_helpers.sweep import device_rate, duration, rate_option
+from iclgd_helpers.tasks import Example, TaskData, select_demonstrations, shuffle_labels, task_data
 
 MODEL = "SmolLM2-135M-Instruct"
 SEEDS = {"sst2": (2, 3, 4), "subj": (4, 5, 6), "mr": (5, 6, 7)}
@@ -83,7 +82,7 @@ def prompts(layout: Layout, demonstrations: Sequence[Example], seed: int) -> dic
 
 def material(layout: Layout, train: Sequence[Example], seed: int) -> Material:
     """
-    Demonstrations of each class alike, and the training rows that follow in the protocol's order.
+    Demonstrations of each class alike, and the other training rows in the protocol's order.
 
     Raises
     ------
@@ -186,7 +185,7 @@ def choose_rates(model: LanguageModel, layout: Layout, given: Material) -> dict[
 # ------------------------------------------------------------------------------------------------------------- record
 def record_file(model: str, task: str) -> Path:
     """`results/prompts/<model>-<task>.json`."""
-    return parameters.resolve_path(RECORDS) / f"{Path(model).name}-{task}.json"
+    return parameters.resolve_path(RECORDS) / f"{records.file_name(model)}-{task}.json"
 
 
 def sizes() -> dict[str, Any]:
@@ -199,21 +198,21 @@ def sizes() -> dict[str, Any]:
 
 
 def stored(model: str, task: str) -> dict[str, Any] | None:
-    """The record of a task, complete or not; None if there is none of this engine and these sizes."""
+    """The record of a task, complete or not; None if there is none of this engine, these data and these sizes."""
     path = record_file(model, task)
-    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    current = content and (content["engine"], content["parameters"]) == (parameters.engine_hash(), sizes())
-    return content if current else None
+    content = records.read_json(path) if path.is_file() else None
+    wanted = {"model": model, "engine": parameters.engine_hash(), "parameters": sizes()}
+    wanted["data_checksum"] = _task(task).checksum
+    return content if content and all(content[name] == value for name, value in wanted.items()) else None
 
 
 @cache
 def _task(task: str) -> TaskData:
-    folder = os.environ.get("ICLGD_DATA")
-    return load_task(task, "folder" if folder else "hub", Path(folder) if folder else None)
+    return task_data(parameters.resolve({"preset": "quick", "task": task}))
 
 
 def run_task(model: LanguageModel, task: str, seeds: Sequence[int], say: Callable[[str], object]) -> None:
-    """Compute the task's rates and those of `seeds` that are not stored; the file is rewritten after each."""
+    """Compute those of `seeds` that are not stored, with the first also the rates; each is stored when it is done."""
     data, path = _task(task), record_file(model.name, task)
     layout = Layout.make(model.tokenizer, data.task, "eos")
     queries = [layout.query(example, "label") for example in data.evaluation[:N_ROWS]]
@@ -223,7 +222,6 @@ def run_task(model: LanguageModel, task: str, seeds: Sequence[int], say: Callabl
         content |= {"parameters": sizes(), "data_checksum": data.checksum, "rows": [query.row for query in queries]}
         content["rates"] = choose_rates(model, layout, material(layout, data.train, SEEDS[task][0]))
         content["seeds"] = {}
-        records.write_json(path, content)
         say(f"{task}: chosen rates {content['rates']['chosen']}")
     for seed in (seed for seed in seeds if str(seed) not in content["seeds"]):
         start, given = time.perf_counter(), material(layout, data.train, seed)
@@ -231,7 +229,8 @@ def run_task(model: LanguageModel, task: str, seeds: Sequence[int], say: Callabl
                         say=lambda line, seed=seed: say(f"{task}, seed {seed}, {line}"))  # fmt: skip
         lengths = {arm: len(prompt) for arm, prompt in given.prompts.items()}
         seconds = round(time.perf_counter() - start, 1)
-        content["seeds"][str(seed)] = {"prompt_tokens": lengths, "points": points, "seconds": seconds}
+        others = (stored(model.name, task) or content)["seeds"]  # another process may have stored some meanwhile
+        content["seeds"] = others | {str(seed): {"prompt_tokens": lengths, "points": points, "seconds": seconds}}
         records.write_json(path, content)
 
 
@@ -271,14 +270,12 @@ def estimate(model: str, tasks: Sequence[str], rate: float) -> Iterator[str]:
 @click.command()
 @click.option("--model", "model_name", default=MODEL, show_default=True)
 @click.option("--task", "tasks", multiple=True, type=click.Choice(list(SEEDS)), default=tuple(SEEDS))
-@click.option(
-    "--rate", type=float, help="TFLOP/s that the device sustains, for the estimate [half of a product's, now]"
-)
+@rate_option("half of a product's, now")
 @click.option("--cost-only", is_flag=True, help="print what the run would cost, and stop")
 def command(model_name: str, tasks: tuple[str, ...], rate: float | None, cost_only: bool) -> None:
     """Run what is not yet recorded, into `results/prompts`; $ICLGD_DATA names the folder of the tasks."""
     parameters.engine_hash()  # kept from now on: that of the code as it was loaded
-    rate = rate * 1e12 if rate else device_rate("auto", "float32") / 2
+    rate, model_name = rate * 1e12 if rate else device_rate("auto", "float32") / 2, from_here(model_name)
     print("\n".join(estimate(model_name, tasks, rate)), flush=True)
     if cost_only:
         return

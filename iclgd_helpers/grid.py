@@ -37,7 +37,6 @@ before seeds, and no arm was.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -52,15 +51,16 @@ import numpy as np
 import torch
 
 from iclgd_helpers import cost, experiment, finetune, metrics, parameters, records, statistics
-from iclgd_helpers.errors import exit_status
+from iclgd_helpers.errors import InputError, exit_status
 from iclgd_helpers.experiment import Cell, Plan
 from iclgd_helpers.finetune import Learner, Settings
 from iclgd_helpers.models import KVUpdate
 from iclgd_helpers.observe import Arm, observe
 from iclgd_helpers.parameters import ExperimentParameters
 from iclgd_helpers.rates import best_rate, label_scores, score_summary
+from iclgd_helpers.run import from_here
 from iclgd_helpers.sequences import Query
-from iclgd_helpers.sweep import device_rate, duration
+from iclgd_helpers.sweep import device_rate, duration, rate_option
 from iclgd_helpers.tasks import select_demonstrations, task_data
 
 MODELS = ("SmolLM2-135M-Instruct", "Gemma-3-270M")
@@ -110,15 +110,32 @@ class Job:
 
     def is_done(self) -> bool:
         if self.stage in ("rates", "clips"):
-            return self.sweep_file.is_file() and _is_current(self.sweep_file)
+            return self.sweep_file.is_file() and self.is_answered_by(records.read_json(self.sweep_file))
         given = self.parameters
         identity = parameters.run_id(given, _data_checksum(given.task, given.data_source))
         return given.chosen_rates is not None and records.find(identity) is not None
 
+    def is_answered_by(self, sweep: Mapping[str, Any]) -> bool:
+        """Whether a stored sweep is of this model, these data and settings, and the present helpers and rule."""
+        given = self.parameters
+        wanted = {"model": given.model, "engine": parameters.engine_hash()}
+        wanted |= {"data_checksum": _data_checksum(given.task, given.data_source), "parameters": _settings(given)}
+        if any(sweep.get(name) != records.plain(value) for name, value in wanted.items()):
+            return False
+        points = sweep["points"]
+        if self.stage == "rates":
+            tried = {(point["method"], point["learning_rate"]) for point in points}
+            gate = sweep["gate"]["in_context_minus_zero_shot"]["n"]
+            enough = len(sweep["rows"]) == RATE_ROWS and gate <= GATE_ROWS
+            return enough and tried == _every_rate() and sweep["chosen"] == _choice(points)
+        tried = {(point["clip"], point["factor"]) for point in points if point["clip"] != "none"}
+        return tried == {(kind, factor) for kind in CLIP_KINDS for factor in CLIP_FACTORS}
+
     def flops(self) -> float:
         """Counted operations; every seed counts as the task's first."""
-        plan = _plan_of_first_seed(self.model, self.given["task"])
-        given, shape = self.parameters, cost.Shape.of(plan.config)
+        given = self.parameters
+        plan = _plan_of_first_seed(self.model, self.given["task"], given.equal_demonstrations)
+        shape = cost.Shape.of(plan.config)
         lengths = [len(plan.layout.training_sequence(e)) for e in plan.training[: given.n_demonstrations]]
         queries = [len(query.tokens) for query in plan.queries]
         prefix = len(plan.layout.prefix(plan.demonstrations))
@@ -141,7 +158,10 @@ class Job:
         if self.stage == "clips":
             records.write_json(self.sweep_file, compare_clips(experiment.prepare(self.parameters)))
             return "stored"
-        record = experiment.run_cell(self.parameters)
+        given = self.parameters
+        if given.chosen_rates is None:
+            raise InputError(f"{self.label}: its learning rates are not compared yet: run --stage rates first")
+        record = experiment.run_cell(given)
         accuracies = (f"{arm} {found['accuracy']:.2f}" for arm, found in list(record.json["arms"].items())[:5])
         return f"{', '.join(accuracies)}, record {record.json['id']}"
 
@@ -152,9 +172,9 @@ def _data_checksum(task: str, data_source: str) -> str:
 
 
 @cache
-def _plan_of_first_seed(model: str, task: str) -> Plan:
+def _plan_of_first_seed(model: str, task: str, equal: bool) -> Plan:
     given = {"preset": "quick", "model": model, "task": task, "seed": SEEDS[task][0], "max_examples": N_ROWS}
-    return experiment.plan(parameters.resolve(given))
+    return experiment.plan(parameters.resolve(given | {"equal_demonstrations": equal}))
 
 
 def jobs(models: Sequence[str], stages: Sequence[str], tasks: Sequence[str]) -> list[Job]:
@@ -189,13 +209,26 @@ def jobs(models: Sequence[str], stages: Sequence[str], tasks: Sequence[str]) -> 
 # ------------------------------------------------------------------------------------------------------------- sweeps
 def sweep_file(kind: str, model: str, task: str) -> Path:
     """`results/sweeps/<kind>-<model>-<task>.json`."""
-    return parameters.resolve_path(SWEEPS) / f"{kind}-{Path(model).name}-{task}.json"
+    return parameters.resolve_path(SWEEPS) / f"{kind}-{records.file_name(model)}-{task}.json"
 
 
 def chosen_rates(model: str, task: str) -> dict[str, float] | None:
-    """Method -> rate chosen on training rows; None before they were compared."""
+    """Method -> rate chosen on training rows; None before the present helpers compared them."""
     path = sweep_file("rates", model, task)
-    return json.loads(path.read_text())["chosen"] if path.is_file() else None
+    sweep = records.read_json(path) if path.is_file() else {}
+    return sweep["chosen"] if sweep.get("engine") == parameters.engine_hash() else None
+
+
+def _choice(points: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    return {method: best_rate([p for p in points if p["method"] == method]) for method in finetune.METHODS}
+
+
+def _every_rate() -> set[tuple[str, float]]:
+    return {(method, rate) for method in finetune.METHODS for rate in RATES}
+
+
+def _settings(given: ExperimentParameters) -> dict[str, Any]:
+    return given.model_dump(exclude={"data_folder", "data_file"})
 
 
 def compare_rates(cell: Cell) -> dict[str, Any]:
@@ -220,7 +253,7 @@ def compare_rates(cell: Cell) -> dict[str, Any]:
     shown = experiment.plan(given.model_copy(update={"n_demonstrations": whole})).demonstrations
     return _content("rates", cell, points) | {
         "rows": [query.row for query in queries[:RATE_ROWS]],
-        "chosen": {method: best_rate([p for p in points if p["method"] == method]) for method in finetune.METHODS},
+        "chosen": _choice(points),
         "gate": _gate(cell, queries, cell.layout.prefix(shown)),
     }
 
@@ -320,15 +353,11 @@ def _content(kind: str, cell: Cell, points: Sequence[Mapping[str, Any]]) -> dict
         "model": cell.parameters.model,
         "task": cell.parameters.task,
         "engine": parameters.engine_hash(),
-        "parameters": cell.parameters.model_dump(exclude={"data_folder", "data_file"}),
+        "parameters": _settings(cell.parameters),
         "data_checksum": cell.data_checksum,
         "n_demonstrations": len(cell.demonstrations),
         "points": list(points),
     }
-
-
-def _is_current(path: Path) -> bool:
-    return json.loads(path.read_text())["engine"] == parameters.engine_hash()
 
 
 # ------------------------------------------------------------------------------------------------------------ command
@@ -346,6 +375,9 @@ def run(waiting: Sequence[tuple[Job, float]], say: Callable[[str], None]) -> Non
     """Compute one job after the other and say how long the rest will take."""
     remaining, done, spent = sum(flops for _, flops in waiting), 0.0, 0.0
     for job, flops in waiting:
+        if job.is_done():  # by another process, since the start
+            remaining -= flops
+            continue
         start = time.perf_counter()
         message = job.run()
         seconds = time.perf_counter() - start
@@ -357,9 +389,7 @@ def run(waiting: Sequence[tuple[Job, float]], say: Callable[[str], None]) -> Non
 @click.option("--model", "models", multiple=True, default=MODELS, show_default=True)
 @click.option("--stage", "stages", multiple=True, type=click.Choice(STAGES), default=STAGES, show_default=True)
 @click.option("--task", "tasks", multiple=True, type=click.Choice(list(SEEDS)), default=tuple(SEEDS))
-@click.option(
-    "--rate", type=float, help="TFLOP/s that the device sustains, for the estimate [half of a product's, now]"
-)
+@rate_option("half of a product's, now")
 @click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="that compute, on a CPU")
 @click.option("--cost-only", is_flag=True, help="print what the run would cost, and stop")
 def command(
@@ -373,7 +403,7 @@ def command(
     """Run what is not yet recorded of the grid, into `results/`; $ICLGD_DATA names the folder of the six tasks."""
     torch.set_num_threads(threads)
     os.environ["ICLGD_RECORDS"] = str(parameters.resolve_path(RECORDS))
-    everything = jobs(models, stages, tasks)
+    everything = jobs([from_here(model) for model in models], stages, tasks)
     waiting = [(job, job.flops()) for job in everything if not job.is_done()]
     rate = rate * 1e12 if rate else device_rate("auto", "float32") / 2
     print(f"{len(everything) - len(waiting)} of {len(everything)} jobs are stored.")

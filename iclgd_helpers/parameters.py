@@ -203,16 +203,31 @@ def data_folder(parameters: ExperimentParameters) -> Path | None:
 
 
 def notebook_parameters(notebook: Path) -> dict[str, Any]:
-    """Names and literal defaults in the cell of `notebook` that is tagged `parameters`."""
+    """
+    Names and literal defaults in the cell of `notebook` that is tagged `parameters`.
+
+    Raises
+    ------
+    InputError
+        if the file is missing or no notebook, or that cell does more than assign literals.
+    """
     import nbformat  # slow to import, and only of use to commands that run notebooks
 
-    cells = nbformat.read(notebook, as_version=4).cells
+    if not notebook.is_file():
+        raise InputError(f"no notebook at {notebook}")
+    try:
+        cells = nbformat.read(notebook, as_version=4).cells
+    except (ValueError, AttributeError):  # what nbformat raises for text, and for JSON of another kind
+        raise InputError(f"{notebook} is no notebook") from None
     tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     if len(tagged) != 1:
         raise InputError(f"{notebook.name} has {len(tagged)} cells tagged 'parameters'; it needs exactly one")
     statements = ast.parse(tagged[0].source).body
     assigned = (statement for statement in statements if isinstance(statement, ast.Assign))
-    return {statement.targets[0].id: ast.literal_eval(statement.value) for statement in assigned}
+    try:
+        return {statement.targets[0].id: ast.literal_eval(statement.value) for statement in assigned}
+    except (ValueError, AttributeError):
+        raise InputError(f"{notebook.name}: its cell of parameters may only hold lines such as seed = 3") from None
 
 
 def validate_for_notebook(notebook: str | os.PathLike[str], given: Mapping[str, Any]) -> Parameters:
@@ -225,8 +240,6 @@ def validate_for_notebook(notebook: str | os.PathLike[str], given: Mapping[str, 
         if the notebook is missing, has no such parameter, or a value is wrong.
     """
     notebook = Path(notebook)
-    if not notebook.is_file():
-        raise InputError(f"no notebook at {notebook}")
     defaults = notebook_parameters(notebook)
     for name in given:
         _one_of(f"parameter of {notebook.name}", name, defaults)

@@ -84,6 +84,7 @@ def page_key(notebook: Path, parameters: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps([content, parameters], sort_keys=True).encode())
     helpers = [p for p in (ROOT / "iclgd_helpers").rglob("*") if p.suffix in {".py", ".yaml"}]
     stored = [p for p in (ROOT / "results").rglob("*") if p.is_file() and ROOT / TABLES not in p.parents]
+    stored = [p for p in stored if not any(part.startswith(".") for part in p.relative_to(ROOT).parts)]  # half-written
     for path in sorted([*helpers, *stored, ROOT / "requirements.lock"]):
         digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
     return digest.hexdigest()
@@ -136,7 +137,9 @@ def execute_page(notebook: Path, target: Path, costs_file: Path, preset: str) ->
     when = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
     costs = {"key": key, "seconds": round(seconds, 1), "peak_gb": round(memory.peak / 1e9, 2), "when": when}
     costs_file.parent.mkdir(parents=True, exist_ok=True)
-    costs_file.write_text(json.dumps(costs))
+    partial = costs_file.with_name(f".{costs_file.name}.partial")
+    partial.write_text(json.dumps(costs))
+    partial.replace(costs_file)
     return costs | {"new": True}
 
 
@@ -272,8 +275,8 @@ def preset_values(notebook: Path, preset: str) -> dict[str, Any]:
 def refresh(chosen: Iterable[Path]) -> None:
     """Execute at the default preset and store the outputs in `notebooks/`; nothing else writes there."""
     chosen = list(chosen)
-    if missing := [str(notebook) for notebook in chosen if not notebook.is_file()]:
-        raise InputError(f"no such notebook: {', '.join(missing)}; name files, such as notebooks/50_*.ipynb")
+    for notebook in chosen:
+        notebook_parameters(notebook)  # refuses what is no notebook, before anything runs
     os.environ["ICLGD_RECORDS"] = str(ROOT / "_build" / "records")
     os.environ["ICLGD_TABLES"] = str(ROOT / TABLES)
     for notebook in chosen:

@@ -122,11 +122,47 @@ def _checksum(content: dict[str, Any]) -> str:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write `content`, NaN as null, keys in order; the file appears complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(_text(plain(content)), encoding="utf-8")
-    partial.replace(path)
+    """
+    Write `content`, NaN as null, keys in order; the file appears complete or not at all.
+
+    Raises
+    ------
+    InputError
+        if the disk is full or not writable.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")  # two processes never share one
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(_text(plain(content)), encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path} ({error.strerror}): free space, or make it writable") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """
+    What `write_json` wrote.
+
+    Raises
+    ------
+    InputError
+        if the file is damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it holds no names")
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}): delete it and run again") from None
+    return content
+
+
+def file_name(model: str) -> str:
+    """A model's name as part of a file's: an id keeps its owner, a folder its last part and a hash of its path."""
+    if not Path(model).is_absolute():
+        return model.replace("/", "--")
+    return f"{Path(model).name}-{hashlib.sha256(model.encode()).hexdigest()[:8]}"
 
 
 def find(identity: str) -> Record | None:

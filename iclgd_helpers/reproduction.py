@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import html
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
@@ -44,8 +43,8 @@ def cell(record: Record) -> tuple[str, str, int]:
 
 
 def short(model: str) -> str:
-    """A model's name without the folder or owner before it."""
-    return Path(model).name
+    """A model's name: of a folder on this machine its last part, of any other id the whole."""
+    return Path(model).name if Path(model).is_absolute() else model
 
 
 @cache
@@ -63,9 +62,9 @@ def in_grid(record: Record, **variant: Any) -> bool:
     return all(given.get(name, fields[name].default) == value for name, value in wanted.items())
 
 
-def grid(folder: str | Path = "results/records", **variant: Any) -> list[Record]:
-    """The records of the grid below `folder`: see `select`."""
-    return select(records.load_all(folder), **variant)
+def grid() -> list[Record]:
+    """The stored records of the grid: see `select`."""
+    return select(records.load_all("results/records"))
 
 
 def select(loaded: Iterable[Record], **variant: Any) -> list[Record]:
@@ -103,10 +102,10 @@ def mark(record: Record) -> str:
     return f"{name} (generated text)" if given["data_source"] == "generated" else name
 
 
-def notes(found: Sequence[Record], models: Sequence[str] = MODELS) -> list[str]:
-    """Lines that say which cells are missing, of older helpers, of random weights, or outside the grid's models."""
+def notes(found: Sequence[Record]) -> list[str]:
+    """Lines that say which cells are missing, of older helpers, or of random weights."""
     have = {(short(model), task, seed) for model, task, seed in map(cell, found)}
-    wanted = [(model, task, seed) for model in models for task in TASKS for seed in SEEDS[task]]
+    wanted = [(model, task, seed) for model in MODELS for task in TASKS for seed in SEEDS[task]]
     missing = [key for key in wanted if key not in have]
     lines = [f"{len(wanted) - len(missing)} of {len(wanted)} cells of the grid are recorded."]
     if missing:
@@ -240,7 +239,7 @@ def signed_root(variances: Sequence[float]) -> tuple[float, ...]:
 def sweeps(kind: str, folder: str | Path = "results/sweeps") -> dict[tuple[str, str], dict[str, Any]]:
     """The sweeps of one kind (`rates`, `clips`) by (model, task)."""
     paths = sorted(resolve_path(folder).glob(f"{kind}-*.json"))
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+    found = [records.read_json(path) for path in paths]
     return {(sweep["model"], sweep["task"]): sweep for sweep in found}
 
 

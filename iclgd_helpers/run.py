@@ -28,7 +28,8 @@ from iclgd_helpers.parameters import (
     validate_for_notebook,
 )
 
-PATHS = ("data_file", "data_folder", "model")  # parameters that may name a file or a folder
+# Parameters that may name a file or a folder.
+PATHS = ("data_file", "data_folder", "model", "other_model", "bench_file")
 
 
 class ThisInterpreter(AsyncKernelManager):
@@ -75,13 +76,16 @@ def execute(notebook: Path, target: Path, parameters: Mapping[str, Any], progres
     Raises
     ------
     InputError
-        if a cell raised one.
+        if a cell raised one, or the target's folder cannot be made.
     CellError
         if a cell raised anything else; the notebook up to there is kept as `<target's stem>.failed.ipynb`.
     """
     partial = target.with_name(f".{target.stem}.partial.ipynb")
     failed = target.with_name(f"{target.stem}.failed.ipynb")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot write to {target.parent} ({error.strerror}): name another folder") from None
     options = {"kernel_name": "python3", "language": "python", "kernel_manager_class": ThisInterpreter}
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # its notice would stay in the output
     try:
@@ -102,9 +106,10 @@ def execute(notebook: Path, target: Path, parameters: Mapping[str, Any], progres
     failed.unlink(missing_ok=True)
 
 
-def default_folder(notebook: Path, parameters: Parameters) -> Path:
-    """`_runs/<page>-<hash of parameters and helper code>` in the repository."""
-    content = json.dumps([parameters.model_dump(), engine_hash()], sort_keys=True)
+def default_folder(notebook: Path, given: Mapping[str, Any], parameters: Parameters) -> Path:
+    """`_runs/<page>-<hash of parameters, the page's own among them, and helper code>` in the repository."""
+    own = {name: value for name, value in given.items() if name not in type(parameters).model_fields}
+    content = json.dumps([parameters.model_dump() | own, engine_hash()], sort_keys=True)
     return resolve_path(f"_runs/{notebook.stem}-{hashlib.sha256(content.encode()).hexdigest()[:12]}")
 
 
@@ -119,14 +124,14 @@ def run(notebook: Path, given: Mapping[str, Any], output: Path | None = None, pr
         `examples.parquet`.
     """
     parameters = validate_for_notebook(notebook, given)
-    folder = (output or default_folder(notebook, parameters)).absolute()
+    folder = (output or default_folder(notebook, given, parameters)).absolute()
     existed = folder.exists()
     if existed and not folder.is_dir():
         raise InputError(f"--output {output} is a file: name a folder")
     try:
         execute(notebook, folder / notebook.name, given, progress)
     except InputError:
-        if not existed:
+        if not existed and folder.is_dir():
             folder.rmdir()
         raise
     if isinstance(parameters, ExperimentParameters):
@@ -142,7 +147,7 @@ def run(notebook: Path, given: Mapping[str, Any], output: Path | None = None, pr
 @click.argument("notebook", type=click.Path(path_type=Path))
 @click.option("--preset", help="smoke, quick (the notebooks' own default) or paper")
 @click.option("-p", "parameters", nargs=2, multiple=True, metavar="NAME VALUE", help="repeatable")
-@click.option("--output", type=click.Path(path_type=Path), help="folder for the results [_runs/<run id>]")
+@click.option("--output", type=click.Path(path_type=Path), help="folder for the results [_runs/<page>-<hash>]")
 def command(notebook: Path, preset: str | None, parameters: tuple[tuple[str, str], ...], output: Path | None) -> None:
     """Execute NOTEBOOK with the given parameters; bad input gives one line and exit status 2."""
     given = typed(parameters)

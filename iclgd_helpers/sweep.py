@@ -10,7 +10,7 @@ import itertools
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ import click
 import torch
 
 from iclgd_helpers import cost, experiment, models, parameters, records
-from iclgd_helpers.errors import exit_status
-from iclgd_helpers.run import typed
+from iclgd_helpers.errors import InputError, exit_status
+from iclgd_helpers.run import from_here, typed
 from iclgd_helpers.tasks import TASKS
 
 SIX_TASKS = tuple(name for name in TASKS if name != "snippets")
@@ -42,10 +42,20 @@ def grid(given: Mapping[str, Any], over: Mapping[str, Sequence[Any]]) -> list[ex
 
 
 def device_rate(device: str, dtype: str) -> float:
-    """FLOP/s of a large matrix product on the device, now: what no run of a model exceeds."""
+    """
+    FLOP/s of a large matrix product on the device, now: what no run of a model exceeds.
+
+    Raises
+    ------
+    InputError
+        if there is no such device.
+    """
     device, best = models.choose_device(device), 0.0
     side = 8192 if device.startswith("cuda") else 2048
-    a = torch.randn(side, side, device=device).to(getattr(torch, dtype))
+    try:
+        a = torch.randn(side, side, device=device).to(getattr(torch, dtype))
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device={device!r} cannot be used here: {str(error).splitlines()[0]}") from None
     for _ in range(4):
         start = time.perf_counter()
         float((a @ a)[0, 0])  # waits for the device
@@ -84,6 +94,18 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02} m" if minutes >= 60 else f"{minutes} m {rest:02} s"
 
 
+def rate_option(default: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """The option `--rate` of a command that says what it costs; `default` tells what is taken without it."""
+
+    def check(_context: click.Context, _option: click.Parameter, value: float | None) -> float | None:
+        if value is not None and not 0 < value < float("inf"):
+            raise click.BadParameter("give a positive number of TFLOP/s")
+        return value
+
+    text = f"TFLOP/s that the device sustains, for the estimate [{default}]"
+    return click.option("--rate", type=float, callback=check, help=text)
+
+
 def sweep(cells: Sequence[experiment.Plan], costs: Sequence[cost.Cost]) -> None:
     """Compute the cells that are not recorded, one after the other, and say how long the rest will take."""
     waiting = [(c, one) for c, one in zip(cells, costs, strict=True) if records.find(c.identity) is None]
@@ -110,7 +132,7 @@ def sweep(cells: Sequence[experiment.Plan], costs: Sequence[cost.Cost]) -> None:
 @click.option("--seed", "seeds", type=int, multiple=True, help="repeatable [each task's first]")
 @click.option("-p", "given", nargs=2, multiple=True, metavar="NAME VALUE", help="a parameter of all cells; repeatable")
 @click.option("--records", "folder", help="where records are kept and looked up [$ICLGD_RECORDS or _runs/records]")
-@click.option("--rate", type=float, help="TFLOP/s that the device sustains, for the estimate [a product measured now]")
+@rate_option("a product measured now")
 @click.option("--cost-only", is_flag=True, help="print what the run would cost, and stop")
 def command(
     preset: str,
@@ -126,12 +148,16 @@ def command(
     if folder:
         os.environ["ICLGD_RECORDS"] = str(Path(folder).expanduser().absolute())
     values = {"preset": preset} | typed(given)
-    over = {"model": model_names, "task": tasks or SIX_TASKS, "seed": seeds}
+    over = {"model": [from_here(model) for model in model_names], "task": tasks, "seed": seeds}
+    if twice := [name for name, several in over.items() if several and name in values]:
+        raise click.UsageError(f"--{twice[0]} and -p {twice[0]} are both given: use one")
+    if not {"task", "data_file"} & values.keys():
+        over["task"] = tasks or SIX_TASKS
     cells = grid(values, over)
     costs = [cost.of_cell(cell) for cell in cells]
     first = cells[0].parameters
     rate = rate * 1e12 if rate else device_rate(first.device, first.dtype)
-    print(f"{first.dtype} on {models.choose_device(first.device)}, {preset} preset:")
+    print(f"{first.dtype} on {models.choose_device(first.device)}, {first.preset} preset:")
     print("\n".join(cost_lines(cells, costs, rate)), flush=True)
     if not cost_only:
         sweep(cells, costs)

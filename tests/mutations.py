@@ -243,8 +243,10 @@ FAULTS = [
         "grid.py", "test_grid.py",
         ("The gate reads the rows of the demonstrations.", "for example in drawn[whole:]]", "for example in drawn]",
          "test_the_gate_equals_an_independent_computation"),
-        ("A sweep of an older engine counts as stored.", '["engine"] == parameters.engine_hash()', '["engine"] != ""',
-         "test_a_sweep_of_other_helpers_is_made_again"),
+        ("A sweep of an older engine counts as stored.", ', "engine": parameters.engine_hash()}', "}",
+         "test_a_sweep_of_other_helpers_data_settings_or_rule_is_made_again"),
+        ("A cell is computed before its rates are compared.", "if given.chosen_rates is None:", "if False:",
+         "test_a_cell_is_not_done_before_its_rates_are_chosen"),
     ),
     *_faults(
         "reproduction.py", "test_reproduction.py",

@@ -357,17 +357,55 @@ def test_stop_resume_skip_and_make_again(results: Path, capsys, monkeypatch):
     assert again == json.loads((results / "sweeps" / "kept").read_text())
 
 
-def test_a_sweep_of_other_helpers_is_made_again(results: Path, monkeypatch):
+def test_a_sweep_of_other_helpers_data_settings_or_rule_is_made_again(results: Path, monkeypatch):
     (job,) = grid.jobs(["tiny-llama"], ["rates"], ["subj"])
-    records.write_json(job.sweep_file, {"engine": parameters.engine_hash()})
+    job.run()
+    sweep = records.read_json(job.sweep_file)
+    assert job.is_answered_by(sweep)
+    chosen = sweep["chosen"] | {"joint": 0.5}
+    points = [point | {"learning_rate": 2 * point["learning_rate"]} for point in sweep["points"]]
+    changes = [{"engine": "0" * 16}, {"data_checksum": "x"}, {"model": "one/tiny-llama"}, {"rows": []}]
+    changes += [{"chosen": chosen}, {"points": points}, {"parameters": sweep["parameters"] | {"n_demonstrations": 3}}]
+    for change in changes:
+        records.write_json(job.sweep_file, sweep | change)
+        assert not job.is_done() and not job.is_answered_by(sweep | change)
+    monkeypatch.setattr(grid, "RATES", grid.RATES[1:])
+    assert not job.is_answered_by(sweep)
+
+
+def test_sweeps_of_clips_answer_for_their_bounds(results: Path, monkeypatch):
+    (job,) = [job for job in grid.jobs(grid.MODELS, ["clips"], ["mr"]) if job.stage == "clips"]
+    job = grid.Job("clips", {**job.given, "model": "tiny-llama"}, job.changed)
+    job.run()
     assert job.is_done()
-    records.write_json(job.sweep_file, {"engine": "0" * 16})
+    monkeypatch.setattr(grid, "CLIP_FACTORS", (*grid.CLIP_FACTORS, 64.0))
     assert not job.is_done()
 
 
-def test_a_cell_is_not_done_before_its_rates_are_chosen(results: Path):
+def test_a_cell_is_not_done_before_its_rates_are_chosen(results: Path, capsys):
     (job, *_others) = grid.jobs(["tiny-llama"], ["cells"], ["subj"])
     assert job.parameters.chosen_rates is None and not job.is_done()
+    assert grid.main(["--model", "tiny-llama", "--task", "subj", "--stage", "cells", "--rate", "1"]) == 2
+    said = capsys.readouterr().err
+    assert "run --stage rates first" in said and said.count("\n") == 1 and not list(results.glob("records/*"))
+
+
+def test_what_another_process_has_stored_meanwhile_is_not_computed(results: Path, monkeypatch):
+    (job,) = grid.jobs(["tiny-llama"], ["rates"], ["subj"])
+    job.run()
+    monkeypatch.setattr(grid.Job, "run", lambda _job: pytest.fail("computed what is stored"))
+    said: list[str] = []
+    grid.run([(job, 1.0)], said.append)
+    assert said == []
+
+
+def test_unequal_demonstrations_are_counted_as_such(results: Path, monkeypatch):
+    asked, plan = [], grid._plan_of_first_seed
+    monkeypatch.setattr(grid, "_plan_of_first_seed", lambda *given: asked.append(given) or plan(*given))
+    (job,) = grid.jobs([grid.MODELS[0]], ["unequal"], ["agnews"])
+    for changed in (job.changed, {}):
+        grid.Job("unequal", {**job.given, "model": "tiny-llama"}, changed).flops()
+    assert asked == [("tiny-llama", "agnews", False), ("tiny-llama", "agnews", True)]
 
 
 def test_cost_only_computes_nothing(results: Path, capsys, monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import Material
 
-from iclgd_helpers import cost, finetune, fixed_prompt, models, parameters, tasks
+from iclgd_helpers import cost, finetune, fixed_prompt, models, parameters, records, tasks
 from iclgd_helpers.attention import Call
 from iclgd_helpers.fixed_prompt import ARMS, SEEDS, STEPS
 from iclgd_helpers.parameters import repository_root
@@ -127,6 +127,38 @@ def test_a_run_goes_on_where_it_stopped(
     assert len(calls) == 4
 
 
+def test_seeds_that_another_process_stored_meanwhile_stay(
+    tiny: models.LanguageModel, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, path = fixed_prompt.curves, fixed_prompt.record_file("tiny-llama", "sst2")
+    fixed_prompt.run_task(tiny, "sst2", SEEDS["sst2"][:1], print)
+    other = records.read_json(path)
+
+    def meanwhile(*arguments: Any, **options: Any) -> Any:
+        records.write_json(path, other | {"seeds": other["seeds"] | {"4": other["seeds"]["2"]}})
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(fixed_prompt, "curves", meanwhile)
+    fixed_prompt.run_task(tiny, "sst2", SEEDS["sst2"][1:2], print)
+    assert set(fixed_prompt.stored("tiny-llama", "sst2")["seeds"]) == {"2", "3", "4"}
+
+
+def test_an_older_record_stays_until_a_new_seed_is_there(
+    tiny: models.LanguageModel, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fixed_prompt.run_task(tiny, "sst2", SEEDS["sst2"], print)
+    before = fixed_prompt.record_file("tiny-llama", "sst2").read_bytes()
+    monkeypatch.setattr(parameters, "engine_hash", lambda: "another")
+
+    def interrupted(*_arguments: Any, **_options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fixed_prompt, "curves", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fixed_prompt.run_task(tiny, "sst2", SEEDS["sst2"], print)
+    assert fixed_prompt.record_file("tiny-llama", "sst2").read_bytes() == before
+
+
 def test_a_record_of_other_sizes_or_helpers_is_not_taken_for_this_one(
     tiny: models.LanguageModel, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,7 +182,9 @@ def test_the_command_says_its_cost_and_refuses_in_one_line(small: Path, capsys: 
 
 
 def test_committed_records_are_whole() -> None:
-    for path in (repository_root() / "results" / "prompts").glob("*.json"):
+    paths = list((repository_root() / "results" / "prompts").glob("*.json"))
+    assert paths
+    for path in paths:
         record = json.loads(path.read_text())
         assert set(record["rates"]["chosen"]) == set(ARMS) and record["task"] in SEEDS
         for seed in record["seeds"].values():

@@ -36,7 +36,8 @@ def test_default_is_the_quick_preset():
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("task", [task for task in SETTINGS if task != "own"])
-def test_given_before_task_before_preset(preset: str, task: str):
+def test_given_before_task_before_preset(preset: str, task: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     resolved = resolve({"preset": preset, "task": task})
     for name in ("n_demonstrations", "learning_rate", "separator", "balanced", "seed"):
         assert getattr(resolved, name) == SETTINGS[task][name]
@@ -51,6 +52,7 @@ def test_given_before_task_before_preset(preset: str, task: str):
 
 def test_half_precision_on_a_gpu_only(monkeypatch):
     """`dtype=auto` is resolved before the record's identity is made, so that records of both kinds stay apart."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve({"preset": "paper"}).dtype == "float32"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert resolve({"preset": "paper"}).dtype == resolve({"preset": "paper", "device": "cuda:1"}).dtype == "float16"

@@ -114,7 +114,7 @@ def test_refresh_stores_outputs_and_nothing_of_the_run(project):
 
 def test_refreshing_what_is_no_notebook_is_refused_before_anything_runs(project):
     before = read(project / "notebooks" / "00_small.ipynb")
-    with pytest.raises(InputError, match="no such notebook: 84;"):
+    with pytest.raises(InputError, match="no notebook at 84"):
         pipeline.refresh([*pipeline.notebooks(), Path("84")])
     assert read(project / "notebooks" / "00_small.ipynb") == before
 

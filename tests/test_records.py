@@ -111,6 +111,32 @@ def test_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
         records.save(a_record())
 
 
+def test_json_beside_the_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "sweeps" / "a.json"
+    records.write_json(path, {"b": float("nan"), "a": (1, 2)})
+    assert records.read_json(path) == {"a": [1, 2], "b": None} and contents(tmp_path / "sweeps") == ["a.json"]
+    for damage in ("{", "[1]", "<<<<<<< HEAD"):
+        path.write_text(damage)
+        with pytest.raises(InputError, match="a.json is damaged.*delete it"):
+            records.read_json(path)
+
+    def full(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path.write_text("{}")
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(InputError, match=r"cannot write .*a\.json \(No space left"):
+        records.write_json(path, {"a": 1})
+    assert path.read_text() == "{}" and contents(tmp_path / "sweeps") == ["a.json"]
+
+
+def test_file_names_of_models_keep_them_apart(tmp_path: Path):
+    models = ["m", "one/m", "other/m", str(tmp_path / "one" / "m"), str(tmp_path / "other" / "m")]
+    names = [records.file_name(model) for model in models]
+    assert len(set(names)) == 5 and not any("/" in name for name in names)
+    assert names[:2] == ["m", "one--m"] and names[3].startswith("m-")
+
+
 # --------------------------------------------------------------------------------------- damaged records
 DAMAGE = {
     "truncated JSON": lambda path: (path / "record.json").write_bytes((path / "record.json").read_bytes()[:40]),

@@ -429,7 +429,7 @@ def test_a_record_of_the_paper_preset_joins_the_tables(page: dict[str, Any], wit
 
 def test_the_same_record_with_trained_weights_would_be_judged(page: dict[str, Any]) -> None:
     trained = [edited(r, parameters=r.json["parameters"] | {"model": "owner/dense-1.3B"}) for r in a_grid()]
-    assert set(page["judge_all"](trained)[0]["model"]) == {"dense-1.3B"}
+    assert set(page["judge_all"](trained)[0]["model"]) == {"owner/dense-1.3B"}
     for model, source in (("random-x", "folder"), ("tiny-llama", "folder"), ("trained", "generated")):
         other = [edited(r, parameters=r.json["parameters"] | {"model": model, "data_source": source}) for r in a_grid()]
         assert page["judge_all"](other)[0].empty

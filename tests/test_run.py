@@ -15,6 +15,8 @@ from nbformat.v4 import new_code_cell, new_notebook
 from papermill.cli import _resolve_type
 
 from iclgd_helpers import run
+from iclgd_helpers.errors import InputError
+from iclgd_helpers.parameters import notebook_parameters, validate_for_notebook
 from iclgd_helpers.pipeline import ROOT
 
 PAGE = ROOT / "notebooks" / "50_prediction_alignment.ipynb"
@@ -83,6 +85,34 @@ def test_missing_notebook_and_output_that_is_a_file(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert run.main([str(small_notebook(tmp_path, "")), "--output", str(tmp_path / "file")]) == 2
     assert "name a folder" in capsys.readouterr().err
+
+
+def test_what_is_no_notebook_and_an_output_that_cannot_be_made(tmp_path, capsys):
+    (tmp_path / "file").write_text("text")
+    (tmp_path / "number.ipynb").write_text("84")
+    for other in ("file", "number.ipynb"):
+        assert run.main([str(tmp_path / other)]) == 2
+        assert f"{other} is no notebook" in capsys.readouterr().err
+    assert run.main([str(small_notebook(tmp_path, "")), "--output", str(tmp_path / "file" / "x")]) == 2
+    said = capsys.readouterr().err
+    assert "name another folder" in said and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("line", ["seed = 1 + 1", "seed, k = 1, 2"])
+def test_cell_of_parameters_holds_literals(line, tmp_path):
+    path = small_notebook(tmp_path, "")
+    notebook = nbformat.read(path, as_version=4)
+    next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])).source = line
+    nbformat.write(notebook, path)
+    with pytest.raises(InputError, match="may only hold lines such as seed = 3"):
+        notebook_parameters(path)
+
+
+def test_a_pages_own_parameters_have_a_folder_of_their_own():
+    page = ROOT / "notebooks" / "72_gradient_norms_and_clipping.ipynb"
+    given = [{"preset": "smoke", "n_clip_values": n} for n in (3, 9)]
+    folders = {run.default_folder(page, one, validate_for_notebook(page, one)) for one in [*given, given[0]]}
+    assert len(folders) == 2
 
 
 @pytest.mark.parametrize("text", ["3", "-1", "1e-3", "True", "False", "None", "nan", "three", "1_0", "", "2048.0"])

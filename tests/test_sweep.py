@@ -76,6 +76,31 @@ def test_recorded_cells_are_skipped_and_lost_ones_made_again(own_records, capfd,
     assert sweep.main(arguments) == 0
 
 
+def test_a_task_may_be_given_either_way_but_once(capfd):
+    arguments = ["--cost-only", "--rate", "1", "--preset", "smoke", *SMALL]
+    for asked in (["-p", "task", "cb"], ["--task", "cb"]):
+        assert sweep.main([*arguments, *asked]) == 0
+        printed = capfd.readouterr().out
+        assert "/cb/" in printed and "/sst2/" not in printed
+    assert sweep.main([*arguments, "--task", "cb", "-p", "task", "mr"]) == 2
+    assert "--task and -p task are both given" in capfd.readouterr().err
+    assert sweep.main(["--cost-only", "--rate", "1", "-p", "preset", "smoke", *SMALL]) == 0
+    assert "smoke preset" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("rate", ["0", "-1", "nan", "inf"])
+def test_a_rate_is_a_positive_number(rate, capfd):
+    assert sweep.main(["--preset", "smoke", "--task", "cb", "--cost-only", "--rate", rate, *SMALL]) == 2
+    said = capfd.readouterr().err
+    assert "give a positive number of TFLOP/s" in said and said.count("\n") == 1
+
+
+def test_a_device_that_is_not_there_is_one_line(capfd):
+    assert sweep.main(["--preset", "smoke", "--task", "cb", "-p", "device", "nonsense", *SMALL]) == 2
+    said = capfd.readouterr().err
+    assert "device='nonsense' cannot be used here" in said and said.count("\n") == 1
+
+
 def test_cost_only_computes_nothing(own_records, capfd):
     assert sweep.main(["--preset", "smoke", "--task", "cb", "--cost-only", "--rate", "0.001", *SMALL]) == 0
     printed = capfd.readouterr().out
