@@ -42,7 +42,7 @@ CONTROL_ARMS = {
 }
 # A record's size, fitted to those in results/records: bytes of a number in record.json, of the Parquet file's own
 # tables, of a query's row number and label.
-JSON_NUMBER, PARQUET_TABLES, ROW = 25, 65_000, 9
+JSON_NUMBER, PARQUET_TABLES, ROW = 23, 65_000, 9
 ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -73,7 +74,7 @@ def save(record: Record, folder: Path | None = None) -> Path:
             part = Path(temporary) / final.name
             part.mkdir()
             (part / PARQUET).write_bytes(parquet.getvalue())
-            (part / JSON).write_text(_text(content | {"json_sha256": _checksum(content)}))
+            (part / JSON).write_text(_text(content | {"json_sha256": _checksum(content)}), encoding="utf-8")
             _put_in_place(part, final, Path(temporary) / "replaced")
     except OSError as error:
         way_out = "free space, or set ICLGD_RECORDS"
@@ -113,12 +114,22 @@ def load(path: Path) -> Record:
         raise InputError(f"record {path} is damaged ({error}): delete that folder and run again") from None
 
 
-def _text(content: dict[str, Any]) -> str:
+def _canonical(content: Mapping[str, Any]) -> str:
     return json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n"
 
 
-def _checksum(content: dict[str, Any]) -> str:
-    return hashlib.sha256(_text(content).encode()).hexdigest()
+def _checksum(content: Mapping[str, Any]) -> str:
+    """Of the content, however its file is laid out."""
+    return hashlib.sha256(_canonical(content).encode()).hexdigest()
+
+
+NUMBER = r"(?:-?\d[-+.\deE]*|null)"
+NUMBERS = re.compile(rf"\[\n\s+({NUMBER}(?:,\n\s+{NUMBER})*)\n\s+\]")
+
+
+def _text(content: Mapping[str, Any]) -> str:
+    """The file's text: keys in order, a list of numbers on one line (a fifth of the size is saved)."""
+    return NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", _canonical(content))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

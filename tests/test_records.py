@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from iclgd_helpers import experiment, parameters, records
 from iclgd_helpers.errors import InputError
@@ -128,6 +130,21 @@ def test_json_beside_the_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(InputError, match=r"cannot write .*a\.json \(No space left"):
         records.write_json(path, {"a": 1})
     assert path.read_text() == "{}" and contents(tmp_path / "sweeps") == ["a.json"]
+
+
+@given(st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+))  # fmt: skip
+def test_layout_of_a_file_changes_nothing_in_it(value: object):
+    text = records._text({"value": value})
+    assert json.loads(text) == {"value": value}
+    assert text == records._canonical({"value": value}) or len(text) < len(records._canonical({"value": value}))
+
+
+def test_lists_of_numbers_stand_on_one_line():
+    text = records._text({"norms": [[1.5, -2e-07, None], [3, 4, 5]], "words": ["a", "b"]})
+    assert "[1.5, -2e-07, null]" in text and "[3, 4, 5]" in text and '"a",\n' in text
 
 
 def test_file_names_of_models_keep_them_apart(tmp_path: Path):
