@@ -142,7 +142,7 @@ def page(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     wanted = (
         "parameters imports resampled reading effects-predictions effects-predictions-2 effects-rest effects-sweeps "
         "effects-sweeps-2 claim-class claims-predictions claims-similarity claims-rest rule verdict-rule layout "
-        "layout-html judge judge-2 all-verdicts"
+        "layout-html layout-html-2 judge judge-2 all-verdicts"
     ).split()
     names: dict[str, Any] = {"__name__": "page"}
     exec(compile("\n\n".join(sources[name] for name in wanted), "page 78", "exec"), names)
@@ -371,6 +371,8 @@ def test_closed_gate(page: dict[str, Any], monkeypatch: pytest.MonkeyPatch, gate
     gated = {claim.id for claim in page["CLAIMS"] if claim.gated}
     assert set(made[made["id"].isin(gated)]["verdict"]) == {"inconclusive", "not run"}
     assert set(effects[effects["id"].isin(gated)]["status"]) == {state}
+    opened = made[made["id"].isin(gated)].set_index(["id", "rate"])["without_the_gate"]
+    assert opened["R13", "protocol"] == opened["R4", "protocol"] == "reproduced", "what the rule says of all tasks"
     assert "reproduced" in set(made[~made["id"].isin(gated)]["verdict"])
 
 
