@@ -231,7 +231,7 @@ def test_bad_input_is_named(call, message):
 
 
 def test_frames_hold_every_picture_and_load_nothing(monkeypatch):
-    shown = []
+    shown, open_before = [], plt.get_fignums()
     monkeypatch.setattr(figures, "display", lambda *bundles, **options: shown.append(bundles[0]))
     drawn = []
     for height in (0.5, 1.0, 2.0):
@@ -244,4 +244,4 @@ def test_frames_hold_every_picture_and_load_nothing(monkeypatch):
     assert page.count("data:image/png;base64,") == 3 and bundle["image/png"].startswith(b"\x89PNG")
     assert "http" not in page and "src=" in page and page.count("<script>") == 1 == page.count("</script>")
     assert 'aria-label="A line that grows"' in page and "<step>" not in page and "first" in page
-    assert not plt.get_fignums(), "figures are closed"
+    assert plt.get_fignums() == open_before, "figures are closed"

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
 import pytest
@@ -227,7 +228,7 @@ def judged(found: list[dict[str, Any]]) -> dict[str, str]:
     names += ["effects-table", "effects-figure", "verdicts", "reach"]
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("ICLGD_TABLES", raising=False)  # nothing is written
-        patch.setattr("iclgd_helpers.figures.show", lambda figure: None)
+        patch.setattr("iclgd_helpers.figures.show", plt.close)
         patch.setattr("iclgd_helpers.reproduction.share", lambda name, content: None)
         patch.setattr("iclgd_helpers.statistics.RESAMPLES", 200)
         space = run_cells("74_fixed_prompt_finetuning", *names, found=found)
