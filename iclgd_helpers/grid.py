@@ -127,7 +127,8 @@ class Job:
             tried = {(point["method"], point["learning_rate"]) for point in points}
             gate = sweep["gate"]["in_context_minus_zero_shot"]["n"]
             enough = len(sweep["rows"]) == RATE_ROWS and gate <= GATE_ROWS
-            return enough and tried == _every_rate() and sweep["chosen"] == _choice(points)
+            every = {(method, rate) for method in finetune.METHODS for rate in RATES}
+            return enough and tried == every and sweep["chosen"] == _choice(points)
         tried = {(point["clip"], point["factor"]) for point in points if point["clip"] != "none"}
         return tried == {(kind, factor) for kind in CLIP_KINDS for factor in CLIP_FACTORS}
 
@@ -213,18 +214,13 @@ def sweep_file(kind: str, model: str, task: str) -> Path:
 
 
 def chosen_rates(model: str, task: str) -> dict[str, float] | None:
-    """Method -> rate chosen on training rows; None before the present helpers compared them."""
-    path = sweep_file("rates", model, task)
-    sweep = records.read_json(path) if path.is_file() else {}
-    return sweep["chosen"] if sweep.get("engine") == parameters.engine_hash() else None
+    """Method -> rate chosen on training rows; None before they were compared, see `Job.is_answered_by`."""
+    (job,) = jobs([model], ["rates"], [task])
+    return records.read_json(job.sweep_file)["chosen"] if job.is_done() else None
 
 
 def _choice(points: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {method: best_rate([p for p in points if p["method"] == method]) for method in finetune.METHODS}
-
-
-def _every_rate() -> set[tuple[str, float]]:
-    return {(method, rate) for method in finetune.METHODS for rate in RATES}
 
 
 def _settings(given: ExperimentParameters) -> dict[str, Any]:

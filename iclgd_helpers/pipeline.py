@@ -121,7 +121,7 @@ def execute_page(notebook: Path, target: Path, costs_file: Path, preset: str) ->
     parameters = preset_values(notebook, preset)
     key = page_key(notebook, parameters)
     if target.exists() and costs_file.exists():
-        costs = json.loads(costs_file.read_text())
+        costs = records.read_json(costs_file)
         if costs["key"] == key:
             return costs | {"new": False}
     costs_file.unlink(missing_ok=True)
@@ -136,10 +136,7 @@ def execute_page(notebook: Path, target: Path, costs_file: Path, preset: str) ->
     write(executed, target)
     when = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
     costs = {"key": key, "seconds": round(seconds, 1), "peak_gb": round(memory.peak / 1e9, 2), "when": when}
-    costs_file.parent.mkdir(parents=True, exist_ok=True)
-    partial = costs_file.with_name(f".{costs_file.name}.partial")
-    partial.write_text(json.dumps(costs))
-    partial.replace(costs_file)
+    records.write_json(costs_file, costs)
     return costs | {"new": True}
 
 

@@ -104,7 +104,7 @@ def mark(record: Record) -> str:
 
 def notes(found: Sequence[Record]) -> list[str]:
     """Lines that say which cells are missing, of older helpers, or of random weights."""
-    have = {(short(model), task, seed) for model, task, seed in map(cell, found)}
+    have = set(map(cell, found))
     wanted = [(model, task, seed) for model in MODELS for task in TASKS for seed in SEEDS[task]]
     missing = [key for key in wanted if key not in have]
     lines = [f"{len(wanted) - len(missing)} of {len(wanted)} cells of the grid are recorded."]

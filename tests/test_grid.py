@@ -369,6 +369,7 @@ def test_a_sweep_of_other_helpers_data_settings_or_rule_is_made_again(results: P
     for change in changes:
         records.write_json(job.sweep_file, sweep | change)
         assert not job.is_done() and not job.is_answered_by(sweep | change)
+        assert grid.chosen_rates("tiny-llama", "subj") is None, "cells take no rates that are not answered for"
     monkeypatch.setattr(grid, "RATES", grid.RATES[1:])
     assert not job.is_answered_by(sweep)
 

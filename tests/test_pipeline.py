@@ -55,6 +55,8 @@ def test_a_page_is_executed_once_and_again_when_anything_it_depends_on_changes(p
     assert read(project / "notebooks" / "00_small.ipynb").cells[2].outputs[0].text == "stored\n"
     pipeline.book(project)
     assert "unchanged" in capsys.readouterr().out
+    (project / "results" / ".part-1").mkdir()
+    (project / "results" / ".part-1" / "record.json").write_text("half-written")
     key = pipeline.page_key(project / "notebooks" / "00_small.ipynb", {})
     assert key == costs["key"]
     for change in (
