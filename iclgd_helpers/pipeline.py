@@ -45,8 +45,9 @@ from pathlib import Path
 
 if "google.colab" in sys.modules and importlib.util.find_spec("iclgd_helpers") is None:
     folder = Path("iclgd-{tag}").absolute()  # the helpers, and the records that the pages show
+    address = "{url}"
     if not folder.exists():
-        subprocess.run(["git", "clone", "-q", "--depth=1", "--branch={tag}", "{url}", folder], check=True)
+        subprocess.run(["git", "clone", "-q", "--depth=1", "--branch={tag}", address, folder], check=True)
     keep = Path("keep.txt")  # torch and numpy stay exactly as Colab installed them
     keep.write_text("".join(f"{{name}}=={{version(name)}}\\n" for name in ("torch", "numpy")))
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-c", keep, "-e", folder], check=True)
