@@ -64,7 +64,7 @@ environment:
 	set -e; \
 	if [ -e .venv/installing ] || ! $(PY) -m pip --version >/dev/null 2>&1; then \
 	  rm -rf .venv; \
-	  for python in $(PYTHON) python3.11 python3 python; do \
+	  for python in $(or $(PYTHON),python3.11 python3 python); do \
 	    if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then break; fi; \
 	    python=; \
 	  done; \

@@ -21,13 +21,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+import click
 import numpy as np
 from tqdm import tqdm
 
-from iclgd_helpers import finetune, models, parameters
+from iclgd_helpers import finetune, models, parameters, records
+from iclgd_helpers.command_line import exit_status
 from iclgd_helpers.models import LanguageModel
 from iclgd_helpers.observe import Arm
 from iclgd_helpers.rates import label_scores
@@ -128,7 +130,8 @@ def choose(trials: list[dict], seeds: list[dict] = (), rates: list[dict] = ()) -
     return chosen
 
 
-def main() -> None:
+@click.command()
+def command() -> None:
     """Compare, choose, and write `results/settings/snippets.json`."""
     given = parameters.resolve({"preset": "quick"})
     data = load_task(given.task, given.data_source)
@@ -142,11 +145,14 @@ def main() -> None:
         "model": given.model, "task": given.task, "data_checksum": data.checksum, "rows": N_ROWS,
         "demonstrations": demonstrations, "seeds": seeds, "rates": rates, "chosen": chosen,
     }  # fmt: skip
-    path = Path(parameters.repository_root()) / "results" / "settings" / f"{given.task}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    records.write_json(parameters.resolve_path(f"results/settings/{given.task}.json"), result)
     print(json.dumps(chosen))
 
 
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status, as of every command."""
+    return exit_status(command, arguments, "iclgd_helpers.choose_settings")
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -40,12 +40,11 @@ import click
 import numpy as np
 
 from iclgd_helpers import cost, models, parameters, records
-from iclgd_helpers.errors import exit_status
+from iclgd_helpers.command_line import exit_status, from_here
 from iclgd_helpers.finetune import Learner, Settings, finetune_together
 from iclgd_helpers.models import KVUpdate, LanguageModel
 from iclgd_helpers.observe import Arm
 from iclgd_helpers.rates import best_rate, label_scores, score_summary
-from iclgd_helpers.run import from_here
 from iclgd_helpers.sequences import Layout, Query
 from iclgd_helpers.sweep import device_rate, duration, rate_option
 from iclgd_helpers.tasks import Example, TaskData, select_demonstrations, shuffle_labels, task_data
@@ -203,7 +202,7 @@ def stored(model: str, task: str) -> dict[str, Any] | None:
     content = records.read_json(path) if path.is_file() else None
     wanted = {"model": model, "engine": parameters.engine_hash(), "parameters": sizes()}
     wanted["data_checksum"] = _task(task).checksum
-    return content if content and all(content[name] == value for name, value in wanted.items()) else None
+    return content if content and all(content.get(name) == value for name, value in wanted.items()) else None
 
 
 @cache
@@ -279,6 +278,7 @@ def command(model_name: str, tasks: tuple[str, ...], rate: float | None, cost_on
     print("\n".join(estimate(model_name, tasks, rate)), flush=True)
     if cost_only:
         return
+    records.require_writable(parameters.resolve_path(RECORDS))
     model, start = models.load_model(model_name, "float32", "auto"), time.perf_counter()
 
     def say(line: str) -> None:

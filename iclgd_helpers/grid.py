@@ -51,14 +51,14 @@ import numpy as np
 import torch
 
 from iclgd_helpers import cost, experiment, finetune, metrics, parameters, records, statistics
-from iclgd_helpers.errors import InputError, exit_status
+from iclgd_helpers.command_line import exit_status, from_here
+from iclgd_helpers.errors import InputError
 from iclgd_helpers.experiment import Cell, Plan
 from iclgd_helpers.finetune import Learner, Settings
 from iclgd_helpers.models import KVUpdate
 from iclgd_helpers.observe import Arm, observe
 from iclgd_helpers.parameters import ExperimentParameters
 from iclgd_helpers.rates import best_rate, label_scores, score_summary
-from iclgd_helpers.run import from_here
 from iclgd_helpers.sequences import Query
 from iclgd_helpers.sweep import device_rate, duration, rate_option
 from iclgd_helpers.tasks import select_demonstrations, task_data
@@ -399,12 +399,13 @@ def command(
     """Run what is not yet recorded of the grid, into `results/`; $ICLGD_DATA names the folder of the six tasks."""
     torch.set_num_threads(threads)
     os.environ["ICLGD_RECORDS"] = str(parameters.resolve_path(RECORDS))
-    everything = jobs([from_here(model) for model in models], stages, tasks)
+    everything = jobs(*map(dict.fromkeys, (map(from_here, models), stages, tasks)))  # twice the same: once
     waiting = [(job, job.flops()) for job in everything if not job.is_done()]
     rate = rate * 1e12 if rate else device_rate("auto", "float32") / 2
     print(f"{len(everything) - len(waiting)} of {len(everything)} jobs are stored.")
     print("\n".join(estimate(waiting, rate)), flush=True)
-    if not cost_only:
+    if waiting and not cost_only:
+        records.require_writable(records.records_folder())
         run(waiting, lambda line: print(line, flush=True))
 
 

@@ -30,7 +30,7 @@ def sim_aou(zero_shot: Tensor, in_context: Tensor, finetuned: Tensor, normalise:
     """
     Similarity of attention output updates: cos(h_ICL − h_ZS, h_FT − h_ZS); `[query, layer]` in [−1, 1].
 
-    Source: Dai et al. 2023, section 4.3; Bar Natan et al., section 3. As in their code each `h` is normalised first
+    Source: Dai et al. 2023, section 4; Bar Natan et al., section 3. As in their code each `h` is normalised first
     unless `normalise` is False.
     """
     if normalise:
@@ -63,7 +63,7 @@ def sim_am(in_context: Tensor, other: Tensor) -> Tensor:
     """
     Similarity of attention maps, direct: cosine of pre-softmax scores for each head, mean over heads; `[query, layer]`.
 
-    Source: Dai et al. 2023, section 4.3 (there against zero-shot and finetuned scores).
+    Source: Dai et al. 2023, section 4 (there against zero-shot and finetuned scores).
     """
     return cosine(in_context, other).nanmean(-1)
 

@@ -39,7 +39,7 @@ class TheoryParameters(Parameters):
     `learning_rate` is the rate of the implied step; `recompute` trains again what is otherwise read from its record.
     """
 
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     n_demonstrations: int = Field(16, ge=1)
     learning_rate: float = Field(1.0, gt=0, allow_inf_nan=False)
     recompute: bool = False
@@ -57,7 +57,7 @@ class ExperimentParameters(Parameters):
     preset: str
     model: str
     task: str
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=2**32)
     data_source: Literal["hub", "folder", "pypi", "generated", "file"]
     data_folder: str | None = None
     data_file: str | None = None
@@ -189,6 +189,11 @@ def _check_combinations(parameters: ExperimentParameters) -> None:
             f"task=own needs {name}: pass data_file (a table), template ('Text: {{column}} Label:') and "
             "verbalizers ('negative,positive')"
         )
+    if (parameters.task == "own") != (parameters.data_source == "file"):
+        raise InputError(
+            f"data_source={parameters.data_source!r} with task={parameters.task!r}: "
+            "task=own is read with data_source=file, and no other task is"
+        )
     if parameters.task != "own" and any(own.values()):
         name = next(name for name, value in own.items() if value)
         raise InputError(f"{name} is given, but task={parameters.task!r} has its own: pass task=own")
@@ -217,16 +222,18 @@ def notebook_parameters(notebook: Path) -> dict[str, Any]:
         raise InputError(f"no notebook at {notebook}")
     try:
         cells = nbformat.read(notebook, as_version=4).cells
-    except (ValueError, AttributeError):  # what nbformat raises for text, and for JSON of another kind
+        tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    except (ValueError, AttributeError, nbformat.ValidationError):  # text, JSON of another kind, half a notebook
         raise InputError(f"{notebook} is no notebook") from None
-    tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     if len(tagged) != 1:
         raise InputError(f"{notebook.name} has {len(tagged)} cells tagged 'parameters'; it needs exactly one")
-    statements = ast.parse(tagged[0].source).body
-    assigned = (statement for statement in statements if isinstance(statement, ast.Assign))
     try:
-        return {statement.targets[0].id: ast.literal_eval(statement.value) for statement in assigned}
-    except (ValueError, AttributeError):
+        found = {}
+        for statement in ast.parse(tagged[0].source).body:
+            (name,) = statement.targets  # neither `a = b = 3` nor `a: int = 3`: papermill reads them otherwise
+            found[name.id] = ast.literal_eval(statement.value)
+        return found
+    except (ValueError, AttributeError, SyntaxError):
         raise InputError(f"{notebook.name}: its cell of parameters may only hold lines such as seed = 3") from None
 
 

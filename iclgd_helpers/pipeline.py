@@ -44,11 +44,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 if "google.colab" in sys.modules and importlib.util.find_spec("iclgd_helpers") is None:
+    folder = Path("iclgd-{tag}").absolute()  # the helpers, and the records that the pages show
+    address = "{url}"
+    if not folder.exists():
+        subprocess.run(["git", "clone", "-q", "--depth=1", "--branch={tag}", address, folder], check=True)
     keep = Path("keep.txt")  # torch and numpy stay exactly as Colab installed them
     keep.write_text("".join(f"{{name}}=={{version(name)}}\\n" for name in ("torch", "numpy")))
-    address = "{url}"
-    package = f"iclgd-helpers @ {{address}}/archive/refs/tags/{tag}.zip"
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-c", str(keep), package], check=True)"""
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-c", keep, "-e", folder], check=True)
+    sys.path.insert(0, str(folder))  # a package installed so is found by kernels that start later"""
 )
 
 
@@ -339,7 +342,7 @@ def sync_setup() -> None:
 
 
 def main() -> int:
-    """Exit status 0, or 1 with the reason."""
+    """Exit status 0; with the reason, 1 for a failing cell and 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m iclgd_helpers.pipeline", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("book", help="execute what changed and build the HTML")
@@ -361,7 +364,10 @@ def main() -> int:
             refresh(options.notebooks or notebooks())
         else:
             sync_setup()
-    except (InputError, CellError) as error:
+    except InputError as error:
+        print(f"\nerror: {error}", file=sys.stderr)
+        return 2
+    except CellError as error:
         print(f"\nerror: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -25,6 +25,7 @@ from iclgd_helpers.tasks import task_data
 JSON, PARQUET = "record.json", "examples.parquet"
 # Everything else in a record is determined by its identity, so two runs may differ in these keys alone.
 VOLATILE = ("created", "timings", "environment")
+WAY_OUT = "free space, or set ICLGD_RECORDS to another folder"
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,23 @@ class Record:
 def records_folder() -> Path:
     """Where records are kept: `$ICLGD_RECORDS`, else `_runs/records`."""
     return resolve_path(os.environ.get("ICLGD_RECORDS") or repository_root() / "_runs" / "records")
+
+
+def require_writable(folder: Path) -> None:
+    """
+    Make `folder`, and try to write to it: before anything is computed that could not be stored there.
+
+    Raises
+    ------
+    InputError
+        if that fails.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write to {folder} ({error.strerror}): {WAY_OUT}") from None
 
 
 def record_id(parameters: ExperimentParameters) -> str:
@@ -77,8 +95,7 @@ def save(record: Record, folder: Path | None = None) -> Path:
             (part / JSON).write_text(_text(content | {"json_sha256": _checksum(content)}), encoding="utf-8")
             _put_in_place(part, final, Path(temporary) / "replaced")
     except OSError as error:
-        way_out = "free space, or set ICLGD_RECORDS"
-        raise InputError(f"cannot write the record to {final} ({error.strerror}): {way_out}") from None
+        raise InputError(f"cannot write the record to {final} ({error.strerror}): {WAY_OUT}") from None
     return final
 
 
@@ -104,7 +121,7 @@ def load(path: Path) -> Record:
     """
     try:
         content = json.loads((path / JSON).read_text(encoding="utf-8"))
-        if content.pop("json_sha256", None) not in (None, _checksum(content)):  # None: before there was a checksum
+        if content.pop("json_sha256") != _checksum(content):
             raise ValueError(f"{JSON} does not match its checksum")
         parquet = (path / PARQUET).read_bytes()
         if hashlib.sha256(parquet).hexdigest() != content["examples_sha256"]:

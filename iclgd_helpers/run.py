@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from iclgd_helpers.errors import InputError, exit_status
+from iclgd_helpers.command_line import exit_status, given_once, typed
+from iclgd_helpers.errors import InputError
 from iclgd_helpers.parameters import (
     ExperimentParameters,
     Parameters,
@@ -27,9 +28,6 @@ from iclgd_helpers.parameters import (
     resolve_path,
     validate_for_notebook,
 )
-
-# Parameters that may name a file or a folder.
-PATHS = ("data_file", "data_folder", "model", "other_model", "bench_file")
 
 
 class ThisInterpreter(AsyncKernelManager):
@@ -42,31 +40,6 @@ class ThisInterpreter(AsyncKernelManager):
 
 class CellError(RuntimeError):
     """A cell of a notebook failed for another reason than bad input."""
-
-
-def literal(text: str) -> bool | int | float | str | None:
-    """The value that papermill's command line makes of `text`."""
-    names = {"True": True, "False": False, "None": None}
-    if text in names:
-        return names[text]
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    return text
-
-
-def from_here(path: str) -> str:
-    """`path`, absolute if it lies in the working directory and that is not the repository, where pages look for it."""
-    here = Path(path).expanduser().absolute()
-    return str(here) if here.exists() and here.resolve() != resolve_path(path) else path
-
-
-def typed(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """Parameters from a command line: values as papermill reads them, paths as a shell does."""
-    given = {name: literal(text) for name, text in pairs}
-    return {n: from_here(value) if n in PATHS and isinstance(value, str) else value for n, value in given.items()}
 
 
 def execute(notebook: Path, target: Path, parameters: Mapping[str, Any], progress: bool = False) -> None:
@@ -152,6 +125,7 @@ def command(notebook: Path, preset: str | None, parameters: tuple[tuple[str, str
     """Execute NOTEBOOK with the given parameters; bad input gives one line and exit status 2."""
     given = typed(parameters)
     if preset is not None:
+        given_once(given, ["preset"])
         given["preset"] = preset
     folder = run(notebook, given, output, progress=sys.stderr.isatty())
     print(f"{folder}: {', '.join(sorted(p.name for p in folder.iterdir() if not p.name.startswith('.')))}")

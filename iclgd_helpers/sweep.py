@@ -19,8 +19,8 @@ import click
 import torch
 
 from iclgd_helpers import cost, experiment, models, parameters, records
-from iclgd_helpers.errors import InputError, exit_status
-from iclgd_helpers.run import from_here, typed
+from iclgd_helpers.command_line import exit_status, from_here, given_once, typed
+from iclgd_helpers.errors import InputError
 from iclgd_helpers.tasks import TASKS
 
 SIX_TASKS = tuple(name for name in TASKS if name != "snippets")
@@ -36,7 +36,7 @@ def grid(given: Mapping[str, Any], over: Mapping[str, Sequence[Any]]) -> list[ex
         if any cell has bad input: nothing is computed before all are known to fit together.
     """
     names = [name for name, values in over.items() if values]
-    combinations = itertools.product(*(over[name] for name in names))
+    combinations = itertools.product(*(dict.fromkeys(over[name]) for name in names))  # twice the same: once
     cells = [parameters.resolve({**given, **dict(zip(names, values, strict=True))}) for values in combinations]
     return [experiment.plan(cell) for cell in cells]
 
@@ -54,12 +54,12 @@ def device_rate(device: str, dtype: str) -> float:
     side = 8192 if device.startswith("cuda") else 2048
     try:
         a = torch.randn(side, side, device=device).to(getattr(torch, dtype))
+        for _ in range(4):
+            start = time.perf_counter()
+            float((a @ a)[0, 0])  # waits for the device
+            best = max(best, 2 * side**3 / (time.perf_counter() - start))
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device={device!r} cannot be used here: {str(error).splitlines()[0]}") from None
-    for _ in range(4):
-        start = time.perf_counter()
-        float((a @ a)[0, 0])  # waits for the device
-        best = max(best, 2 * side**3 / (time.perf_counter() - start))
     return best
 
 
@@ -110,6 +110,8 @@ def sweep(cells: Sequence[experiment.Plan], costs: Sequence[cost.Cost]) -> None:
     """Compute the cells that are not recorded, one after the other, and say how long the rest will take."""
     waiting = [(c, one) for c, one in zip(cells, costs, strict=True) if records.find(c.identity) is None]
     print(f"{len(cells) - len(waiting)} of {len(cells)} cells are recorded in {records.records_folder()}", flush=True)
+    if waiting:
+        records.require_writable(records.records_folder())
     remaining, done, spent = sum(one.flops for _, one in waiting), 0.0, 0.0
     for cell, one in waiting:
         start = time.perf_counter()
@@ -126,7 +128,7 @@ def sweep(cells: Sequence[experiment.Plan], costs: Sequence[cost.Cost]) -> None:
 
 
 @click.command()
-@click.option("--preset", default="paper", show_default=True)
+@click.option("--preset", help="smoke, quick or paper [paper]")
 @click.option("--task", "tasks", multiple=True, help="repeatable [the six tasks]")
 @click.option("--model", "model_names", multiple=True, help="repeatable [the preset's]")
 @click.option("--seed", "seeds", type=int, multiple=True, help="repeatable [each task's first]")
@@ -135,7 +137,7 @@ def sweep(cells: Sequence[experiment.Plan], costs: Sequence[cost.Cost]) -> None:
 @rate_option("a product measured now")
 @click.option("--cost-only", is_flag=True, help="print what the run would cost, and stop")
 def command(
-    preset: str,
+    preset: str | None,
     tasks: tuple[str, ...],
     model_names: tuple[str, ...],
     seeds: tuple[int, ...],
@@ -147,10 +149,10 @@ def command(
     """Run a grid of cells: tasks x models x seeds."""
     if folder:
         os.environ["ICLGD_RECORDS"] = str(Path(folder).expanduser().absolute())
-    values = {"preset": preset} | typed(given)
+    values = typed(given)
     over = {"model": [from_here(model) for model in model_names], "task": tasks, "seed": seeds}
-    if twice := [name for name, several in over.items() if several and name in values]:
-        raise click.UsageError(f"--{twice[0]} and -p {twice[0]} are both given: use one")
+    given_once(values, [name for name, several in (over | {"preset": preset}).items() if several])
+    values = {"preset": preset or "paper"} | values
     if not {"task", "data_file"} & values.keys():
         over["task"] = tasks or SIX_TASKS
     cells = grid(values, over)

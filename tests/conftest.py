@@ -14,7 +14,7 @@ import torch
 from iclgd_helpers import models, tasks
 from iclgd_helpers.sequences import Layout, Query
 
-# Reproducible, no time limit on a busy machine, and no folder left behind.
+# Reproducible, no time limit on a busy machine, and no examples kept from one run to the next.
 hypothesis.settings.register_profile("book", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("book")
 

@@ -315,21 +315,20 @@ def faulty_line(fault: Fault) -> tuple[str, str]:
     return line.strip(), line.replace(fault.before, fault.after).strip()
 
 
-def described(fault: Fault, outcome: str = "killed") -> dict[str, str]:
+def described(fault: Fault) -> dict[str, str]:
     """The fault's entry in `results/mutations.json`."""
     before, after = faulty_line(fault)
     return {"fault": fault.what, "file": f"iclgd_helpers/{fault.file}", "before": before, "after": after,
-            "test": fault.test, "outcome": outcome}  # fmt: skip
+            "test": fault.test}  # fmt: skip
 
 
 def page(entries: Sequence[dict[str, str]]) -> str:
     """The list of faults in Markdown: what follows the mark on the book's page."""
     files = list(dict.fromkeys(entry["file"] for entry in entries))
-    lines = ["| Module | Faults | Seen |", "|---|---:|---:|"]
+    lines = ["| Module | Faults |", "|---|---:|"]
     for file in [*files, None]:
-        chosen = [entry for entry in entries if file in (entry["file"], None)]
-        seen = sum(entry["outcome"] == "killed" for entry in chosen)
-        lines.append(f"| {f'`{file}`' if file else 'all'} | {len(chosen)} | {seen} |")
+        n_faults = sum(file in (entry["file"], None) for entry in entries)
+        lines.append(f"| {f'`{file}`' if file else 'all'} | {n_faults} |")
     for file in files:
         lines += ["", f"## `{file}`"]
         for entry in (entry for entry in entries if entry["file"] == file):

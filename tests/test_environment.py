@@ -8,6 +8,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -62,6 +63,8 @@ def test_conda_environments_agree_with_the_lock(path):
             assert lock()[canonicalize_name(name)] == Version(version.lstrip("=")), entry
     pins = [Requirement(entry) for entry in pip if not entry.startswith("-")]
     assert pins or "-r requirements.lock" in pip
+    for entry in (entry for entry in pip if entry.startswith("-")):  # lines of a requirements file: one option each
+        assert re.fullmatch(r"-[re] \S+", entry), entry
     for pin in pins:
         assert str(pin.specifier) == f"=={lock()[canonicalize_name(pin.name)]}", pin
 
@@ -71,6 +74,39 @@ def test_binder_has_all_that_the_helpers_import():
     there = {canonicalize_name(Requirement(e).name) for e in pip if not e.startswith("-")}
     there |= {"torch" if e == "pytorch-cpu" else e.partition("=")[0] for e in conda}
     assert {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]} <= there
+
+
+def needed(names: set[str]) -> set[str]:
+    """Distributions, and those that they need in turn, here."""
+    found, waiting = set(), list(names)
+    while waiting:
+        found.add(name := waiting.pop())
+        lines = map(Requirement, importlib.metadata.requires(name) or ())
+        here = {canonicalize_name(r.name) for r in lines if not r.marker or r.marker.evaluate({"extra": ""})}
+        waiting += here - found - set(waiting)
+    return found
+
+
+def test_pages_need_no_extra():
+    """Colab and Binder install none: without them, what the notebooks import can be imported, and their pages shown."""
+    cells = [c for path in (ROOT / "notebooks").glob("*.ipynb") for c in nbformat.read(path, 4).cells]
+    lines = [node for c in cells if c.cell_type == "code" for node in ast.walk(ast.parse(c.source))]
+    lines = [node for node in lines if isinstance(node, ast.ImportFrom)]
+    modules = {alias.name for node in lines if node.module == "iclgd_helpers" for alias in node.names}
+    modules |= {node.module.split(".")[1] for node in lines if node.module.startswith("iclgd_helpers.")}
+    assert {"grid_plots", "reproduction", "records", "one_step"} <= modules
+    extras, base = (
+        {canonicalize_name(Requirement(x).name) for x in lines} for lines in (EXTRAS, PROJECT["dependencies"])
+    )
+    extras -= needed(base)
+    names = importlib.metadata.packages_distributions()
+    blocked = [name for name, found in names.items() if extras & set(map(canonicalize_name, found))]
+    assert {"papermill", "nbclient", "pytest"} <= set(blocked)
+    program = "import sys; sys.modules.update(dict.fromkeys({}, None)); from iclgd_helpers import {}"
+    for missing, passes in ((blocked, True), ([*blocked, "seaborn"], False)):
+        command = [sys.executable, "-c", program.format(missing, ", ".join(sorted(modules)))]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert (done.returncode == 0) == passes, done.stderr
 
 
 def imported(folder: Path) -> set[str]:

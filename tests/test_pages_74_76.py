@@ -171,6 +171,8 @@ def test_a_record_of_other_sizes_or_helpers_is_not_taken_for_this_one(
     with monkeypatch.context() as patch:
         patch.setattr(parameters, "engine_hash", lambda: "another")
         assert fixed_prompt.stored("tiny-llama", "sst2") is None
+    records.write_json(fixed_prompt.record_file("tiny-llama", "sst2"), {"model": "tiny-llama"})
+    assert fixed_prompt.stored("tiny-llama", "sst2") is None
 
 
 def test_the_command_says_its_cost_and_refuses_in_one_line(small: Path, capsys: pytest.CaptureFixture) -> None:

@@ -1,6 +1,8 @@
 """What the pipeline executes, when, and what it leaves behind."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -128,6 +130,35 @@ def test_setup_is_written_once(project):
     assert read(project / "notebooks" / "00_small.ipynb") == once
     title, setup = once.cells[:2]
     assert title.source.count("[Open in Colab](https://colab.research.google.com/github/a/b/blob/v1/") == 1
-    assert 'address = "https://github.com/a/b"' in setup.source
-    assert "{address}/archive/refs/tags/v1.zip" in setup.source
+    for word in ('"--branch=v1"', '"https://github.com/a/b"'):
+        assert setup.source.count(word) == 1
     compile(setup.source, "setup", "exec")
+
+
+def test_setup_on_colab_finds_helpers_and_records_in_this_very_kernel(tmp_path):
+    """In an interpreter that lacks the helpers; the commands are taken down, and a folder stands for the clone."""
+    folder, taken_down = f"iclgd-{pipeline.repository()[1]}", "commands"
+    before = f"""
+import pathlib, subprocess, sys, types
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
+sys.path[:] = [path for path in sys.path if not pathlib.Path(path, "iclgd_helpers").exists()]
+sys.modules["google.colab"] = types.ModuleType("google.colab")
+def run(command, check):
+    print(*command, file=open("{taken_down}", "a"))
+    if "clone" in command:
+        pathlib.Path("{folder}").symlink_to({str(pipeline.ROOT)!r})
+subprocess.run = run
+"""
+    after = """
+from iclgd_helpers import published, parameters
+print(len(published.table(1)), parameters.repository_root() / "_toc.yml")
+"""
+    program = before + pipeline.setup_source() + after
+    for times in (1, 2):  # a cell may be run again
+        done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split()[1] == str(tmp_path / folder / "_toc.yml")
+        commands = (tmp_path / taken_down).read_text()
+        assert commands.count("git clone") == 1 and commands.count(f"-e {tmp_path / folder}") == times
+    bare = subprocess.run([sys.executable, "-c", before + after], cwd=tmp_path, capture_output=True, text=True)
+    assert "No module named 'iclgd_helpers'" in bare.stderr, "the control: it is the setup that finds them"

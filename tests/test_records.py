@@ -161,6 +161,9 @@ DAMAGE = {
     "not UTF-8": lambda path: (path / "record.json").write_bytes(b"\xff\xfe{"),
     "other JSON": lambda path: (path / "record.json").write_text("[1, 2]"),
     "JSON without checksum": lambda path: (path / "record.json").write_text("{}"),
+    "changed JSON without checksum": lambda path: (path / "record.json").write_text(
+        json.dumps({k: v for k, v in json.loads((path / "record.json").read_text()).items() if k != "json_sha256"})
+    ),
     "changed JSON": lambda path: (path / "record.json").write_text(
         (path / "record.json").read_text().replace("abc", "abd")
     ),

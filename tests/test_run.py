@@ -14,7 +14,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from papermill.cli import _resolve_type
 
-from iclgd_helpers import run
+from iclgd_helpers import command_line, run
 from iclgd_helpers.errors import InputError
 from iclgd_helpers.parameters import notebook_parameters, validate_for_notebook
 from iclgd_helpers.pipeline import ROOT
@@ -43,6 +43,8 @@ def printed(path: Path) -> str:
         (["-p", "seed", "three"], "seed='three'"),
         (["-p", "seed", "-1"], "seed=-1"),
         (["-p", "seed", "1.5"], "seed=1.5"),
+        (["-p", "seed", str(2**32)], f"seed={2**32}"),
+        (["-p", "preset", "paper"], "--preset and -p preset are both given"),
         (["-p", "task", "nonsense"], "unknown task 'nonsense'"),
         (["-p", "n_demonstrations", "-1"], "n_demonstrations=-1"),
         (["-p", "learning_rate", "-1e-3"], "learning_rate=-0.001"),
@@ -98,7 +100,9 @@ def test_what_is_no_notebook_and_an_output_that_cannot_be_made(tmp_path, capsys)
     assert "name another folder" in said and said.count("\n") == 1
 
 
-@pytest.mark.parametrize("line", ["seed = 1 + 1", "seed, k = 1, 2"])
+@pytest.mark.parametrize(
+    "line", ["seed = 1 + 1", "seed, k = 1, 2", "seed = = 3", "seed = k = 3", "seed: int = 3", "print(3)"]
+)
 def test_cell_of_parameters_holds_literals(line, tmp_path):
     path = small_notebook(tmp_path, "")
     notebook = nbformat.read(path, as_version=4)
@@ -106,6 +110,14 @@ def test_cell_of_parameters_holds_literals(line, tmp_path):
     nbformat.write(notebook, path)
     with pytest.raises(InputError, match="may only hold lines such as seed = 3"):
         notebook_parameters(path)
+
+
+@pytest.mark.parametrize("content", ["text", "[1]", "{}", '{"cells": [{"cell_type": "code"}], "nbformat": 4}'])
+def test_what_is_no_notebook_says_so(content, tmp_path, capsys):
+    (tmp_path / "page.ipynb").write_text(content)
+    assert run.main([str(tmp_path / "page.ipynb"), "--output", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "page.ipynb is no notebook" in said and said.count("\n") == 1
 
 
 def test_a_pages_own_parameters_have_a_folder_of_their_own():
@@ -117,7 +129,7 @@ def test_a_pages_own_parameters_have_a_folder_of_their_own():
 
 @pytest.mark.parametrize("text", ["3", "-1", "1e-3", "True", "False", "None", "nan", "three", "1_0", "", "2048.0"])
 def test_values_are_read_as_papermill_reads_them(text):
-    assert repr(run.literal(text)) == repr(_resolve_type(text))
+    assert repr(command_line.literal(text)) == repr(_resolve_type(text))
 
 
 def test_paths_are_read_from_where_they_are_typed(tmp_path, monkeypatch):
@@ -126,11 +138,15 @@ def test_paths_are_read_from_where_they_are_typed(tmp_path, monkeypatch):
     (tmp_path / "book").mkdir()
     pairs = [("data_file", "./mine.csv"), ("data_folder", "book"), ("model", "tiny-llama"), ("label_column", "book")]
     here = {"data_file": str(tmp_path / "mine.csv"), "data_folder": str(tmp_path / "book")}
-    assert run.typed(pairs) == here | {"model": "tiny-llama", "label_column": "book"}
+    assert command_line.typed(pairs) == here | {"model": "tiny-llama", "label_column": "book"}
     elsewhere = [("data_file", "README.md"), ("data_folder", "None")]
-    assert run.typed(elsewhere) == {"data_file": "README.md", "data_folder": None}, "what is not here is the book's"
+    assert command_line.typed(elsewhere) == {"data_file": "README.md", "data_folder": None}, (
+        "what is not here is the book's"
+    )
     monkeypatch.chdir(ROOT)
-    assert run.typed([("data_folder", "book")]) == {"data_folder": "book"}, "no machine's path where none is needed"
+    assert command_line.typed([("data_folder", "book")]) == {"data_folder": "book"}, (
+        "no machine's path where none is needed"
+    )
 
 
 def test_bad_input_found_inside_a_notebook(tmp_path, capsys):

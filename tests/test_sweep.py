@@ -84,6 +84,8 @@ def test_a_task_may_be_given_either_way_but_once(capfd):
         assert "/cb/" in printed and "/sst2/" not in printed
     assert sweep.main([*arguments, "--task", "cb", "-p", "task", "mr"]) == 2
     assert "--task and -p task are both given" in capfd.readouterr().err
+    assert sweep.main([*arguments, "--task", "cb", "-p", "preset", "paper"]) == 2
+    assert "--preset and -p preset are both given" in capfd.readouterr().err
     assert sweep.main(["--cost-only", "--rate", "1", "-p", "preset", "smoke", *SMALL]) == 0
     assert "smoke preset" in capfd.readouterr().out
 
@@ -95,10 +97,39 @@ def test_a_rate_is_a_positive_number(rate, capfd):
     assert "give a positive number of TFLOP/s" in said and said.count("\n") == 1
 
 
-def test_a_device_that_is_not_there_is_one_line(capfd):
-    assert sweep.main(["--preset", "smoke", "--task", "cb", "-p", "device", "nonsense", *SMALL]) == 2
+@pytest.mark.parametrize("device", ["nonsense", "meta"])
+def test_a_device_that_cannot_be_used_is_one_line(device, capfd):
+    assert sweep.main(["--preset", "smoke", "--task", "cb", "-p", "device", device, *SMALL]) == 2
     said = capfd.readouterr().err
-    assert "device='nonsense' cannot be used here" in said and said.count("\n") == 1
+    assert f"device='{device}' cannot be used here" in said and said.count("\n") == 1
+
+
+def test_a_cell_asked_for_twice_is_one_cell(capfd):
+    twice = [
+        "--task",
+        "cb",
+        "--task",
+        "cb",
+        "--seed",
+        "3",
+        "--seed",
+        "3",
+        "--model",
+        "tiny-llama",
+        "--model",
+        "tiny-llama",
+    ]
+    assert sweep.main(["--preset", "smoke", "--cost-only", "--rate", "1", *twice, *SMALL]) == 0
+    assert capfd.readouterr().out.count("tiny-llama/cb/3") == 1
+
+
+def test_records_that_could_not_be_stored_are_not_computed(tmp_path, capfd, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(sweep.experiment, "run_cell", lambda *_: pytest.fail("computed what cannot be stored"))
+    arguments = ["--preset", "smoke", "--task", "cb", "--rate", "1", "--records", str(tmp_path / "file"), *SMALL]
+    assert sweep.main(arguments) == 2
+    said = capfd.readouterr().err
+    assert f"cannot write to {tmp_path / 'file'}" in said and said.count("\n") == 1
 
 
 def test_cost_only_computes_nothing(own_records, capfd):

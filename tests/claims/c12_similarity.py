@@ -39,7 +39,7 @@ def states(seed: int) -> tuple[Tensor, Tensor, Tensor, float]:
 @claim(
     "M-formula",
     statement="For unit vectors SimAOU is (rho_12 - rho_1 - rho_2 + 1) / (2 sqrt((1 - rho_1)(1 - rho_2))).",
-    source="this book; SimAOU: Dai et al. 2022, section 4.3, and [B]",
+    source="this book; SimAOU: Dai et al. 2022, section 4, and [B]",
     status="identity",
     control="without the 1, which is the squared length of the zero-shot state that both updates contain",
     **HERE,
@@ -76,7 +76,7 @@ def null(seed: int) -> Measured:
 @claim(
     "M-inflation",
     statement="Normalising states before subtracting makes independent updates look alike.",
-    source="this book, on Dai et al. 2022, section 4.3, and [B]",
+    source="this book, on Dai et al. 2022, section 4, and [B]",
     status="empirical",
     tolerance=None,
     control="the cosine of the same updates, subtracted as they are",
