@@ -172,6 +172,8 @@ def with_data(setting: Setting) -> Setting:
         given = setting.parameters()
         tasks.load_task(given.task, given.data_source, parameters.data_folder(given))
     except InputError as error:
+        if os.environ.get("ICLGD_DATA"):  # named, so no other text will do
+            raise
         print(f"SST-2 is not there ({error}).\nMeasuring on the movie-review snippets of the package index instead.")
         return replace(setting, task="snippets", data_source="pypi")
     return setting
@@ -194,11 +196,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.data_folder:
         os.environ["ICLGD_DATA"] = str(options.data_folder.resolve())
-    setting = Setting.quick() if options.quick else with_data(Setting())
     without = PEERS if options.quick or options.without_peers else ()
     wanted = ["scoring", *(options.only or SECTIONS)]
     chosen = [name for name in SECTIONS if name in wanted and name not in without]
     try:
+        setting = Setting.quick() if options.quick else with_data(Setting())
         done = run(setting, chosen, options.output.parent / "bench", options.fresh)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)

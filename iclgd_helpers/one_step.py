@@ -193,10 +193,9 @@ def softmax_by_one_step(
     return ratio(kernel_step(base, pairs, learning_rate)(queries))
 
 
-def gate(keys: Tensor, demonstration_keys: Tensor, queries: Tensor, scale: float | None = None) -> Tensor:
+def gate(keys: Tensor, demonstration_keys: Tensor, queries: Tensor) -> Tensor:
     """The demonstrations' share of the softmax attention of each query, `[query]`; 1 where there are no own keys."""
-    scale = 1 / math.sqrt(queries.shape[0]) if scale is None else scale
-    own, shown = (torch.logsumexp(scale * k.T @ queries, 0) for k in (keys, demonstration_keys))
+    own, shown = (torch.logsumexp(k.T @ queries / math.sqrt(len(queries)), 0) for k in (keys, demonstration_keys))
     return torch.sigmoid(shown - own)
 
 

@@ -341,7 +341,7 @@ def sync_setup() -> None:
         write(notebook, path)
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Exit status 0; with the reason, 1 for a failing cell and 2 for bad input."""
     parser = argparse.ArgumentParser(prog="python -m iclgd_helpers.pipeline", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -354,7 +354,7 @@ def main() -> int:
     fresh = commands.add_parser("refresh", help="store new outputs in notebooks/")
     fresh.add_argument("notebooks", nargs="*", type=Path, help="these only")
     commands.add_parser("sync-setup", help="write Colab link and setup cell into the notebooks")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     try:
         if options.command == "book":
             book(options.folder, options.preset, options.stored)
@@ -366,6 +366,9 @@ def main() -> int:
             sync_setup()
     except InputError as error:
         print(f"\nerror: {error}", file=sys.stderr)
+        return 2
+    except (FileExistsError, NotADirectoryError) as error:
+        print(f"\nerror: {error.filename} is or lies in a file: name a folder", file=sys.stderr)
         return 2
     except CellError as error:
         print(f"\nerror: {error}", file=sys.stderr)

@@ -281,7 +281,6 @@ def one_step_forward(
     demonstrations: Tensor | None = None,
     learning_rate: float | None = None,
     split: Split = training_tokens,
-    first_position: int = 0,
 ) -> Trace:
     """
     `forward`, with every attention layer computed by `one_step_attention`.
@@ -289,7 +288,7 @@ def one_step_forward(
     Source: [C], Algorithm 1 and Theorem 4.1, corrected.
     """
     attend = partial(one_step_attention, learning_rate=learning_rate, split=split)
-    return forward(weights, prompt, demonstrations, attend, first_position)
+    return forward(weights, prompt, demonstrations, attend)
 
 
 def written_weight(heads: Heads, tokens: slice) -> Tensor:

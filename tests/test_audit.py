@@ -2,27 +2,21 @@
 
 import itertools
 import re
-from functools import cache
 
-import nbformat
+import notebook_cells
 import numpy as np
 import pandas as pd
 import pytest
 
 from iclgd_helpers import published, reproduction
 
-PAGE = published.FOLDER.parents[1] / "notebooks" / "84_audit_of_the_published_numbers.ipynb"
+PAGE = "84_audit_of_the_published_numbers"
 SOURCES = ("archive", "archived_gradient_norms", "class_counts", "dai_accuracies", "table", "text")
 TABLE_2 = "table2-cells A-table2 A-random A-averages sst5-table A-sst5 A-unsupported".split()
 CLIPPING = [*TABLE_2, *"clip-table A-clip A-clip-more A-noop".split()]
 COUNTS = "A-average search search-all counts-table A-counts cb-counts A-cb A-cb-swapped".split()
 COLLAPSE = "A-average collapse-table A-collapse seeds-table A-seeds".split()
 LATER = "delta-table A-delta A-order untrained-table A-untrained".split()
-
-
-@cache
-def cells() -> dict[str, str]:
-    return {cell.id: cell.source for cell in nbformat.read(PAGE, as_version=4).cells if cell.cell_type == "code"}
 
 
 @pytest.fixture
@@ -41,9 +35,7 @@ def page(monkeypatch):
                 return found
 
             monkeypatch.setattr(published, name, changed)
-        names = {}
-        for identity in ("parameters", "imports", "data", "finding", *ids):
-            exec(compile(cells()[identity], identity, "exec"), names)
+        names = notebook_cells.run(PAGE, "parameters", "imports", "data", "finding", *ids)
         return {name: entry["verdict"] for name, entry in names["findings"].items()}
 
     return run
@@ -114,7 +106,7 @@ CASES = {
 
 def test_all_findings_hold_and_are_the_stored_ones(page):
     every = list(dict.fromkeys(itertools.chain(*(ids for ids, _source, _change in CASES.values()))))
-    order = list(cells())
+    order = list(notebook_cells.sources(PAGE))
     found = page(sorted(every, key=order.index))
     assert set(found.values()) == {"PASS"} and set(found) == set(CASES)
     stored = pd.read_csv(published.FOLDER.parent / "tables" / "audit_findings.csv").set_index("finding")
@@ -133,10 +125,7 @@ def test_a_finding_fails_when_its_fact_changes(page, name):
 
 
 def search():
-    names = {"np": np, "pd": pd, "itertools": itertools}
-    for identity in ("search", "search-all"):
-        exec(compile(cells()[identity], identity, "exec"), names)
-    return names
+    return notebook_cells.run(PAGE, "search", "search-all", np=np, pd=pd, itertools=itertools)
 
 
 def brute_force(n, classes):
@@ -195,5 +184,8 @@ def test_the_search_finds_all_counts_and_with_two_classes_only_these(n, classes)
 
 
 def test_every_finding_has_a_case():
-    named = {name for name in re.findall(r'finding\(\n?\s*"(A-[a-z0-9-]+)"', "\n".join(cells().values()))}
+    named = {
+        name
+        for name in re.findall(r'finding\(\n?\s*"(A-[a-z0-9-]+)"', "\n".join(notebook_cells.sources(PAGE).values()))
+    }
     assert named == set(CASES)

@@ -166,5 +166,8 @@ def test_without_the_six_tasks_the_default_text_is_used(monkeypatch, capsys):
         raise InputError("set ICLGD_DATA")
 
     monkeypatch.setattr(bench_main.tasks, "load_task", missing)
+    monkeypatch.delenv("ICLGD_DATA", raising=False)
     assert bench_main.with_data(replace(Setting(), n_demonstrations=4)).task == "snippets"
     assert "ICLGD_DATA" in capsys.readouterr().out
+    monkeypatch.setenv("ICLGD_DATA", "a/slip")
+    assert bench_main.main(["--output", "unused"]) == 2, "a folder that was named is used, or nothing is measured"

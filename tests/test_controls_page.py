@@ -2,34 +2,18 @@
 
 import base64
 import re
-from functools import cache
 from typing import Any
 
 import matplotlib.pyplot as plt
-import nbformat
 import numpy as np
 import pytest
+from notebook_cells import run
 from test_reproduction import MODEL, a_grid, answers, edited, made_up
 
 from iclgd_helpers import grid_plots, reproduction, statistics
-from iclgd_helpers.parameters import repository_root
 from iclgd_helpers.records import Record
 
 RULE = ("claims", "reading", "columns", "effects", "effect", "rule", "effects-of")
-
-
-@cache
-def sources(slug: str) -> dict[str, str]:
-    cells = nbformat.read(repository_root() / "notebooks" / f"{slug}.ipynb", as_version=4).cells
-    return {cell.id: cell.source for cell in cells if cell.cell_type == "code"}
-
-
-def run(slug: str, *ids: str, **given: Any) -> dict[str, Any]:
-    """Names after the cells `ids` were executed."""
-    names = dict(given)
-    for name in ids:
-        exec(compile(sources(slug)[name], f"<{slug} {name}>", "exec"), names)
-    return names
 
 
 @pytest.fixture

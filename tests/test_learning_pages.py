@@ -1,15 +1,13 @@
 """What pages 09 and 11 write out is right by independent means, and the record of page 11 belongs to its code."""
 
 import json
-import linecache
 import platform
 import types
-from functools import cache
 from typing import Any
 
-import nbformat
 import pytest
 import torch
+from notebook_cells import run
 
 from iclgd_helpers import parameters
 from iclgd_helpers.parameters import repository_root
@@ -17,26 +15,6 @@ from iclgd_helpers.parameters import repository_root
 RECORD = repository_root() / "results" / "theory" / "greedy_layers.json"
 NETWORK = "model layers forward pretrain labels steps likeness-measures likeness passes passes-experiment".split()
 NETWORK += "prompt-tasks prompt prompt-experiment".split()
-
-
-@cache
-def sources(slug: str) -> dict[str, str]:
-    cells = nbformat.read(repository_root() / "notebooks" / f"{slug}.ipynb", as_version=4).cells
-    return {cell.id: cell.source for cell in cells if cell.cell_type == "code"}
-
-
-def run(slug: str, *ids: str, changes: tuple[tuple[str, str], ...] = (), **given: Any) -> dict[str, Any]:
-    """Names after the cells `ids` were executed; each of `changes` (old, new) was made in one place before."""
-    names = dict(given)
-    for name in ids:
-        code = sources(slug)[name]
-        for old, new in changes:
-            code = code.replace(old, new)
-        file = f"<{slug} {name}>"  # inspect.getsource reads it
-        linecache.cache[file] = (len(code), None, code.splitlines(keepends=True), file)
-        exec(compile(code, file, "exec"), names)
-    assert all(any(old in sources(slug)[name] for name in ids) for old, _ in changes)
-    return names
 
 
 def page_11(*more: str, changes: tuple[tuple[str, str], ...] = ()) -> dict[str, Any]:

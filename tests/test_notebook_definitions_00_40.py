@@ -3,26 +3,11 @@
 import types
 from typing import Any
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-
-from iclgd_helpers.parameters import repository_root
-
-
-def run(slug: str, *ids: str, changes: tuple[tuple[str, str], ...] = (), **given: object) -> dict[str, Any]:
-    """Names after the cells `ids` of a notebook were executed, each of `changes` (old, new) made once before."""
-    path = repository_root() / "notebooks" / f"{slug}.ipynb"
-    sources = {cell.id: cell.source for cell in nbformat.read(path, as_version=4).cells}
-    code = "\n\n".join(sources[name] for name in ids)
-    for old, new in changes:
-        assert code.count(old) == 1, f"{old!r} is not there, or not once"
-        code = code.replace(old, new)
-    names: dict[str, Any] = dict(given)
-    exec(compile(code, slug, "exec"), names)
-    return names
+from notebook_cells import run
 
 
 def quickstart(seed: int = 0, n: int = 16, changes: tuple[tuple[str, str], ...] = ()) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-import nbformat
+import notebook_cells
 import numpy as np
 import pytest
 import torch
@@ -19,17 +19,10 @@ from iclgd_helpers.fixed_prompt import ARMS, SEEDS, STEPS
 from iclgd_helpers.parameters import repository_root
 from iclgd_helpers.sequences import Layout
 
-NOTEBOOKS = repository_root() / "notebooks"
-
 
 def run_cells(page: str, *names: str, **given: Any) -> dict[str, Any]:
-    """What the page's cells of these names define, after the cell with its imports; `given` is there before."""
-    sources = {cell.id: cell.source for cell in nbformat.read(NOTEBOOKS / f"{page}.ipynb", 4).cells}
-    imports = "\n".join(sources["imports"].split("\np = ")[0].split("\nif type(")[0].splitlines())
-    space = {"display": lambda *_: None} | given
-    for source in (imports, *(sources[name] for name in names)):
-        exec(compile(source, page, "exec"), space)
-    return space
+    """Names after the page's cells were executed behind its parameters and imports; nothing is displayed."""
+    return notebook_cells.run(page, "parameters", "imports", *names, display=lambda *_: None, **given)
 
 
 # ------------------------------------------------------------------------------------------------------------ command

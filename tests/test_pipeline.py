@@ -123,6 +123,14 @@ def test_refreshing_what_is_no_notebook_is_refused_before_anything_runs(project)
     assert read(project / "notebooks" / "00_small.ipynb") == before
 
 
+@pytest.mark.parametrize("command", [["smoke-copies", "{}"], ["book", "--folder", "{}"], ["refresh", "{}"]])
+def test_bad_input_of_the_commands_is_one_line(command, project, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert pipeline.main([word.format(tmp_path / "file") for word in command]) == 2
+    said = capsys.readouterr().err.strip()
+    assert str(tmp_path / "file") in said and said.startswith("error: ") and "\n" not in said
+
+
 def test_setup_is_written_once(project):
     pipeline.sync_setup()
     once = read(project / "notebooks" / "00_small.ipynb")

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import nbformat
+import notebook_cells
 import numpy as np
 import pandas as pd
 import pytest
@@ -19,7 +19,7 @@ from iclgd_helpers.experiment import arm_summary
 from iclgd_helpers.parameters import repository_root
 from iclgd_helpers.records import Record
 
-PAGE = repository_root() / "notebooks" / "78_results_of_the_reproduction.ipynb"
+PAGE = "78_results_of_the_reproduction"
 REHEARSALS = repository_root() / "results" / "rehearsal"
 MODEL, N, LAYERS = "Gemma-3-270M", 120, 6
 SIMILARITIES = ("sim_aou", "sim_aou_null", "sim_aou_random", "sim_am_zero_shot", "sim_am_direct", "sim_am_delta")
@@ -138,15 +138,12 @@ def page(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(reproduction, "share", lambda _name, _content: None)
     monkeypatch.setattr(reproduction, "download", lambda frame, _name: type("Link", (), {"data": str(len(frame))}))
     monkeypatch.setattr(reproduction, "gate", lambda *_: True)
-    sources = {cell.id: cell.source for cell in nbformat.read(PAGE, as_version=4).cells}
     wanted = (
         "parameters imports resampled reading effects-predictions effects-predictions-2 effects-rest effects-sweeps "
         "effects-sweeps-2 claim-class claims-predictions claims-similarity claims-rest rule verdict-rule layout "
         "layout-html layout-html-2 judge judge-2 all-verdicts"
     ).split()
-    names: dict[str, Any] = {"__name__": "page"}
-    exec(compile("\n\n".join(sources[name] for name in wanted), "page 78", "exec"), names)
-    return names
+    return notebook_cells.run(PAGE, *wanted)
 
 
 def verdicts(page: dict[str, Any], found: Any, which: str) -> list[str]:
@@ -381,11 +378,9 @@ def test_gates_are_listed_with_their_gain_on_both_kinds_of_rows(page: dict[str, 
         return {"gate": {"in_context_minus_zero_shot": {"value": 0.1, "interval": [low, 0.2], "n": 200}}}
 
     rates = {(MODEL, "cb"): sweep(-0.1), (MODEL, "sst2"): sweep(0.05), ("Other", "mr"): {"gate": {}}}
-    source = {cell.id: cell.source for cell in nbformat.read(PAGE, as_version=4).cells}["gate"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reproduction, "gate", GATE)
-        names = page | {"rates": rates, "evidence": list(a_grid())}
-        exec(source, names)
+        names = notebook_cells.run(PAGE, "gate", **page | {"rates": rates, "evidence": list(a_grid())})
     gates = names["gates"].set_index("task")
     assert gates["gate"].to_dict() == {"SST2": "open", "CB": "closed"}
     assert gates["gain on evaluation rows"].str.count("seed").eq(3).all() and gates["n"].eq(200).all()
