@@ -180,8 +180,8 @@ def _plan_of_first_seed(model: str, task: str, equal: bool) -> Plan:
 
 def jobs(models: Sequence[str], stages: Sequence[str], tasks: Sequence[str]) -> list[Job]:
     """What the grid consists of, in the order in which it is computed: rates, then cells by seed, then the rest."""
-    result = []
-    for model in models:
+    result, tasks = [], tuple(dict.fromkeys(tasks))  # twice the same: once
+    for model in dict.fromkeys(models):
         base = [{"preset": "quick", "model": model, "task": task, "max_examples": N_ROWS} for task in tasks]
         plain = {"controls": False, "conditioning": False}
         is_first = model == MODELS[0]
@@ -399,7 +399,7 @@ def command(
     """Run what is not yet recorded of the grid, into `results/`; $ICLGD_DATA names the folder of the six tasks."""
     torch.set_num_threads(threads)
     os.environ["ICLGD_RECORDS"] = str(parameters.resolve_path(RECORDS))
-    everything = jobs(*map(dict.fromkeys, (map(from_here, models), stages, tasks)))  # twice the same: once
+    everything = jobs([from_here(model) for model in models], stages, tasks)
     waiting = [(job, job.flops()) for job in everything if not job.is_done()]
     rate = rate * 1e12 if rate else device_rate("auto", "float32") / 2
     print(f"{len(everything) - len(waiting)} of {len(everything)} jobs are stored.")

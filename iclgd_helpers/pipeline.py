@@ -227,6 +227,7 @@ def book(folder: Path, preset: str = "quick", stored: bool = False) -> Path:
         the folder of the HTML.
     """
     build = folder.absolute() / "_build"
+    records.require_writable(build)
     source, pages = build / "source", build / "pages"
     shutil.rmtree(source / "book", ignore_errors=True)
     shutil.copytree(ROOT / "book", source / "book")
@@ -259,7 +260,7 @@ def book(folder: Path, preset: str = "quick", stored: bool = False) -> Path:
 
 def smoke_copies(folder: Path) -> None:
     """Copies for nbval: the smoke preset's values are injected, committed outputs and counts are kept."""
-    folder.mkdir(parents=True, exist_ok=True)
+    records.require_writable(folder)
     kernel = {"kernel_name": "python3", "language": "python", "prepare_only": True, "progress_bar": False}
     for notebook in notebooks():
         values = preset_values(notebook, "smoke")
@@ -366,9 +367,6 @@ def main(arguments: list[str] | None = None) -> int:
             sync_setup()
     except InputError as error:
         print(f"\nerror: {error}", file=sys.stderr)
-        return 2
-    except (FileExistsError, NotADirectoryError) as error:
-        print(f"\nerror: {error.filename} is or lies in a file: name a folder", file=sys.stderr)
         return 2
     except CellError as error:
         print(f"\nerror: {error}", file=sys.stderr)

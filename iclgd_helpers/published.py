@@ -52,6 +52,11 @@ def dai_accuracies() -> pd.DataFrame:
     return pd.read_csv(FOLDER / "dai_accuracies.csv", index_col="task")
 
 
+def dai_similarities() -> pd.DataFrame:
+    """Dai et al.'s SimAOU, and SimAM before and after finetuning, of the same model by task: their Tables 3 and 4."""
+    return pd.read_csv(FOLDER / "dai_similarities.csv", index_col="task")
+
+
 def class_counts() -> pd.Series:
     """Number of evaluation rows of each `(task, label)` under the protocol."""
     return pd.read_csv(FOLDER / "class_counts.csv", index_col=["task", "label"])["n"]

@@ -25,7 +25,6 @@ from iclgd_helpers.tasks import task_data
 JSON, PARQUET = "record.json", "examples.parquet"
 # Everything else in a record is determined by its identity, so two runs may differ in these keys alone.
 VOLATILE = ("created", "timings", "environment")
-WAY_OUT = "free space, or set ICLGD_RECORDS to another folder"
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,9 @@ def require_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise InputError(f"cannot write to {folder} ({error.strerror}): {WAY_OUT}") from None
+        raise InputError(
+            f"cannot write to {folder} ({error.strerror}): needed is a folder that can be written and has space"
+        ) from None
 
 
 def record_id(parameters: ExperimentParameters) -> str:
@@ -95,7 +96,8 @@ def save(record: Record, folder: Path | None = None) -> Path:
             (part / JSON).write_text(_text(content | {"json_sha256": _checksum(content)}), encoding="utf-8")
             _put_in_place(part, final, Path(temporary) / "replaced")
     except OSError as error:
-        raise InputError(f"cannot write the record to {final} ({error.strerror}): {WAY_OUT}") from None
+        way_out = "free space, or set ICLGD_RECORDS"
+        raise InputError(f"cannot write the record to {final} ({error.strerror}): {way_out}") from None
     return final
 
 

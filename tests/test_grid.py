@@ -46,6 +46,11 @@ def test_the_grid_is_six_tasks_three_seeds_two_models():
     assert set(cells_of(jobs, "unequal")) == unequal
 
 
+def test_what_is_asked_for_twice_is_one_job():
+    once = grid.jobs(grid.MODELS[:1], ["rates", "cells"], ["cb"])
+    assert len(once) == 4 and grid.jobs(grid.MODELS[:1] * 2, ["rates", "cells"] * 2, ["cb"] * 2) == once
+
+
 def test_every_task_of_the_grid_has_its_place_in_the_tables():
     assert set(grid.SEEDS) == set(reproduction.TASKS)
 
@@ -70,7 +75,13 @@ def test_rates_come_before_the_cells_that_need_them():
         assert job.stage == "clips" or key in compared
 
 
-def test_conditioning_is_measured_with_each_tasks_first_seed():
+@pytest.fixture
+def no_rates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether stored rates answer depends on the data, which need not be here."""
+    monkeypatch.setattr(grid, "chosen_rates", lambda _model, _task: None)
+
+
+def test_conditioning_is_measured_with_each_tasks_first_seed(no_rates: None):
     for job in grid.jobs(grid.MODELS, ["cells"], tuple(grid.SEEDS)):
         task, is_first_model = job.given["task"], job.model == grid.MODELS[0]
         is_first_seed = job.given["seed"] == grid.SEEDS[task][0]
@@ -90,7 +101,7 @@ def test_other_models_compare_rates_with_half_as_many_demonstrations():
 
 
 @pytest.mark.parametrize("task", grid.SEEDS)
-def test_cells_have_the_protocols_settings(task: str):
+def test_cells_have_the_protocols_settings(no_rates: None, task: str):
     protocol = parameters.resolve({"preset": "quick", "task": task})
     differs = {"seed", "max_examples", "max_compared", "model", "chosen_rates", "conditioning"}
     for job in grid.jobs(grid.MODELS, ["cells"], [task]):
@@ -311,6 +322,15 @@ def stored(results: Path) -> dict[str, dict[str, Any]]:
         for name in records.VOLATILE:
             del record[name]
     return found
+
+
+def test_nothing_is_computed_that_could_not_be_stored(results: Path, monkeypatch, capsys):
+    (results / "file").touch()
+    monkeypatch.setattr(grid, "RECORDS", str(results / "file"))
+    monkeypatch.setattr(grid, "run", lambda *_: pytest.fail("computed what cannot be stored"))
+    assert grid.main(["--model", "tiny-llama", "--task", "mr", "--stage", "rates", "--rate", "1"]) == 2
+    said = capsys.readouterr().err
+    assert f"cannot write to {results / 'file'}" in said and said.count("\n") == 1
 
 
 def test_stop_resume_skip_and_make_again(results: Path, capsys, monkeypatch):

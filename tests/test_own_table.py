@@ -171,6 +171,7 @@ FAULTS = {  # what is changed of a good call, or of its table -> what the line m
     "no verbalizers": ({"verbalizers": None}, {}, "task=own needs verbalizers"),
     "another task": ({"task": "sst2"}, {}, "data_file is given, but task='sst2' has its own"),
     "a file for no task": ({"data_file": None, "task": "sst2"}, {}, "template is given, but task='sst2' has its own"),
+    "another source": ({"data_source": "generated"}, {}, "data_source='generated' with task='own'"),
     "no file": ({"data_file": None}, {}, "template is given, but task='snippets' has its own"),
     "a text too long": ({}, {"text": ["the door . " * 1000] * 40}, "the context holds 2048: shorten the texts"),
 }

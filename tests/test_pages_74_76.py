@@ -177,6 +177,16 @@ def test_the_command_says_its_cost_and_refuses_in_one_line(small: Path, capsys: 
         assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_nothing_is_computed_that_could_not_be_stored(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (small / "file").touch()
+    monkeypatch.setattr(fixed_prompt, "RECORDS", str(small / "file"))
+    monkeypatch.setattr(fixed_prompt, "run_task", lambda *_: pytest.fail("computed what cannot be stored"))
+    assert fixed_prompt.main(["--model", "tiny-llama", "--rate", "1", "--task", "sst2"]) == 2
+    assert f"cannot write to {small / 'file'}" in capsys.readouterr().err
+
+
 def test_committed_records_are_whole() -> None:
     paths = list((repository_root() / "results" / "prompts").glob("*.json"))
     assert paths

@@ -386,6 +386,29 @@ def test_gates_are_listed_with_their_gain_on_both_kinds_of_rows(page: dict[str, 
     assert gates["gain on evaluation rows"].str.count("seed").eq(3).all() and gates["n"].eq(200).all()
 
 
+def test_the_maps_show_the_papers_task(page: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    monkeypatch.setattr(reproduction, "share_figure", lambda _name, figure, _alt: drawn.append(figure))
+    notebook_cells.run(PAGE, "figure-3-data", "figure-3-steps", **page | {"found": list(a_grid())})
+    assert [ax.get_title("left").split(":")[0] for ax in drawn[0].axes if ax.get_title("left")] == [
+        f"{MODEL}, Subj"
+    ] * 2
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_short_list_says_what_the_verdicts_say(page: dict[str, Any], turned: bool) -> None:
+    shown: dict[str, str] = {}
+    swap = {"sim_aou/joint": "sim_aou/standard", "sim_aou/standard": "sim_aou/joint"} if turned else {}
+    made = page["judge_all"]([edited(record, swap) for record in a_grid()])
+    names = page | {"verdicts": made[0], "effects": made[1], "n_open": pd.Series({MODEL: "6 of 6"})}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reproduction, "share", shown.__setitem__)
+        notebook_cells.run(PAGE, "verdict-table", "short", **names)
+    (line,) = [line for line in shown["results-short"].split("<li>") if "(R13, paper)" in line and ", protocol" in line]
+    assert line.startswith("<b>Not reproduced:" if turned else "<b>Reproduced:")
+    assert f"such tasks: 6 of 6 of {MODEL}" in shown["results-short"].lower().replace(MODEL.lower(), MODEL)
+
+
 def test_chosen_rate_is_judged_from_its_own_arms(page: dict[str, Any]) -> None:
     def chosen(record: Record) -> Record:  # at the chosen rate layer-causal finetuning is less similar
         swapped = {"sim_aou/joint_chosen": "sim_aou/standard", "sim_aou/standard_chosen": "sim_aou/joint"}

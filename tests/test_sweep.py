@@ -105,20 +105,7 @@ def test_a_device_that_cannot_be_used_is_one_line(device, capfd):
 
 
 def test_a_cell_asked_for_twice_is_one_cell(capfd):
-    twice = [
-        "--task",
-        "cb",
-        "--task",
-        "cb",
-        "--seed",
-        "3",
-        "--seed",
-        "3",
-        "--model",
-        "tiny-llama",
-        "--model",
-        "tiny-llama",
-    ]
+    twice = 2 * ["--task", "cb", "--seed", "3", "--model", "tiny-llama"]
     assert sweep.main(["--preset", "smoke", "--cost-only", "--rate", "1", *twice, *SMALL]) == 0
     assert capfd.readouterr().out.count("tiny-llama/cb/3") == 1
 
