@@ -8,7 +8,6 @@ bench goes on where it stopped. `--fresh` measures all of them again. Nothing el
 from __future__ import annotations
 
 import argparse
-import ast
 import hashlib
 import json
 import os
@@ -29,9 +28,10 @@ import torch
 
 from bench import measure, peers
 from bench.measure import Bench, Setting
-from iclgd_helpers import parameters, records, tasks
+from iclgd_helpers import parameters, storage, tasks
 from iclgd_helpers.errors import InputError
-from iclgd_helpers.parameters import engine_hash, repository_root
+from iclgd_helpers.identity import code_hash, engine_hash, same_engine
+from iclgd_helpers.paths import PACKAGE, repository_root
 
 # Sections in order, with the seconds that each was planned to take on two cores; the first is needed by others.
 SECTIONS = {
@@ -80,15 +80,13 @@ def show(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def code_hash() -> str:
+def bench_hash() -> str:
     """Hash of the measuring code and of the engine; comments and layout do not count."""
-    digest = hashlib.sha256(engine_hash().encode())
-    helpers = repository_root() / "iclgd_helpers"
-    for path in (Path(measure.__file__), Path(peers.__file__), peers.HERE / "llama_peer.py", helpers / "cost.py"):
-        digest.update(ast.dump(ast.parse(path.read_text(encoding="utf-8"))).encode())
+    code = (Path(measure.__file__), Path(peers.__file__), peers.HERE / "llama_peer.py", PACKAGE / "cost.py")
+    digest = hashlib.sha256(f"{engine_hash()} {code_hash(code)}".encode())
     for path in (peers.HERE / "peers.txt", peers.HERE / "sst2_fixed.yaml"):
         digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+    return same_engine(digest.hexdigest()[:16])
 
 
 def processor() -> str:
@@ -124,17 +122,17 @@ def run(setting: Setting, chosen: list[str], folder: Path, fresh: bool = False) 
     folder.mkdir(parents=True, exist_ok=True)
     done: dict[str, Any] = {}
     bench = Bench(setting, folder, done)
-    code = hashlib.sha256(json.dumps([code_hash(), asdict(setting), machine()]).encode()).hexdigest()[:16]
+    code = hashlib.sha256(json.dumps([bench_hash(), asdict(setting), machine()]).encode()).hexdigest()[:16]
     if os.getloadavg()[0] > 0.7:
         print(f"Something else is running (load average {os.getloadavg()[0]:.2f}): times will not be worth keeping.")
     for name in SECTIONS:  # those left out now, if they were measured before
         if name not in chosen and (folder / f"{name}-{code}.json").is_file():
-            done[name] = json.loads((folder / f"{name}-{code}.json").read_text())
+            done[name] = storage.read_json(folder / f"{name}-{code}.json")
     for number, name in enumerate(chosen, 1):
         kept = folder / f"{name}-{code}.json"
         ahead = f"[{number}/{len(chosen)}] {name}"
         if kept.is_file() and not fresh:
-            done[name] = json.loads(kept.read_text())
+            done[name] = storage.read_json(kept)
             print(f"{ahead}: kept from {done[name]['run']['when']}", flush=True)
             continue
         left = sum(SECTIONS[section] for section in chosen[number - 1 :])
@@ -151,7 +149,7 @@ def run(setting: Setting, chosen: list[str], folder: Path, fresh: bool = False) 
         used |= {"load_before": load, "load_after": os.getloadavg()[0]}
         used |= {"when": datetime.now(UTC).isoformat(timespec="seconds")}
         done[name] = json.loads(json.dumps(found)) | {"run": used}
-        records.write_json(kept, done[name])
+        storage.write_json(kept, done[name])
         short = ", ".join(f"{key} {value:.3g}" for key, value in found.items() if isinstance(value, float))
         print(f"    {used['seconds']:.0f} s, {used['cpu_seconds']:.0f} s of processor time; {short}", flush=True)
     return done
@@ -162,7 +160,7 @@ def assembled(setting: Setting, quick: bool, done: Mapping[str, Any]) -> dict[st
     found = {key: value for section in done.values() for key, value in section.items() if key in KEYS}
     result = {key: found.get(key) for key in KEYS}
     result |= {"created": datetime.now(UTC).isoformat(timespec="seconds"), "engine": engine_hash(), "quick": quick}
-    result |= {"code": code_hash(), "machine": machine(), "setting": asdict(setting), "sections": done}
+    result |= {"code": bench_hash(), "machine": machine(), "setting": asdict(setting), "sections": done}
     return result | {"targets": verdicts(result)}
 
 
@@ -209,7 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("\ninterrupted; finished sections are kept", file=sys.stderr)
         return 130
     result = assembled(setting, options.quick, done)
-    records.write_json(options.output, result)
+    storage.write_json(options.output, result)
     print(f"\n{show(result['targets'])}\n\n{options.output}")
     stored = repository_root() / "results" / "bench" / "bench.json"
     if options.store and not options.quick:

@@ -199,6 +199,8 @@ def _over_prefix(
         keys, values = keys[:, first:], values[:, first:]
         seen = n_prefix + positions[:, None] - torch.arange(first, n_prefix, device=query.device) < window
         seen = seen.repeat(n_heads // n_kv_heads, 1)
+        if first >= n_prefix:  # a window of one token: nothing before a query is seen
+            return torch.zeros_like(query), query.new_full((n_heads, n_tokens), -torch.inf, dtype=precise_dtype(query))
     output, normaliser = _attend(grouped, keys[None], values[None], scaling, seen)
     return output.reshape(n_heads, n_tokens, head_dim), normaliser.reshape(n_heads, n_tokens)
 

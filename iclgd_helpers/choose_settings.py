@@ -28,7 +28,7 @@ import click
 import numpy as np
 from tqdm import tqdm
 
-from iclgd_helpers import finetune, models, parameters, records
+from iclgd_helpers import finetune, models, parameters, paths, storage
 from iclgd_helpers.command_line import exit_status
 from iclgd_helpers.models import LanguageModel
 from iclgd_helpers.observe import Arm
@@ -145,7 +145,7 @@ def command() -> None:
         "model": given.model, "task": given.task, "data_checksum": data.checksum, "rows": N_ROWS,
         "demonstrations": demonstrations, "seeds": seeds, "rates": rates, "chosen": chosen,
     }  # fmt: skip
-    records.write_json(parameters.resolve_path(f"results/settings/{given.task}.json"), result)
+    storage.write_json(paths.resolve_path(f"results/settings/{given.task}.json"), result)
     print(json.dumps(chosen))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from iclgd_helpers.errors import InputError
-from iclgd_helpers.parameters import resolve_path
+from iclgd_helpers.paths import resolve_path
 
 # Parameters that may name a file or a folder.
 PATHS = ("data_file", "data_folder", "model", "other_model", "bench_file")

@@ -19,7 +19,8 @@ import transformers
 from iclgd_helpers import attention, finetune
 from iclgd_helpers.errors import InputError
 from iclgd_helpers.experiment import N_PERTURBED_QUERIES, Plan
-from iclgd_helpers.models import FAMILIES, LanguageModel, choose_device
+from iclgd_helpers.families import FAMILIES
+from iclgd_helpers.models import PROBE_TOKENS, LanguageModel, choose_device
 from iclgd_helpers.observe import BATCH_TOKENS
 
 GATED = frozenset("llama gemma3_text mistral qwen2 qwen3 olmo2 smollm3".split())  # three matrices in the feed-forward
@@ -373,7 +374,9 @@ def cell_cost(
     if conditioning and ITEMSIZE[dtype] >= 4:
         read = observing(["standard", "standard"], query_lengths[:N_PERTURBED_QUERIES]) * len(STEPS)
         stages["conditioning"] = sum(map(tuning, STEPS), read)
-    stages["observe, all arms"] = observing(list(arms), compared)
+    scores = Work(attention=2 * shape.n_layers * shape.d_query * PROBE_TOKENS)
+    probe = (forward(shape, PROBE_TOKENS) + scores) * 2  # LanguageModel.first_layer_sees_the_prompt
+    stages["observe, all arms"] = observing(list(arms), compared) + probe
     stages["observe, other queries"] = observing(["zero_shot", "in_context"], rest)
     return Cost(
         stages,

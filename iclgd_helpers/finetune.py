@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from iclgd_helpers.arms import METHODS
 from iclgd_helpers.attention import precise_dtype
 from iclgd_helpers.errors import InputError
 from iclgd_helpers.models import KVUpdate, LanguageModel, Trainable, enough_memory
 
-METHODS = ("standard", "joint", "sequential")
 LOSS_SCALE = 2.0**12  # of float16; a power of two, so that scaling itself rounds nothing
 LEARNER_BYTES, STEP_TOKENS = 2**30, 512  # weights of the learners, and tokens before the head, held side by side
 WORDS_AT_ONCE = 4096  # rows of the head that are multiplied while they are in a cache
@@ -57,11 +57,16 @@ class Finetuned:
     update: the weights after the last step.
     losses: `[step, 1]` (standard) or `[step, layer]` (layer-causal), before each step, nats.
     gradient_norms: `[step, layer]`, L2 over a layer's K and V entries, of this step alone, before clipping.
+    diverged: whether a loss or a weight is no finite number any more.
     """
 
     update: KVUpdate
     losses: Tensor
     gradient_norms: Tensor
+
+    @property
+    def diverged(self) -> bool:
+        return not all(bool(tensor.isfinite().all()) for tensor in (self.losses, *self.update.values))
 
 
 def finetune(
@@ -164,23 +169,25 @@ class _Descent:
         held = [weight.detach().unbind() for weight in self.weights]
         return [KVUpdate(values) for values in zip(*held, strict=True)]
 
-    def gradients(self, loss: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
-        """Gradient of `loss` for the weights of these layers, Q entries set to 0; keyed by trainable."""
+    def gradients(self, losses: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
+        """Gradient of the sum of `losses` (`[…, learner]`) for the weights of these layers, Q entries set to 0."""
         chosen = [index for layer in layers for index in self.of_layer[layer]]
-        grads = self._unscaled(loss, [self.weights[i] for i in chosen])
+        grads = self._unscaled(losses, [self.weights[i] for i in chosen])
         return {i: self.trainables[i].masked(gradient) for i, gradient in zip(chosen, grads, strict=True)}
 
-    def _unscaled(self, loss: Tensor, weights: list[Tensor]) -> Sequence[Tensor]:
+    def _unscaled(self, losses: Tensor, weights: list[Tensor]) -> Sequence[Tensor]:
         """
         Gradients computed from a multiple of the loss, so that float16 does not round small ones to 0.
 
         Where they overflow, a smaller multiple is tried: no step is skipped, as the original code's loss scaling would.
+        A learner whose loss is no number any more has diverged, which no multiple mends.
         """
         if self.scale == 1.0:
-            return torch.autograd.grad(loss, weights)
+            return torch.autograd.grad(losses.sum(), weights)
+        alive = losses.detach().view(-1, len(self.learners)).isfinite().all(0)
         while True:
-            scaled = torch.autograd.grad(loss * self.scale, weights, retain_graph=True)
-            if all(bool(gradient.isfinite().all()) for gradient in scaled):
+            scaled = torch.autograd.grad(losses.sum() * self.scale, weights, retain_graph=True)
+            if all(bool(gradient[alive].isfinite().all()) for gradient in scaled):
                 return [gradient / self.scale for gradient in scaled]
             if self.scale < 1 / LOSS_SCALE:
                 raise InputError("gradients overflow in float16: pass dtype=bfloat16 or dtype=float32")
@@ -310,7 +317,7 @@ class _VocabularyLoss(torch.autograd.Function):
 def _standard_step(descent: _Descent, tokens: Tensor, labels: Sequence[int]) -> tuple[Tensor, Tensor]:
     model = descent.language_model
     loss = sequence_loss(model, model.hidden(tokens), tokens, labels, descent.loss)
-    gradients = descent.gradients(loss.sum(), range(model.n_layers))
+    gradients = descent.gradients(loss, range(model.n_layers))
     norms = descent.norms(gradients)
     descent.descend(gradients, norms)
     return loss.detach()[:, None], norms
@@ -324,7 +331,7 @@ def _joint_step(descent: _Descent, tokens: Tensor, labels: Sequence[int]) -> tup
         """The waiting layers' losses in one product, which reads the head's many rows once; frees their graphs."""
         states, several = torch.cat(list(waiting.values())), tokens.repeat(len(waiting), 1)
         loss = sequence_loss(model, states, several, labels, descent.loss)
-        gradients.update(descent.gradients(loss.sum(), list(waiting)))
+        gradients.update(descent.gradients(loss, list(waiting)))
         losses.append(loss.detach().view(len(waiting), len(tokens)))
         waiting.clear()
 
@@ -346,7 +353,7 @@ def _sequential_step(descent: _Descent, tokens: Tensor, labels: Sequence[int]) -
     def on_layer(layer: int, output: Tensor, recompute: Callable) -> object:
         loss = sequence_loss(model, model.lens(output), tokens, labels, descent.loss)
         losses.append(loss.detach())
-        gradients = descent.gradients(loss.sum(), [layer])
+        gradients = descent.gradients(loss, [layer])
         norms[:, layer] = descent.norms(gradients)[:, layer]
         descent.descend(gradients, norms)
         return recompute()  # the next layer sees what the updated layer computes

@@ -39,7 +39,7 @@ from typing import Any
 import click
 import numpy as np
 
-from iclgd_helpers import cost, models, parameters, records
+from iclgd_helpers import checkpoints, cost, identity, models, parameters, paths, storage
 from iclgd_helpers.command_line import exit_status, from_here
 from iclgd_helpers.finetune import Learner, Settings, finetune_together
 from iclgd_helpers.models import KVUpdate, LanguageModel
@@ -157,13 +157,15 @@ def curves(
             seen = sequences(layout, prompts[arm], training[:step])
             flops = sum(cost.standard_step(shape, len(tokens), 1).total for tokens in seen)
             points.append({"arm": arm, "step": step, "tflop": flops / 1e12} | _summary(scores, labels))
-        say(f"step {step}: " + ", ".join(f"{p['arm']} {p['accuracy']['value']:.2f}" for p in points[-len(prompts) :]))
+        reached = ((p["arm"], p["accuracy"]["value"]) for p in points[-len(prompts) :])
+        say(f"step {step}: " + ", ".join(f"{arm} " + ("diverged" if v is None else f"{v:.2f}") for arm, v in reached))
     return points
 
 
 def _summary(scores: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    right = scores.argmax(-1) == labels  # kept row by row: arms are compared on the same questions
-    return {"right": "".join("01"[int(one)] for one in right)} | score_summary(scores, labels)
+    found, right = score_summary(scores, labels), scores.argmax(-1) == labels
+    # Kept row by row: arms are compared on the same questions. One that has diverged has no answers.
+    return {"right": "" if found["diverged"] else "".join("01"[int(one)] for one in right)} | found
 
 
 def choose_rates(model: LanguageModel, layout: Layout, given: Material) -> dict[str, Any]:
@@ -182,27 +184,60 @@ def choose_rates(model: LanguageModel, layout: Layout, given: Material) -> dict[
 
 
 # ------------------------------------------------------------------------------------------------------------- record
-def record_file(model: str, task: str) -> Path:
-    """`results/prompts/<model>-<task>.json`."""
-    return parameters.resolve_path(RECORDS) / f"{records.file_name(model)}-{task}.json"
+def record_file(model: str, task: str, part: str | int) -> Path:
+    """`results/prompts/<model>-<task>-<part>.json`; a part is a seed, or `rates`. No two runs write the same seed."""
+    return paths.resolve_path(RECORDS) / f"{checkpoints.file_name(model)}-{task}-{part}.json"
 
 
 def sizes() -> dict[str, Any]:
     """What a record has to agree with, to be current."""
     names = "N_DEMONSTRATIONS N_ROWS STEPS RATES CHOICE_STEPS CHOICE_ROWS".split()
-    return records.plain(
+    return storage.plain(
         {name.lower(): globals()[name] for name in names}
         | {"loss": "label", "separator": "eos", "rates_by": "class_log_probability"}
     )
 
 
-def stored(model: str, task: str) -> dict[str, Any] | None:
-    """The record of a task, complete or not; None if there is none of this engine, these data and these sizes."""
-    path = record_file(model, task)
-    content = records.read_json(path) if path.is_file() else None
-    wanted = {"model": model, "engine": parameters.engine_hash(), "parameters": sizes()}
-    wanted["data_checksum"] = _task(task).checksum
-    return content if content and all(content.get(name) == value for name, value in wanted.items()) else None
+def _head(model: str, task: str) -> dict[str, Any]:
+    """What every part of a task's record begins with."""
+    data = _task(task)
+    return {
+        "kind": "prompts",
+        "model": checkpoints.label(model),
+        "model_content": checkpoints.content(model),
+        "task": task,
+        "engine": identity.engine_hash(),
+        "parameters": sizes(),
+        "data_checksum": data.checksum,
+        "rows": [example.row for example in data.evaluation[:N_ROWS]],
+    }
+
+
+def stored(model: str, task: str, part: str | int) -> dict[str, Any] | None:
+    """A part of a task's record; None if there is none of this model, this engine, these data and these sizes."""
+    path = record_file(model, task, part)
+    content = storage.read_json(path) if path.is_file() else {}
+    found = {"model_content": content.get("model")} | content  # a built-in model is its name
+    return content if all(found.get(name) == value for name, value in _head(model, task).items()) else None
+
+
+def load_all(folder: str | Path | None = None) -> list[dict[str, Any]]:
+    """
+    Every task's record in `folder` (`RECORDS`), current or not: its head, `rates`, and `seeds` by their names.
+
+    Parts that agree in their heads are of one record.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for path in sorted(paths.resolve_path(folder or RECORDS).glob("*.json")):
+        content = storage.read_json(path)
+        parts = {name: content.pop(name) for name in ("seed", "run", "rates") if name in content}
+        key = storage.checksum(content)
+        record = found.setdefault(key, content | {"rates": None, "seeds": {}})
+        if "rates" in parts:
+            record["rates"] = parts["rates"]
+        else:
+            record["seeds"][str(parts["seed"])] = parts["run"]
+    return [record for record in found.values() if record["rates"]]
 
 
 @cache
@@ -212,25 +247,21 @@ def _task(task: str) -> TaskData:
 
 def run_task(model: LanguageModel, task: str, seeds: Sequence[int], say: Callable[[str], object]) -> None:
     """Compute those of `seeds` that are not stored, with the first also the rates; each is stored when it is done."""
-    data, path = _task(task), record_file(model.name, task)
+    data, name = _task(task), model.name
     layout = Layout.make(model.tokenizer, data.task, "eos")
     queries = [layout.query(example, "label") for example in data.evaluation[:N_ROWS]]
-    content = stored(model.name, task)
-    if content is None:
-        content = {"kind": "prompts", "model": model.name, "task": task, "engine": parameters.engine_hash()}
-        content |= {"parameters": sizes(), "data_checksum": data.checksum, "rows": [query.row for query in queries]}
-        content["rates"] = choose_rates(model, layout, material(layout, data.train, SEEDS[task][0]))
-        content["seeds"] = {}
-        say(f"{task}: chosen rates {content['rates']['chosen']}")
-    for seed in (seed for seed in seeds if str(seed) not in content["seeds"]):
+    rates = stored(name, task, "rates")
+    if rates is None:
+        rates = _head(name, task) | {"rates": choose_rates(model, layout, material(layout, data.train, SEEDS[task][0]))}
+        storage.write_json(record_file(name, task, "rates"), rates)
+        say(f"{task}: chosen rates {rates['rates']['chosen']}")
+    for seed in (seed for seed in seeds if stored(name, task, seed) is None):
         start, given = time.perf_counter(), material(layout, data.train, seed)
-        points = curves(model, layout, given.prompts, given.training, queries, content["rates"]["chosen"], STEPS,
+        points = curves(model, layout, given.prompts, given.training, queries, rates["rates"]["chosen"], STEPS,
                         say=lambda line, seed=seed: say(f"{task}, seed {seed}, {line}"))  # fmt: skip
         lengths = {arm: len(prompt) for arm, prompt in given.prompts.items()}
-        seconds = round(time.perf_counter() - start, 1)
-        others = (stored(model.name, task) or content)["seeds"]  # another process may have stored some meanwhile
-        content["seeds"] = others | {str(seed): {"prompt_tokens": lengths, "points": points, "seconds": seconds}}
-        records.write_json(path, content)
+        run = {"prompt_tokens": lengths, "points": points, "seconds": round(time.perf_counter() - start, 1)}
+        storage.write_json(record_file(name, task, seed), _head(name, task) | {"seed": seed, "run": run})
 
 
 def flops(model: str, task: str) -> float:
@@ -238,7 +269,7 @@ def flops(model: str, task: str) -> float:
     tokenizer, config = models.tokenizer_and_config(model)
     data, shape = _task(task), cost.Shape.of(config)
     layout = Layout.make(tokenizer, data.task, "eos")
-    content = stored(model, task)
+    rates = stored(model, task, "rates")
     queries = [layout.query(example, "label") for example in data.evaluation[:N_ROWS]]
 
     def work(given: Material, arms: Sequence[str], n_steps: int, read: Sequence[Query], times: int) -> float:
@@ -250,11 +281,11 @@ def flops(model: str, task: str) -> float:
         return total
 
     whole = 0.0
-    if content is None:
+    if rates is None:
         given = material(layout, data.train, SEEDS[task][0])
         read = [layout.query(example, "label") for example in given.choice]
         whole += len(RATES) * work(given, ARMS[:3], CHOICE_STEPS, read, 1)
-    waiting = [seed for seed in SEEDS[task] if content is None or str(seed) not in content["seeds"]]
+    waiting = [seed for seed in SEEDS[task] if stored(model, task, seed) is None]
     return whole + sum(work(material(layout, data.train, s), ARMS, STEPS[-1], queries, len(STEPS)) for s in waiting)
 
 
@@ -273,12 +304,12 @@ def estimate(model: str, tasks: Sequence[str], rate: float) -> Iterator[str]:
 @click.option("--cost-only", is_flag=True, help="print what the run would cost, and stop")
 def command(model_name: str, tasks: tuple[str, ...], rate: float | None, cost_only: bool) -> None:
     """Run what is not yet recorded, into `results/prompts`; $ICLGD_DATA names the folder of the tasks."""
-    parameters.engine_hash()  # kept from now on: that of the code as it was loaded
+    identity.source_hash()  # kept from now on: that of the code as it was loaded
     rate, model_name = rate * 1e12 if rate else device_rate("auto", "float32") / 2, from_here(model_name)
     print("\n".join(estimate(model_name, tasks, rate)), flush=True)
     if cost_only:
         return
-    records.require_writable(parameters.resolve_path(RECORDS))
+    storage.require_writable(paths.resolve_path(RECORDS))
     model, start = models.load_model(model_name, "float32", "auto"), time.perf_counter()
 
     def say(line: str) -> None:

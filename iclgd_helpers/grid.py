@@ -50,7 +50,20 @@ import click
 import numpy as np
 import torch
 
-from iclgd_helpers import cost, experiment, finetune, metrics, parameters, records, statistics
+from iclgd_helpers import (
+    checkpoints,
+    cost,
+    experiment,
+    finetune,
+    identity,
+    metrics,
+    parameters,
+    paths,
+    records,
+    statistics,
+    storage,
+)
+from iclgd_helpers.arms import METHODS
 from iclgd_helpers.command_line import exit_status, from_here
 from iclgd_helpers.errors import InputError
 from iclgd_helpers.experiment import Cell, Plan
@@ -110,24 +123,26 @@ class Job:
 
     def is_done(self) -> bool:
         if self.stage in ("rates", "clips"):
-            return self.sweep_file.is_file() and self.is_answered_by(records.read_json(self.sweep_file))
+            return self.sweep_file.is_file() and self.is_answered_by(storage.read_json(self.sweep_file))
         given = self.parameters
-        identity = parameters.run_id(given, _data_checksum(given.task, given.data_source))
-        return given.chosen_rates is not None and records.find(identity) is not None
+        content = checkpoints.content(given.model)
+        wanted = records.run_id(given, _data_checksum(given.task, given.data_source), content)
+        return given.chosen_rates is not None and records.find(wanted) is not None
 
     def is_answered_by(self, sweep: Mapping[str, Any]) -> bool:
         """Whether a stored sweep is of this model, these data and settings, and the present helpers and rule."""
         given = self.parameters
-        wanted = {"model": given.model, "engine": parameters.engine_hash()}
-        wanted |= {"data_checksum": _data_checksum(given.task, given.data_source), "parameters": _settings(given)}
-        if any(sweep.get(name) != records.plain(value) for name, value in wanted.items()):
+        wanted = {"data_checksum": _data_checksum(given.task, given.data_source), "parameters": _settings(given)}
+        wanted |= {"engine": identity.engine_hash(), "model_content": checkpoints.content(given.model)}
+        found = {"model_content": sweep.get("model")} | sweep  # a built-in model is its name
+        if any(found.get(name) != storage.plain(value) for name, value in wanted.items()):
             return False
         points = sweep["points"]
         if self.stage == "rates":
             tried = {(point["method"], point["learning_rate"]) for point in points}
             gate = sweep["gate"]["in_context_minus_zero_shot"]["n"]
             enough = len(sweep["rows"]) == RATE_ROWS and gate <= GATE_ROWS
-            every = {(method, rate) for method in finetune.METHODS for rate in RATES}
+            every = {(method, rate) for method in METHODS for rate in RATES}
             return enough and tried == every and sweep["chosen"] == _choice(points)
         tried = {(point["clip"], point["factor"]) for point in points if point["clip"] != "none"}
         return tried == {(kind, factor) for kind in CLIP_KINDS for factor in CLIP_FACTORS}
@@ -148,22 +163,25 @@ class Job:
             n_arms = len(CLIP_KINDS) * len(CLIP_FACTORS) + 2
             return n_arms * (steps["joint"] + CLIP_ROWS * one) + cost.forward(shape, prefix).total
         options = {"controls": given.controls, "conditioning": given.conditioning}
-        return cost.cell_cost(shape, prefix, queries, lengths, chosen=finetune.METHODS, **options).flops
+        return cost.cell_cost(shape, prefix, queries, lengths, chosen=METHODS, **options).flops
 
     def run(self) -> str:
         """Compute and store; what is worth saying of it."""
         if self.stage == "rates":
             content = compare_rates(experiment.prepare(self.parameters))
-            records.write_json(self.sweep_file, content)
+            storage.write_json(self.sweep_file, content)
             return f"chosen {content['chosen']}"
         if self.stage == "clips":
-            records.write_json(self.sweep_file, compare_clips(experiment.prepare(self.parameters)))
+            storage.write_json(self.sweep_file, compare_clips(experiment.prepare(self.parameters)))
             return "stored"
         given = self.parameters
         if given.chosen_rates is None:
             raise InputError(f"{self.label}: its learning rates are not compared yet: run --stage rates first")
         record = experiment.run_cell(given)
-        accuracies = (f"{arm} {found['accuracy']:.2f}" for arm, found in list(record.json["arms"].items())[:5])
+        accuracies = (
+            f"{arm} " + ("diverged" if found["diverged"] else f"{found['accuracy']:.2f}")
+            for arm, found in list(record.json["arms"].items())[:5]
+        )
         return f"{', '.join(accuracies)}, record {record.json['id']}"
 
 
@@ -210,21 +228,21 @@ def jobs(models: Sequence[str], stages: Sequence[str], tasks: Sequence[str]) -> 
 # ------------------------------------------------------------------------------------------------------------- sweeps
 def sweep_file(kind: str, model: str, task: str) -> Path:
     """`results/sweeps/<kind>-<model>-<task>.json`."""
-    return parameters.resolve_path(SWEEPS) / f"{kind}-{records.file_name(model)}-{task}.json"
+    return paths.resolve_path(SWEEPS) / f"{kind}-{checkpoints.file_name(model)}-{task}.json"
 
 
 def chosen_rates(model: str, task: str) -> dict[str, float] | None:
     """Method -> rate chosen on training rows; None before they were compared, see `Job.is_answered_by`."""
     (job,) = jobs([model], ["rates"], [task])
-    return records.read_json(job.sweep_file)["chosen"] if job.is_done() else None
+    return storage.read_json(job.sweep_file)["chosen"] if job.is_done() else None
 
 
 def _choice(points: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    return {method: best_rate([p for p in points if p["method"] == method]) for method in finetune.METHODS}
+    return {method: best_rate([p for p in points if p["method"] == method]) for method in METHODS}
 
 
 def _settings(given: ExperimentParameters) -> dict[str, Any]:
-    return given.model_dump(exclude={"data_folder", "data_file"})
+    return given.model_dump(exclude={"data_folder", "data_file"}) | {"model": checkpoints.label(given.model)}
 
 
 def compare_rates(cell: Cell) -> dict[str, Any]:
@@ -235,9 +253,9 @@ def compare_rates(cell: Cell) -> dict[str, Any]:
     drawn = select_demonstrations(train, min(len(train), whole + GATE_ROWS), given.seed, given.balanced)
     queries = [cell.layout.query(example, given.token_read) for example in drawn[whole:]]
     examples = [cell.layout.training_sequence(example) for example in cell.training]
-    settings = {(method, rate): Settings(rate, given.loss) for method in finetune.METHODS for rate in RATES}
+    settings = {(method, rate): Settings(rate, given.loss) for method in METHODS for rate in RATES}
     updates = {}
-    for method in finetune.METHODS:
+    for method in METHODS:
         keys = [key for key in settings if key[0] == method]
         learners = [Learner(examples, settings[key]) for key in keys]
         tuned = finetune.finetune_together(cell.model, learners, labels, method)
@@ -276,6 +294,8 @@ def compare_clips(cell: Cell) -> dict[str, Any]:
         finetune.finetune_together(cell.model, [Learner(examples, free)], labels, method)[0]
         for method in ("joint", "standard")
     )
+    if unclipped.diverged:
+        raise InputError(f"joint finetuning diverges at learning_rate={given.learning_rate}: there is no typical norm")
     typical = _typical_norms(cell, unclipped.gradient_norms)
     settings = {
         (kind, factor): Settings(given.learning_rate, given.loss, kind, typical[kind] * factor)
@@ -322,13 +342,14 @@ def compare(cell: Cell, queries: Sequence[Query], updates: Mapping[Any, KVUpdate
             for metric in LIKENESS:
                 likeness[key][metric][indices] = values[metric].double().cpu().numpy()
     predicted = {key: values.argmax(-1) for key, values in seen_log_probabilities.items()}
-    before = (predicted["zero_shot"], predicted["in_context"])
-    return {
-        key: score_summary(seen_log_probabilities[key], labels)
-        | {"jaccard": _jaccard(*before, predicted[key], labels)}
-        | {metric: _mean(values) for metric, values in likeness[key].items()}
-        for key in updates
-    }
+    before, found = (predicted["zero_shot"], predicted["in_context"]), {}
+    for key in updates:
+        summary = score_summary(seen_log_probabilities[key], labels)
+        alike = {"jaccard": _jaccard(*before, predicted[key], labels)}
+        alike |= {metric: _mean(values) for metric, values in likeness[key].items()}
+        found[key] = summary | ({name: {"value": None, "interval": (None, None)} for name in alike}
+                                if summary["diverged"] else alike)  # fmt: skip
+    return found
 
 
 LIKENESS = ("sim_aou", "sim_am_direct", "sim_am_delta")
@@ -346,9 +367,10 @@ def _mean(values: np.ndarray) -> dict[str, Any]:
 def _content(kind: str, cell: Cell, points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "kind": kind,
-        "model": cell.parameters.model,
+        "model": checkpoints.label(cell.parameters.model),
+        "model_content": cell.model_content,
         "task": cell.parameters.task,
-        "engine": parameters.engine_hash(),
+        "engine": identity.engine_hash(),
         "parameters": _settings(cell.parameters),
         "data_checksum": cell.data_checksum,
         "n_demonstrations": len(cell.demonstrations),
@@ -398,14 +420,14 @@ def command(
 ) -> None:
     """Run what is not yet recorded of the grid, into `results/`; $ICLGD_DATA names the folder of the six tasks."""
     torch.set_num_threads(threads)
-    os.environ["ICLGD_RECORDS"] = str(parameters.resolve_path(RECORDS))
+    os.environ["ICLGD_RECORDS"] = str(paths.resolve_path(RECORDS))
     everything = jobs([from_here(model) for model in models], stages, tasks)
     waiting = [(job, job.flops()) for job in everything if not job.is_done()]
     rate = rate * 1e12 if rate else device_rate("auto", "float32") / 2
     print(f"{len(everything) - len(waiting)} of {len(everything)} jobs are stored.")
     print("\n".join(estimate(waiting, rate)), flush=True)
     if waiting and not cost_only:
-        records.require_writable(records.records_folder())
+        storage.require_writable(paths.records_folder())
         run(waiting, lambda line: print(line, flush=True))
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from iclgd_helpers import published
-from iclgd_helpers.parameters import repository_root
+from iclgd_helpers import published, storage
+from iclgd_helpers.paths import repository_root
 
 ROOT = repository_root()
 PATH = ROOT / "results" / "claims.json"
@@ -23,7 +23,7 @@ Entry = dict[str, Any]
 
 def load(path: Path = PATH) -> list[Entry]:
     """The ledger's claims; empty where nothing was recorded yet."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    return storage.read_json(path)["claims"] if path.is_file() else []
 
 
 def anchor(identity: str) -> str:
@@ -130,4 +130,4 @@ def write_pages(folder: Path) -> None:
     made |= {f"erratum-{n:02d}": erratum(ledger, n) for n in ERRATA}
     made["erratum-26"] = printed_gap()
     for name, content in made.items():
-        (folder / f"{name}.md").write_text(content, encoding="utf-8")
+        storage.write_text(folder / f"{name}.md", content)

@@ -68,15 +68,15 @@ def sim_am(in_context: Tensor, other: Tensor) -> Tensor:
     return cosine(in_context, other).nanmean(-1)
 
 
-def sim_am_delta(zero_shot: Tensor, in_context: Tensor, finetuned: Tensor, rotary: bool) -> Tensor:
+def sim_am_delta(zero_shot: Tensor, in_context: Tensor, finetuned: Tensor, first_layer: bool) -> Tensor:
     """
     SimAM between changes: cos(m_ICL − m_ZS, m_FT − m_ZS), mean over heads; `[query, layer]`.
 
-    With rotary positions, layer 0 is undefined: its scores depend on tokens and their distances alone, so that
-    m_ICL − m_ZS is rounding noise there.
+    Layer 0 is undefined unless its scores can see that a prompt stands before the question (`first_layer`, as
+    `LanguageModel.first_layer_sees_the_prompt` measures it): elsewhere m_ICL − m_ZS is rounding noise there.
     """
     value = cosine(in_context - zero_shot, finetuned - zero_shot).nanmean(-1)
-    if rotary:
+    if not first_layer:
         value[:, 0] = torch.nan
     return value
 

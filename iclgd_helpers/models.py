@@ -1,7 +1,7 @@
 """
 Causal language models: loading, and one adapter for every architecture.
 
-Everything that differs between families stands in `FAMILIES`; nothing else in the package knows an architecture.
+Where families keep their parts stands in `families`; nothing else in the package knows an architecture.
 """
 
 from __future__ import annotations
@@ -20,38 +20,11 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from iclgd_helpers import attention, downloads, grammar
-from iclgd_helpers.errors import InputError
-from iclgd_helpers.parameters import resolve_path
+from iclgd_helpers import attention, checkpoints, downloads, grammar
+from iclgd_helpers.errors import InputError, reason
+from iclgd_helpers.families import FAMILIES, REHEARSAL, TINY
 
-
-@dataclass(frozen=True)
-class Family:
-    """Where an architecture keeps its parts (dotted paths), and how its K and V projections are stored."""
-
-    layers: str
-    attention: str
-    final_norm: str
-    rotary: bool
-    fused: str | None = None  # name of a projection that holds Q, K and V together
-
-
-_LLAMA = Family("model.layers", "self_attn", "model.norm", rotary=True)
-FAMILIES = {
-    "llama": _LLAMA,
-    "gemma3_text": _LLAMA,
-    "mistral": _LLAMA,
-    "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
-    "olmo2": _LLAMA,
-    "smollm3": Family("model.layers", "self_attn", "model.norm", rotary=False),  # some layers have no positions
-    "opt": Family("model.decoder.layers", "self_attn", "model.decoder.final_layer_norm", rotary=False),
-    "xglm": Family("model.layers", "self_attn", "model.layer_norm", rotary=False),
-    "gpt2": Family("transformer.h", "attn", "transformer.ln_f", rotary=False, fused="c_attn"),
-    "gpt_neox": Family(
-        "gpt_neox.layers", "attention", "gpt_neox.final_layer_norm", rotary=True, fused="query_key_value"
-    ),
-}
+PROBE_TOKENS = 4  # of the short passes that try a model out
 
 
 @dataclass(frozen=True)
@@ -93,8 +66,10 @@ class LanguageModel:
         self.attentions = [getattr(layer, self.family.attention) for layer in self.layers]
         self.final_norm = part(self.family.final_norm)(model) or nn.Identity()  # old OPT checkpoints have none
         self.head = model.get_output_embeddings()
-        if getattr(self.head, "bias", None) is not None:
-            raise InputError(f"model {name!r} adds a bias to its logits, which the losses here leave out")
+        bias, softcap = getattr(self.head, "bias", None), getattr(model.config, "final_logit_softcapping", None)
+        if bias is not None or softcap is not None:
+            what = "adds a bias to" if bias is not None else "caps"
+            raise InputError(f"model {name!r} {what} its logits, which the losses here leave out")
         self.trainables = [t for i, module in enumerate(self.attentions) for t in self._trainables(i, module)]
         _keep_freed_memory()
         _use_shared_prefix(model, self.attentions)
@@ -130,6 +105,25 @@ class LanguageModel:
         return self.model.base_model(
             input_ids=tokens, position_ids=positions, use_cache=False, shared=call
         ).last_hidden_state
+
+    @functools.cached_property
+    @torch.no_grad()
+    def first_layer_sees_the_prompt(self) -> bool:
+        """
+        Whether attention scores within a question can differ in layer 0 when a prompt stands before it.
+
+        Its inputs are the tokens and their positions alone. Measured: the same few tokens at two places. Rotary
+        positions, and none, give the same scores up to rounding; learned and sinusoidal ones give others.
+        """
+        room = self.model.config.max_position_embeddings
+        tokens = torch.arange(PROBE_TOKENS, device=self.device)[None] % self.model.config.vocab_size
+        scores = []
+        for start in (0, max(1, min(32, room - PROBE_TOKENS))):
+            call = attention.Call(read=torch.tensor([PROBE_TOKENS - 1], device=self.device))
+            self.hidden(tokens, start, call)
+            scores.append(call.scores[0].double())
+        rounding = 0.05 if self.dtype.itemsize < 4 else 1e-3
+        return bool((scores[1] - scores[0]).norm() > rounding * scores[0].norm())
 
     def lens(self, states: Tensor) -> Tensor:
         """Logit lens: `states` (`[..., d_model]`, a layer's output) through the final norm; the head comes after."""
@@ -254,10 +248,6 @@ def _tiny_configs(vocabulary: int) -> dict[str, transformers.PretrainedConfig]:
     }  # fmt: skip
 
 
-# Random weights in the exact shape of fairseq's dense model with 1.3 billion parameters: a rehearsal without them.
-REHEARSAL = "random-fairseq-dense-1.3B"
-
-
 def _rehearsal_config(tokenizer: object) -> transformers.PretrainedConfig:
     return transformers.XGLMConfig(
         vocab_size=51_200, d_model=2048, num_layers=24, attention_heads=32, ffn_dim=8192, scale_embedding=True,
@@ -292,10 +282,41 @@ def _random_model(config: transformers.PretrainedConfig, seed: int, dtype: torch
 
 
 def choose_device(device: str) -> str:
-    """`auto` is a GPU where there is one, else the CPU."""
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """
+    `auto` is a GPU where there is one, else the CPU.
+
+    Raises
+    ------
+    InputError
+        for a device that is not there, or that holds no numbers.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        number = float(torch.ones(1, device=device).sum())
+        index = torch.device(device).index or 0
+        if number != 1 or (device.startswith("cpu") and index > 0):
+            raise ValueError("there is one processor")
+    except Exception as error:  # of every backend: each has its own words for not being there
+        raise InputError(f"device {device!r} cannot be used here ({reason(error)}): pass device=cpu") from None
+    return device
+
+
+def context(config: transformers.PretrainedConfig) -> int:
+    """
+    Tokens of the longest sequence that the model takes.
+
+    Where rotary factors change at a length (`longrope`), a prompt behind a prefix must stay below it: the prefix's keys
+    are made before the whole length is known.
+    """
+    ropes = getattr(config, "rope_parameters", None) or {}
+    several = [ropes, *(value for value in ropes.values() if isinstance(value, dict))]
+    changes = [
+        rope.get("original_max_position_embeddings") or getattr(config, "original_max_position_embeddings", None)
+        for rope in several
+        if rope.get("rope_type") == "longrope"
+    ]
+    return min([config.max_position_embeddings, *filter(None, changes)])
 
 
 def tokenizer_and_config(name: str) -> tuple[object, transformers.PretrainedConfig]:
@@ -305,19 +326,19 @@ def tokenizer_and_config(name: str) -> tuple[object, transformers.PretrainedConf
     Raises
     ------
     InputError
-        if there is no such model, it cannot be reached, or its special tokens contradict each other.
+        if there is no such model, it cannot be reached, or its parts contradict each other.
     """
     if name == REHEARSAL:
         tokenizer = tokenizer_and_config("SmolLM2-135M-Instruct")[0]
         return tokenizer, _rehearsal_config(tokenizer)
-    tokenizer = grammar.tiny_tokenizer()
-    if name in (tiny := _tiny_configs(len(tokenizer))):
-        return tokenizer, tiny[name]
-    source, options = _source(name)
-    with _load_errors(name):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(source, **options)
-        config = transformers.AutoConfig.from_pretrained(source, **options)
-    _check_special_tokens(name, tokenizer, config)
+    if name in TINY:
+        tokenizer = grammar.tiny_tokenizer()
+        return tokenizer, _tiny_configs(len(tokenizer))[name]
+    found = _checkpoint(name)
+    with checkpoints.reading(name):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(found.source, trust_remote_code=False, **found.options)
+        config = transformers.AutoConfig.from_pretrained(found.source, trust_remote_code=False, **found.options)
+    checkpoints.check_tokenizer(name, tokenizer, config)
     return tokenizer, config
 
 
@@ -332,28 +353,89 @@ def load_model(name: str, dtype: str, device: str, tokenizer: object = None) -> 
     Raises
     ------
     InputError
-        if there is no such model, it cannot be reached, its architecture is not supported, the device is missing, or
-        its memory is too small.
+        if there is no such model, it cannot be reached, its architecture is not supported, its weights are not all
+        there or not finite, the device is missing, or its memory is too small.
     """
     device, precision = choose_device(device), getattr(torch, dtype)
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {device!r} is not there ({str(error).splitlines()[0]}): pass device=cpu") from None
     with enough_memory(f"the weights of {name!r}"):
-        if name.startswith("tiny-") and name in _tiny_configs(8):
+        if name in TINY:
             return tiny_model(name, dtype=precision, device=device)
         if name == REHEARSAL:
             tokenizer, config = tokenizer_and_config(name)
             return LanguageModel(_random_model(config, 0, precision).to(device), tokenizer, name)
         tokenizer = tokenizer or tokenizer_and_config(name)[0]
-        source, options = _source(name)
-        with _load_errors(name):
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                downloads.with_safetensors(source, **options), dtype=precision, use_safetensors=True,
-                attn_implementation="eager", **options,
-            )  # fmt: skip
-        return LanguageModel(model.to(device), tokenizer, name)
+        return LanguageModel(_trained_model(name, precision).to(device), tokenizer, name)
+
+
+def _checkpoint(name: str) -> checkpoints.Checkpoint:
+    """Where a trained model lies; a packaged one is its pinned name."""
+    if name not in downloads.MODELS:
+        return checkpoints.find(name)
+    folder = _checked_folder(name, downloads.cache_folder())
+    return checkpoints.Checkpoint(name, folder, name, {"local_files_only": True})
+
+
+@functools.cache
+def _checked_folder(name: str, _cache: Path) -> Path:
+    """The folder of a packaged model, whose checksums are verified once a process."""
+    return downloads.model_folder(name)
+
+
+def _trained_model(name: str, dtype: torch.dtype) -> nn.Module:
+    """
+    A checkpoint's model, every weight of which is there, fits and is finite.
+
+    Raises
+    ------
+    InputError
+        naming what is not.
+    """
+    found = _checkpoint(name)
+    folder = checkpoints.weights_folder(found)
+    options = {"trust_remote_code": False, "attn_implementation": "eager", "dtype": dtype}
+    with checkpoints.reading(name), _quiet():
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        with torch.device("meta"):
+            empty = transformers.AutoModelForCausalLM.from_config(config, **options)
+        checkpoints.check_weights(name, folder, sum(t.numel() for t in [*empty.parameters(), *empty.buffers()]))
+        model, report = transformers.AutoModelForCausalLM.from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True,
+            **options,
+        )  # fmt: skip
+    checkpoints.check_loaded(name, report)
+    broken = [key for key, weight in model.state_dict().items() if not bool(weight.isfinite().all())]
+    if broken:
+        raise InputError(f"model {name!r}: weights that are no finite numbers in {', '.join(broken[:3])}")
+    _try_out(name, model)
+    if found.folder and _checkpoint(name).content != found.content:
+        raise InputError(f"model {name!r} was changed while it was read: run again")
+    return model
+
+
+@torch.no_grad()
+def _try_out(name: str, model: nn.Module) -> None:
+    """A few tokens through transformers' own code: a configuration may fit its weights and yet compute nothing."""
+    if model.config.model_type == "xglm" and model.dtype == torch.float64:
+        return  # its own mask does not exist in float64
+    with checkpoints.reading(name):
+        logits = model.eval()(torch.arange(PROBE_TOKENS)[None] % model.config.vocab_size, use_cache=False).logits
+    if not bool(logits.isfinite().all()):
+        raise InputError(f"model {name!r} computes no finite numbers in {model.dtype}: is its config.json its own?")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the reports that transformers logs and the bars it draws while loading; what is wrong is raised."""
+    logging = transformers.utils.logging
+    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+        if bars:
+            logging.enable_progress_bar()
 
 
 @contextmanager
@@ -363,49 +445,4 @@ def enough_memory(what: str) -> Iterator[None]:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         ways = "pass dtype=float16 (or bfloat16), a smaller model, fewer n_demonstrations, or device=cpu"
-        raise InputError(f"the memory is too small for {what} ({str(error).splitlines()[0]}): {ways}") from None
-
-
-@contextmanager
-def _load_errors(name: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(
-            f"cannot load model {name!r} ({reason}): pass a hub id while online, a folder with config.json, tokenizer "
-            f"and *.safetensors, or one of {', '.join(downloads.MODELS)}"
-        ) from None
-
-
-def _source(name: str) -> tuple[str, dict[str, bool]]:
-    """Folder or hub id to load from, and whether only local files may be used."""
-    path = resolve_path(name)
-    folder = path if (path / "config.json").is_file() else None
-    if name in downloads.MODELS:
-        folder = _checked_folder(name, downloads.cache_folder())
-    return str(folder or name), {"local_files_only": folder is not None or not downloads.hub_is_reachable()}
-
-
-@functools.cache
-def _checked_folder(name: str, _cache: Path) -> Path:
-    """The folder of a packaged model, whose checksums are verified once a process."""
-    return downloads.model_folder(name)
-
-
-def _check_special_tokens(name: str, tokenizer: object, config: transformers.PretrainedConfig) -> None:
-    """BOS and EOS, which the token layout puts between demonstrations, must be what the weights were trained with."""
-    for kind in ("bos", "eos"):
-        own, trained = getattr(tokenizer, f"{kind}_token_id", None), getattr(config, f"{kind}_token_id", None)
-        trained = [trained] if isinstance(trained, int) else trained
-        if own is None:
-            continue
-        if own >= config.vocab_size or (trained and own not in trained):
-            token = tokenizer.convert_ids_to_tokens(own)
-            raise InputError(
-                f"model {name!r}: {kind.upper()} is {token!r} (id {own}) for its tokenizer, but its config.json says "
-                f"{kind}_token_id={trained} with {config.vocab_size} rows: the layout would put a wrong token between "
-                "texts. Correct either in a local copy and pass its folder"
-            )
+        raise InputError(f"the memory is too small for {what} ({reason(error)}): {ways}") from None

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from iclgd_helpers.attention import Call, Packing, Prefix, precise_dtype
+from iclgd_helpers.errors import InputError
 from iclgd_helpers.models import KVUpdate, LanguageModel, enough_memory
 from iclgd_helpers.sequences import Query
 
@@ -82,7 +83,7 @@ def observe(
     Raises
     ------
     InputError
-        if the memory is too small even for one query.
+        if the memory is too small even for one query, or the model's own weights give no finite numbers.
     """
     batch_tokens = batch_tokens or BATCH_TOKENS.get(language_model.device.type, 2**14)
     prefixes = {}
@@ -99,6 +100,7 @@ def observe(
                     with language_model.using(arm.update):
                         batch = [queries[i] for i in indices]
                         observations[name] = observe_batch(language_model, batch, prefixes[name], labels)
+                    _require_numbers(language_model, name, arm, observations[name])
         except torch.OutOfMemoryError:
             batch_tokens = len(indices) * len(queries[indices[0]].tokens) // 2
             rest = sorted(index for batch in [indices, *waiting] for index in batch)
@@ -106,6 +108,15 @@ def observe(
             print(f"memory is short: going on with batches of {batch_tokens} tokens, same numbers", file=sys.stderr)
             continue
         yield indices, observations
+
+
+def _require_numbers(language_model: LanguageModel, name: str, arm: Arm, seen: Observation) -> None:
+    """Only finetuning may diverge: a model's own weights give numbers, or the run ends here."""
+    if arm.update is None and not bool(seen.label_log_probabilities.isfinite().all()):
+        raise InputError(
+            f"model {language_model.name!r} gives no finite log-probabilities in {language_model.dtype} ({name}): pass "
+            "dtype=float32 or dtype=bfloat16"
+        )
 
 
 @torch.no_grad()

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import ast
 import difflib
-import hashlib
-import json
-import os
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -15,13 +12,12 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from iclgd_helpers import paths
 from iclgd_helpers.errors import InputError
+from iclgd_helpers.identity import engine_hash  # noqa: F401
+from iclgd_helpers.paths import repository_root, resolve_path  # noqa: F401
 
-PACKAGE = Path(__file__).parent
-PRESETS = PACKAGE / "presets"
-# Modules whose code can change a number; the others draw, run and report.
-ENGINE = "attention experiment finetune grammar metrics models observe sequences statistics tasks downloads".split()
-
+PRESETS = paths.PACKAGE / "presets"
 
 OWN_TABLE = ("data_file", "template", "verbalizers", "label_column", "label_values")  # the first three are needed
 
@@ -84,17 +80,6 @@ class ExperimentParameters(Parameters):
     untrained: Literal["blocks", "everything"] = "blocks"
     controls: bool = True
     conditioning: bool = True
-
-
-def repository_root() -> Path:
-    """Folder that relative paths resolve against: the checkout, or the working directory without one."""
-    checkout = PACKAGE.parent
-    return checkout if (checkout / "_toc.yml").exists() else Path.cwd()
-
-
-def resolve_path(path: str | os.PathLike[str]) -> Path:
-    """Absolute form of `path`, relative ones taken from the repository root."""
-    return (repository_root() / Path(path).expanduser()).resolve()
 
 
 @cache
@@ -175,7 +160,7 @@ def _default_source(task: str, preset_source: str, given: Mapping[str, Any]) -> 
     if "data_folder" in given:
         return "folder"
     if preset_source == "pypi" and task != "snippets":
-        return "folder" if os.environ.get("ICLGD_DATA") else "hub"
+        return "folder" if paths.data_folder() else "hub"
     return preset_source
 
 
@@ -203,8 +188,7 @@ def _check_combinations(parameters: ExperimentParameters) -> None:
 
 def data_folder(parameters: ExperimentParameters) -> Path | None:
     """The folder of the six tasks: the parameter, else the environment variable `ICLGD_DATA`."""
-    folder = parameters.data_folder or os.environ.get("ICLGD_DATA")
-    return resolve_path(folder) if folder else None
+    return resolve_path(parameters.data_folder) if parameters.data_folder else paths.data_folder()
 
 
 def notebook_parameters(notebook: Path) -> dict[str, Any]:
@@ -237,7 +221,7 @@ def notebook_parameters(notebook: Path) -> dict[str, Any]:
         raise InputError(f"{notebook.name}: its cell of parameters may only hold lines such as seed = 3") from None
 
 
-def validate_for_notebook(notebook: str | os.PathLike[str], given: Mapping[str, Any]) -> Parameters:
+def validate_for_notebook(notebook: str | Path, given: Mapping[str, Any]) -> Parameters:
     """
     The complete parameters that `notebook` would run with, given some.
 
@@ -260,31 +244,3 @@ def theory(namespace: Mapping[str, Any]) -> TheoryParameters:
     """Validated parameters of a theory notebook, taken from its `globals()`."""
     given = {name: namespace[name] for name in TheoryParameters.model_fields if name in namespace}
     return _validated(TheoryParameters, given)
-
-
-def _code_only(source: str) -> str:
-    """`source` without comments, layout and docstrings, so that only code changes the hash."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
-            if isinstance(body[0].value, ast.Constant) and isinstance(body[0].value.value, str):
-                body[0].value.value = ""
-    return ast.dump(tree)
-
-
-@cache
-def engine_hash() -> str:
-    """Hash of the helper code that can change a number."""
-    digest = hashlib.sha256()
-    for name in ENGINE:
-        path = PACKAGE / f"{name}.py"
-        digest.update(_code_only(path.read_text(encoding="utf-8")).encode() if path.exists() else b"")
-    return digest.hexdigest()[:16]
-
-
-def run_id(parameters: ExperimentParameters, data_checksum: str) -> str:
-    """Identity of a cell's record: parameters (not where the data lies), engine code, content of the data."""
-    values = parameters.model_dump(exclude={"data_folder", "data_file", "data_source", "preset"})
-    content = json.dumps([values, engine_hash(), data_checksum], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:16]

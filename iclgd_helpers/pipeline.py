@@ -24,9 +24,10 @@ import papermill
 import psutil
 import yaml
 
-from iclgd_helpers import ledger, records
+from iclgd_helpers import ledger, records, storage
 from iclgd_helpers.errors import InputError
-from iclgd_helpers.parameters import notebook_parameters, repository_root
+from iclgd_helpers.parameters import notebook_parameters
+from iclgd_helpers.paths import repository_root
 from iclgd_helpers.run import CellError, execute
 
 ROOT = repository_root()
@@ -124,7 +125,7 @@ def execute_page(notebook: Path, target: Path, costs_file: Path, preset: str) ->
     parameters = preset_values(notebook, preset)
     key = page_key(notebook, parameters)
     if target.exists() and costs_file.exists():
-        costs = records.read_json(costs_file)
+        costs = storage.read_json(costs_file)
         if costs["key"] == key:
             return costs | {"new": False}
     costs_file.unlink(missing_ok=True)
@@ -139,7 +140,7 @@ def execute_page(notebook: Path, target: Path, costs_file: Path, preset: str) ->
     write(executed, target)
     when = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
     costs = {"key": key, "seconds": round(seconds, 1), "peak_gb": round(memory.peak / 1e9, 2), "when": when}
-    records.write_json(costs_file, costs)
+    storage.write_json(costs_file, costs)
     return costs | {"new": True}
 
 
@@ -227,7 +228,7 @@ def book(folder: Path, preset: str = "quick", stored: bool = False) -> Path:
         the folder of the HTML.
     """
     build = folder.absolute() / "_build"
-    records.require_writable(build)
+    storage.require_writable(build)
     source, pages = build / "source", build / "pages"
     shutil.rmtree(source / "book", ignore_errors=True)
     shutil.copytree(ROOT / "book", source / "book")
@@ -260,7 +261,7 @@ def book(folder: Path, preset: str = "quick", stored: bool = False) -> Path:
 
 def smoke_copies(folder: Path) -> None:
     """Copies for nbval: the smoke preset's values are injected, committed outputs and counts are kept."""
-    records.require_writable(folder)
+    storage.require_writable(folder)
     kernel = {"kernel_name": "python3", "language": "python", "prepare_only": True, "progress_bar": False}
     for notebook in notebooks():
         values = preset_values(notebook, "smoke")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from iclgd_helpers.parameters import repository_root
+from iclgd_helpers.paths import repository_root
 
 FOLDER = repository_root() / "results" / "published"
 TASKS = ("cb", "sst2", "sst5", "subj", "mr", "agnews")  # in the order of the paper's Table 1

@@ -31,12 +31,17 @@ def score_summary(scores: np.ndarray, classes: np.ndarray) -> dict[str, Any]:
 
     Returns
     -------
-    `n`; `accuracy` (value, interval over rows); `label_log_probability`: mean of the right label's, nats;
-    `class_log_probability`: the same, renormalised over the classes.
+    `n`; `diverged`; `accuracy` (value, interval over rows); `label_log_probability`: mean of the right label's, nats;
+    `class_log_probability`: the same, renormalised over the classes. The last three are None where a score is no finite
+    number.
     """
+    if not np.isfinite(scores).all():
+        undefined = dict.fromkeys(("label_log_probability", "class_log_probability"))
+        return {"n": len(classes), "diverged": True, "accuracy": {"value": None, "interval": (None, None)}, **undefined}
     right, of_label = scores.argmax(-1) == classes, scores[np.arange(len(classes)), classes]
     return {
         "n": len(classes),
+        "diverged": False,
         "accuracy": {"value": float(right.mean()), "interval": statistics.over_examples(np.mean, right)},
         "label_log_probability": float(of_label.mean()),
         "class_log_probability": float((of_label - np.logaddexp.reduce(scores, -1)).mean()),
@@ -52,7 +57,7 @@ def best_rate(points: Sequence[Mapping[str, Any]]) -> float:
     InputError
         if every rate ended in undefined numbers.
     """
-    defined = [point for point in points if np.isfinite(point["class_log_probability"])]
+    defined = [point for point in points if point["class_log_probability"] is not None]
     if not defined:
         raise InputError("no learning rate gave finite log-probabilities: try smaller ones")
     return max(defined, key=lambda point: (point["class_log_probability"], -point["learning_rate"]))["learning_rate"]

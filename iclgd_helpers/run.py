@@ -20,14 +20,9 @@ from papermill.exceptions import PapermillExecutionError
 
 from iclgd_helpers.command_line import exit_status, given_once, typed
 from iclgd_helpers.errors import InputError
-from iclgd_helpers.parameters import (
-    ExperimentParameters,
-    Parameters,
-    engine_hash,
-    repository_root,
-    resolve_path,
-    validate_for_notebook,
-)
+from iclgd_helpers.identity import engine_hash
+from iclgd_helpers.parameters import ExperimentParameters, Parameters, validate_for_notebook
+from iclgd_helpers.paths import records_folder, repository_root, resolve_path
 
 
 class ThisInterpreter(AsyncKernelManager):
@@ -111,7 +106,7 @@ def run(notebook: Path, given: Mapping[str, Any], output: Path | None = None, pr
         from iclgd_helpers import records  # slow to import, and of no use to bad input
 
         identity = records.record_id(parameters)
-        if (records.records_folder() / identity).is_dir():  # not every page observes a whole cell
+        if (records_folder() / identity).is_dir():  # not every page observes a whole cell
             records.copy_to(identity, folder)
     return folder
 

@@ -50,6 +50,8 @@ class Layout:
         if bos is None or (separator == "eos" and eos is None):
             raise InputError("the tokenizer has no BOS or EOS token: pass another model, or separator=newline")
         between = (eos,) if separator == "eos" else tuple(_encode(tokenizer, "\n"))
+        if separator == "newline" and tokenizer.decode(between) != "\n":
+            raise InputError("the tokenizer has no newline: pass separator=eos, or another model")
         labels = []
         for word in task.verbalizers:
             tokens = _encode(tokenizer, " " + word)
@@ -61,8 +63,19 @@ class Layout:
         return cls(tokenizer, task, bos, between, tuple(labels))
 
     def query(self, example: Example, token_read: str) -> Query:
-        """Tokens and read positions of an example behind a prefix."""
+        """
+        Tokens and read positions of an example behind a prefix.
+
+        Raises
+        ------
+        InputError
+            if the prompt has no token: there would be no position at which its label is predicted.
+        """
         prompt = _encode(self.tokenizer, example.prompt)
+        if not prompt:
+            raise InputError(
+                f"the prompt of row {example.row} is empty: fill in its text, or add words to the template"
+            )
         predict = len(prompt) - 1
         read = predict + 1 if token_read == "label" else predict
         return Query((*prompt, self.labels[0]), example.label, example.row, predict, read)
@@ -112,4 +125,5 @@ class Layout:
 
 
 def _encode(tokenizer: object, text: str) -> list[int]:
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    """Tokens of a text; where it spells a special token, such as `</s>`, these are letters like others."""
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]

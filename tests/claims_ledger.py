@@ -7,10 +7,7 @@ The functions below are also what `test_claims.py` compares the stored ledger wi
 
 from __future__ import annotations
 
-import ast
-import hashlib
 import inspect
-import json
 import math
 import re
 import sys
@@ -21,7 +18,7 @@ from typing import Any
 from claims import registry
 from claims.registry import Claim, Exact, Measured
 
-from iclgd_helpers import ledger, pipeline
+from iclgd_helpers import identity, ledger, pipeline, storage
 
 SEEDS = (0, 1, 2)
 CHECKED_CODE = ("one_step.py", "transformer.py")  # of the helper package
@@ -37,9 +34,7 @@ def outcome(identity: str, seed: int) -> Exact | Measured:
 @cache
 def code_hash(module: Path) -> str:
     """Hash of a check's module and the helpers it checks; comments and layout do not count."""
-    files = (module, *(pipeline.ROOT / "iclgd_helpers" / name for name in CHECKED_CODE))
-    code = "\n".join(ast.dump(ast.parse(path.read_text(encoding="utf-8"))) for path in files)
-    return hashlib.sha256(code.encode()).hexdigest()[:16]
+    return identity.code_hash((module, *(pipeline.ROOT / "iclgd_helpers" / name for name in CHECKED_CODE)))
 
 
 def module_of(claim: Claim) -> Path:
@@ -138,10 +133,7 @@ def main() -> int:
         print(f"{where}: {'; '.join(rules)}", file=sys.stderr)
     if faults:
         return 1
-    lines = json.dumps([entry(c) for c in claims], indent=1, ensure_ascii=False, allow_nan=False)
-    part = ledger.PATH.with_name(f".{ledger.PATH.name}.partial")
-    part.write_text(lines + "\n", encoding="utf-8")
-    part.replace(ledger.PATH)
+    storage.write_json(ledger.PATH, {"claims": [entry(c) for c in claims]})
     print(f"{len(claims)} claims in {ledger.PATH.relative_to(pipeline.ROOT)}")
     return 0
 

@@ -8,7 +8,6 @@ With words as arguments, only the faults whose description, file or test holds o
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -243,7 +242,7 @@ FAULTS = [
         "grid.py", "test_grid.py",
         ("The gate reads the rows of the demonstrations.", "for example in drawn[whole:]]", "for example in drawn]",
          "test_the_gate_equals_an_independent_computation"),
-        ("A sweep of an older engine counts as stored.", ', "engine": parameters.engine_hash()}', "}",
+        ("A sweep of an older engine counts as stored.", '{"engine": identity.engine_hash(), ', "{",
          "test_a_sweep_of_other_helpers_data_settings_or_rule_is_made_again"),
         ("A cell is computed before its rates are compared.", "if given.chosen_rates is None:", "if False:",
          "test_a_cell_is_not_done_before_its_rates_are_chosen"),
@@ -462,16 +461,16 @@ def carry_out(runs: Sequence[Run], longest: float, deadline: float) -> None:
 
 def write(entries: Sequence[dict[str, str]]) -> None:
     """Store the outcome and the list on the book's page, each only where it differs."""
+    from iclgd_helpers import storage  # only now: what is imported here, no faulty copy would import
+
     text = PAGE.read_text(encoding="utf-8")
     head = text[: text.index(MARK) + len(MARK)]
     for path, content in (
-        (RESULTS, json.dumps(entries, indent=1, ensure_ascii=False) + "\n"),
-        (PAGE, head + "\n" + page(entries)),
+        (RESULTS, storage.json_bytes({"faults": list(entries)})),
+        (PAGE, (head + "\n" + page(entries)).encode()),
     ):
-        if not path.exists() or path.read_text(encoding="utf-8") != content:
-            partial = path.with_name(f".{path.name}.partial")
-            partial.write_text(content, encoding="utf-8")
-            partial.replace(path)
+        if not path.exists() or path.read_bytes() != content:
+            storage.write_bytes(path, content)
 
 
 def main(words: Sequence[str]) -> int:

@@ -57,7 +57,7 @@ def test_an_interrupted_bench_goes_on(run, capsys, monkeypatch):
     bench_main.main(["--quick", "--output", str(file), "--only", "recompute"])
     assert capsys.readouterr().out.count("kept from") == 2
     assert set(json.loads(file.read_text())["sections"]) == set(WITHOUT_CHILDREN), "sections measured before stay"
-    monkeypatch.setattr(bench_main, "code_hash", lambda: "other code")
+    monkeypatch.setattr(bench_main, "bench_hash", lambda: "other code")
     with pytest.raises(AttributeError, match="scoring"):
         bench_main.main(["--quick", "--output", str(file), "--only", "recompute"])
 
@@ -90,7 +90,7 @@ def test_exit_status_follows_the_table(monkeypatch, tmp_path):
 def test_a_quick_run_is_never_stored_for_the_book(quick, monkeypatch, tmp_path):
     monkeypatch.setattr(bench_main, "run", lambda *_arguments: {"recompute": {"same_numbers": True}, "all": passing()})
     monkeypatch.setattr(bench_main, "repository_root", lambda: tmp_path)
-    monkeypatch.setattr(bench_main, "code_hash", lambda: "code")
+    monkeypatch.setattr(bench_main, "bench_hash", lambda: "code")
     bench_main.main([*quick, "--store", "--output", str(tmp_path / "bench.json")])
     assert (tmp_path / "results" / "bench" / "bench.json").exists() == (not quick)
 

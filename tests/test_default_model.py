@@ -33,7 +33,7 @@ class Real:
 
 @pytest.fixture(scope="module")
 def real() -> Iterator[Real]:
-    at_hand = downloads.is_intact(downloads.cache_folder() / NAME)
+    at_hand = downloads.is_intact(downloads.cache_folder() / NAME, downloads.sources(NAME))
     text = (downloads.cache_folder() / "movieReviewSnippets.tsv").is_file()
     if not (at_hand and text) and os.environ.get("ICLGD_REQUIRE_DATA") != "1":
         pytest.skip(f"{NAME} and the snippets have not been fetched (`make book` does)")

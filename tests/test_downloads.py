@@ -96,7 +96,7 @@ def index(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Index
 
 def assert_right(cache: Path) -> None:
     """The model is there as it should be, and nothing else is left in the cache."""
-    assert is_intact(cache / NAME)
+    assert is_intact(cache / NAME, downloads.sources(NAME))
     assert (cache / NAME / "model.safetensors").read_bytes() == b"converted: " + b"".join(PIECES)
     assert {path.name for path in cache.iterdir()} == {NAME, f"{NAME}.lock"}
 
@@ -163,7 +163,7 @@ def test_fetched_and_converted_once(index, cache, capsys):
 def test_a_damaged_model_is_made_again(index, cache, damage):
     model_folder(NAME)
     damage(cache / NAME)
-    assert not is_intact(cache / NAME)
+    assert not is_intact(cache / NAME, downloads.sources(NAME))
     model_folder(NAME)
     assert_right(cache)
     assert index.conversions == 2
@@ -179,7 +179,7 @@ JSON = st.recursive(
 @given(st.binary(max_size=60) | JSON.map(lambda value: json.dumps(value).encode()))
 def test_any_manifest_is_judged_without_a_crash(tmp_path, content):
     (tmp_path / "manifest.json").write_bytes(content)
-    assert not is_intact(tmp_path)
+    assert not is_intact(tmp_path, {})
 
 
 @pytest.mark.parametrize("where", ["pip", "join_members", "convert", "write_manifest", "replace"])

@@ -186,7 +186,7 @@ def scores(seed: int) -> tuple[torch.Tensor, ...]:
 @settings(max_examples=20)
 def test_sim_am_equals_naive(seed: int):
     zero_shot, in_context, finetuned = scores(seed)
-    direct, delta = metrics.sim_am(in_context, finetuned), metrics.sim_am_delta(*scores(seed), rotary=False)
+    direct, delta = metrics.sim_am(in_context, finetuned), metrics.sim_am_delta(*scores(seed), first_layer=True)
     assert direct.abs().max() <= 1 and delta.abs().max() <= 1
     for i in range(4):
         for layer in range(2):
@@ -200,9 +200,7 @@ def test_columns_of_zeros_do_not_count():
     """Padding behind the read token is 0 in all arms, and must change nothing."""
     padded = [torch.nn.functional.pad(arm, (0, 6)) for arm in scores(1)]
     torch.testing.assert_close(metrics.sim_am(*padded[1:]), metrics.sim_am(*scores(1)[1:]))
-    torch.testing.assert_close(
-        metrics.sim_am_delta(*padded, rotary=False), metrics.sim_am_delta(*scores(1), rotary=False)
-    )
+    torch.testing.assert_close(metrics.sim_am_delta(*padded, True), metrics.sim_am_delta(*scores(1), True))
 
 
 def test_direct_feels_an_offset_that_softmax_does_not():
@@ -210,10 +208,10 @@ def test_direct_feels_an_offset_that_softmax_does_not():
     assert (metrics.sim_am(in_context, finetuned + 5) - metrics.sim_am(in_context, finetuned)).abs().min() > 1e-3
 
 
-def test_lowest_layer_of_delta_is_undefined_with_rotary_positions():
-    free, rotary = (metrics.sim_am_delta(*scores(3), rotary=rotary) for rotary in (False, True))
-    assert rotary[:, 0].isnan().all() and not free.isnan().any()
-    assert torch.equal(rotary[:, 1:], free[:, 1:])
+def test_lowest_layer_of_delta_is_undefined_where_it_cannot_see_the_prompt():
+    seeing, blind = (metrics.sim_am_delta(*scores(3), first_layer=sees) for sees in (True, False))
+    assert blind[:, 0].isnan().all() and not seeing.isnan().any()
+    assert torch.equal(blind[:, 1:], seeing[:, 1:])
 
 
 def test_zero_vectors_are_undefined_not_zero():

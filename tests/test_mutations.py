@@ -1,12 +1,13 @@
 """The list of deliberate faults fits the code and the tests; that each is seen is what `mutations.py` itself finds."""
 
 import ast
-import json
 from dataclasses import replace
 
 import mutations
 import pytest
 from mutations import FAULTS, ROOT
+
+from iclgd_helpers import storage
 
 
 def test_enough_faults_each_once():
@@ -38,7 +39,7 @@ def test_text_that_is_missing_repeated_or_long_is_an_error(before):
 
 
 def test_stored_outcome_and_page_are_current():
-    entries = json.loads(mutations.RESULTS.read_text())
+    entries = storage.read_json(mutations.RESULTS)["faults"]
     assert entries == [mutations.described(fault) for fault in FAULTS], "run `python tests/mutations.py`"
     head, mark, listed = mutations.PAGE.read_text().partition(mutations.MARK)
     assert mark and listed.strip() == mutations.page(entries).strip()

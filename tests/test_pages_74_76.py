@@ -1,7 +1,6 @@
 """Pages 74 and 76: the command behind the recorded runs, and what the pages' functions conclude from planted data."""
 
 import itertools
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,10 @@ import pytest
 import torch
 from conftest import Material
 
-from iclgd_helpers import cost, finetune, fixed_prompt, models, parameters, records, tasks
+from iclgd_helpers import cost, finetune, fixed_prompt, identity, models, parameters, storage, tasks
 from iclgd_helpers.attention import Call
 from iclgd_helpers.fixed_prompt import ARMS, SEEDS, STEPS
-from iclgd_helpers.parameters import repository_root
+from iclgd_helpers.paths import repository_root
 from iclgd_helpers.sequences import Layout
 
 
@@ -95,6 +94,12 @@ def test_points_count_the_steps_so_far_and_agree_with_their_rows(tiny: models.La
     assert spent["plain"] < spent["instruction"] < spent["demonstrations"] == spent["shuffled"]
 
 
+def seeds_of(folder: Path) -> set[str]:
+    """Seeds that are stored there."""
+    (record,) = fixed_prompt.load_all(folder)
+    return set(record["seeds"])
+
+
 def test_a_run_goes_on_where_it_stopped(
     tiny: models.LanguageModel, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,39 +115,40 @@ def test_a_run_goes_on_where_it_stopped(
     monkeypatch.setattr(fixed_prompt, "curves", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fixed_prompt.run_task(tiny, "sst2", SEEDS["sst2"], print)
-    content = fixed_prompt.stored("tiny-llama", "sst2")
-    assert list(content["seeds"]) == ["2"] and 0 < fixed_prompt.flops("tiny-llama", "sst2") < whole
+    (before,) = fixed_prompt.load_all(small)
+    assert list(before["seeds"]) == ["2"] and 0 < fixed_prompt.flops("tiny-llama", "sst2") < whole
     fixed_prompt.run_task(tiny, "sst2", SEEDS["sst2"], print)
-    complete = fixed_prompt.stored("tiny-llama", "sst2")
-    assert list(complete["seeds"]) == ["2", "3", "4"] and complete["seeds"]["2"] == content["seeds"]["2"]
-    assert complete["rates"] == content["rates"] and len(calls) == 4
+    (complete,) = fixed_prompt.load_all(small)
+    assert list(complete["seeds"]) == ["2", "3", "4"] and complete["seeds"]["2"] == before["seeds"]["2"]
+    assert complete["rates"] == before["rates"] and len(calls) == 4
     assert fixed_prompt.flops("tiny-llama", "sst2") == 0
     fixed_prompt.run_task(tiny, "sst2", SEEDS["sst2"], print)
     assert len(calls) == 4
 
 
-def test_seeds_that_another_process_stored_meanwhile_stay(
+def test_two_processes_that_finish_two_seeds_at_once_store_both(
     tiny: models.LanguageModel, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, path = fixed_prompt.curves, fixed_prompt.record_file("tiny-llama", "sst2")
+    """While one seed is stored, another process stores another one."""
+    write, inside = storage.write_json, []
+
+    def meanwhile(path: Path, content: dict[str, Any]) -> None:
+        if content.get("seed") == 2 and not inside:
+            inside.append(True)
+            fixed_prompt.run_task(tiny, "sst2", SEEDS["sst2"][1:2], print)
+        write(path, content)
+
+    monkeypatch.setattr(storage, "write_json", meanwhile)
     fixed_prompt.run_task(tiny, "sst2", SEEDS["sst2"][:1], print)
-    other = records.read_json(path)
-
-    def meanwhile(*arguments: Any, **options: Any) -> Any:
-        records.write_json(path, other | {"seeds": other["seeds"] | {"4": other["seeds"]["2"]}})
-        return original(*arguments, **options)
-
-    monkeypatch.setattr(fixed_prompt, "curves", meanwhile)
-    fixed_prompt.run_task(tiny, "sst2", SEEDS["sst2"][1:2], print)
-    assert set(fixed_prompt.stored("tiny-llama", "sst2")["seeds"]) == {"2", "3", "4"}
+    assert inside and seeds_of(small) == {"2", "3"}
 
 
 def test_an_older_record_stays_until_a_new_seed_is_there(
     tiny: models.LanguageModel, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fixed_prompt.run_task(tiny, "sst2", SEEDS["sst2"], print)
-    before = fixed_prompt.record_file("tiny-llama", "sst2").read_bytes()
-    monkeypatch.setattr(parameters, "engine_hash", lambda: "another")
+    before = {path.name: path.read_bytes() for path in small.iterdir()}
+    monkeypatch.setattr(identity, "engine_hash", lambda: "another")
 
     def interrupted(*_arguments: Any, **_options: Any) -> Any:
         raise KeyboardInterrupt
@@ -150,22 +156,26 @@ def test_an_older_record_stays_until_a_new_seed_is_there(
     monkeypatch.setattr(fixed_prompt, "curves", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fixed_prompt.run_task(tiny, "sst2", SEEDS["sst2"], print)
-    assert fixed_prompt.record_file("tiny-llama", "sst2").read_bytes() == before
+    assert {name: (small / name).read_bytes() for name in before if "rates" not in name} == {
+        name: content for name, content in before.items() if "rates" not in name
+    }
 
 
-def test_a_record_of_other_sizes_or_helpers_is_not_taken_for_this_one(
-    tiny: models.LanguageModel, small: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("part", [2, "rates"])
+def test_a_record_of_other_sizes_helpers_data_or_model_is_not_taken_for_this_one(
+    tiny: models.LanguageModel, small: Path, monkeypatch: pytest.MonkeyPatch, part: str | int
 ) -> None:
     fixed_prompt.run_task(tiny, "sst2", SEEDS["sst2"], print)
-    assert fixed_prompt.stored("tiny-llama", "sst2")
-    with monkeypatch.context() as patch:
-        patch.setattr(fixed_prompt, "N_ROWS", 6)
-        assert fixed_prompt.stored("tiny-llama", "sst2") is None
-    with monkeypatch.context() as patch:
-        patch.setattr(parameters, "engine_hash", lambda: "another")
-        assert fixed_prompt.stored("tiny-llama", "sst2") is None
-    records.write_json(fixed_prompt.record_file("tiny-llama", "sst2"), {"model": "tiny-llama"})
-    assert fixed_prompt.stored("tiny-llama", "sst2") is None
+    assert fixed_prompt.stored("tiny-llama", "sst2", part)
+    others = [(fixed_prompt, "N_ROWS", 6), (identity, "engine_hash", lambda: "another")]
+    others += [(fixed_prompt, "_task", lambda task: tasks.load_task("mr", "generated"))]
+    for module, name, value in others:
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, value)
+            assert fixed_prompt.stored("tiny-llama", "sst2", part) is None
+    path = fixed_prompt.record_file("tiny-llama", "sst2", part)
+    storage.write_json(path, storage.read_json(path) | {"model_content": "another"})
+    assert fixed_prompt.stored("tiny-llama", "sst2", part) is None
 
 
 def test_the_command_says_its_cost_and_refuses_in_one_line(small: Path, capsys: pytest.CaptureFixture) -> None:
@@ -188,10 +198,9 @@ def test_nothing_is_computed_that_could_not_be_stored(
 
 
 def test_committed_records_are_whole() -> None:
-    paths = list((repository_root() / "results" / "prompts").glob("*.json"))
-    assert paths
-    for path in paths:
-        record = json.loads(path.read_text())
+    found = fixed_prompt.load_all()
+    assert len(found) == len(SEEDS)
+    for record in found:
         assert set(record["rates"]["chosen"]) == set(ARMS) and record["task"] in SEEDS
         for seed in record["seeds"].values():
             assert {(p["arm"], p["step"]) for p in seed["points"]} == set(
@@ -276,9 +285,9 @@ def test_models_are_judged_apart() -> None:
 
 def test_stored_tables_of_two_models_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for path in (repository_root() / "results" / "demonstration_attention").glob("*sst2*.json"):
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = storage.read_json(path)
         content["parameters"]["model"] = "other"
-        (tmp_path / path.name).write_text(json.dumps(content), encoding="utf-8")
+        storage.write_json(tmp_path / path.name, content)
         shutil.copy(path, tmp_path / f"first-{path.name}")
     monkeypatch.delenv("ICLGD_TABLES", raising=False)  # nothing is written
     monkeypatch.setattr(parameters, "resolve_path", lambda _path: tmp_path)

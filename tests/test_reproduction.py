@@ -2,9 +2,7 @@
 
 import base64
 import dataclasses
-import json
 import re
-import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from iclgd_helpers import grid, metrics, parameters, records, reproduction, statistics
+from iclgd_helpers import grid, metrics, parameters, records, reproduction, statistics, storage
 from iclgd_helpers.experiment import arm_summary
 from iclgd_helpers.parameters import repository_root
 from iclgd_helpers.records import Record
@@ -420,19 +418,10 @@ def test_chosen_rate_is_judged_from_its_own_arms(page: dict[str, Any]) -> None:
 
 
 # --------------------------------------------------------------------------------------- random weights, other models
-@pytest.fixture
-def with_rehearsal(tmp_path: Path) -> Path:
-    """A folder of records: the made-up grid, and the committed rehearsals of the `paper` preset in random weights."""
-    for record in a_grid():
-        records.save(record, tmp_path)
-    for path in REHEARSALS.glob("*/record.json"):
-        shutil.copytree(path.parent, tmp_path / path.parent.name)
-    return tmp_path
-
-
-def test_a_record_of_the_paper_preset_joins_the_tables(page: dict[str, Any], with_rehearsal: Path) -> None:
-    shutil.rmtree(next(with_rehearsal.glob(f"{MODEL}-cb-*")))  # and a missing cell is no obstacle
-    found = _grid(with_rehearsal)
+def test_a_record_of_the_paper_preset_joins_the_tables(page: dict[str, Any]) -> None:
+    """The made-up grid, in which a cell is missing, and the committed rehearsals of the preset in random weights."""
+    made_ups = [record for record in a_grid() if record.json["id"] != f"{MODEL}-cb-3"]
+    found = reproduction.select([*made_ups, *LOAD_ALL(REHEARSALS)])
     random = [record for record in found if record.json["parameters"]["preset"] == "paper"]
     assert len(random) == 1 and not reproduction.is_evidence(random[0])
     for number in (1, 2):
@@ -455,12 +444,7 @@ def test_the_same_record_with_trained_weights_would_be_judged(page: dict[str, An
         assert page["judge_all"](other)[0].empty
 
 
-def _grid(folder: Path) -> list[Record]:
-    """The helper with `records.load_all`, which the page's fixture replaces."""
-    return reproduction.select(LOAD_ALL(folder))
-
-
-LOAD_ALL = records.load_all
+LOAD_ALL = records.load_all  # which the page's fixture replaces
 
 
 # --------------------------------------------------------------------------------------------------------- selection
@@ -492,17 +476,18 @@ def test_variant() -> None:
     assert not reproduction.in_grid(made_up(), n_demonstrations=16)
 
 
-def test_current_helpers_come_first_then_more_rows(tmp_path: Path) -> None:
+def test_current_helpers_come_first_then_more_rows() -> None:
     cells = {
         "small": edited(made_up(), id="small", n_compared=100),
         "large": edited(made_up(), id="large", n_compared=400),
         "older": edited(made_up(), id="older", n_compared=800, engine="another"),
     }
-    for names, first in ((("older",), "older"), (("small",), "small"), (("large",), "large")):
-        for name in names:
-            records.save(cells[name], tmp_path)
-        (found,) = _grid(tmp_path)
-        assert found.json["id"] == first
+    there = []
+    for name in ("older", "small", "large"):
+        there.append(cells[name])
+        for order in (there, there[::-1]):
+            (found,) = reproduction.select(order)
+            assert found.json["id"] == name
 
 
 def test_notes_name_what_is_missing_older_or_random(tmp_path: Path) -> None:
@@ -568,7 +553,7 @@ def test_gate_is_an_interval_above_zero_on_training_rows() -> None:
 
 def test_sweeps_are_found_by_kind(tmp_path: Path) -> None:
     for kind, task in (("rates", "cb"), ("rates", "mr"), ("clips", "mr")):
-        (tmp_path / f"{kind}-m-{task}.json").write_text(json.dumps({"kind": kind, "model": "m", "task": task}))
+        storage.write_json(tmp_path / f"{kind}-m-{task}.json", {"kind": kind, "model": "m", "task": task})
     assert set(reproduction.sweeps("rates", tmp_path)) == {("m", "cb"), ("m", "mr")}
     assert reproduction.sweeps("rates", tmp_path / "absent") == {}
 

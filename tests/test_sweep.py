@@ -101,7 +101,7 @@ def test_a_rate_is_a_positive_number(rate, capfd):
 def test_a_device_that_cannot_be_used_is_one_line(device, capfd):
     assert sweep.main(["--preset", "smoke", "--task", "cb", "-p", "device", device, *SMALL]) == 2
     said = capfd.readouterr().err
-    assert f"device='{device}' cannot be used here" in said and said.count("\n") == 1
+    assert f"device '{device}' cannot be used here" in said and said.count("\n") == 1
 
 
 def test_a_cell_asked_for_twice_is_one_cell(capfd):

@@ -1,0 +1,77 @@
+"""Where things are: the checkout, paths that a reader gives, and the environment variables that name folders."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from iclgd_helpers.errors import InputError, shortened
+
+PACKAGE = Path(__file__).parent
+
+
+def repository_root() -> Path:
+    """Folder that relative paths resolve against: the checkout, or the working directory without one."""
+    checkout = PACKAGE.parent
+    return checkout if (checkout / "_toc.yml").exists() else Path.cwd()
+
+
+def resolve_path(path: str | os.PathLike[str], base: Path | None = None) -> Path:
+    """
+    Absolute form of `path`, a relative one taken from `base` (the repository root). A link keeps its own name.
+
+    Raises
+    ------
+    InputError
+        if no file system could hold it: an unknown user, a name that is too long, a circle of links, odd characters.
+    """
+    try:
+        full = (base or repository_root()) / Path(path).expanduser()
+        found = full.parent.resolve() / full.name if full.name not in ("", "..") else full.resolve()
+        found.stat()
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"the path {shortened(repr(os.fspath(path)))} cannot be used ({reason})") from None
+    return found
+
+
+def folder_from_environment(name: str) -> Path | None:
+    """The folder that the environment variable `name` holds, if any; a relative one is taken from the root."""
+    value = os.environ.get(name)
+    return resolve_path(value) if value else None
+
+
+def data_folder() -> Path | None:
+    """`$ICLGD_DATA`: the folder of the six tasks."""
+    return folder_from_environment("ICLGD_DATA")
+
+
+def records_folder() -> Path:
+    """Where records are kept: `$ICLGD_RECORDS`, else `_runs/records`."""
+    return folder_from_environment("ICLGD_RECORDS") or resolve_path("_runs/records")
+
+
+def tables_folder() -> Path | None:
+    """`$ICLGD_TABLES`: where the data of shown tables are written, set only where pages are stored."""
+    return folder_from_environment("ICLGD_TABLES")
+
+
+def cache_folder() -> Path:
+    """
+    `$ICLGD_CACHE`, else `iclgd` in the user's cache folder; made when it is missing.
+
+    Raises
+    ------
+    InputError
+        if it cannot be made.
+    """
+    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "iclgd"
+    folder = resolve_path(os.environ.get("ICLGD_CACHE") or user, Path.cwd())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"the cache folder {str(folder)!r} cannot be made ({error.strerror})"
+        raise InputError(f"{reason}: set ICLGD_CACHE to another one") from error
+    return folder
