@@ -32,7 +32,7 @@ WITHOUT_EFFECT = ("generation_config.json", "trainer_state.json", "all_results.j
 # The largest value of a size that a model of today could have; beyond it, building one would take all memory or years.
 SIZES = dict.fromkeys("num_hidden_layers n_layer num_layers".split(), 1000)
 SIZES |= dict.fromkeys("num_attention_heads num_key_value_heads n_head attention_heads head_dim".split(), 2**16)
-SIZES |= dict.fromkeys("hidden_size n_embd d_model word_embed_proj_dim".split(), 2**18)
+SIZES |= dict.fromkeys("hidden_size n_embd d_model word_embed_proj_dim query_pre_attn_scalar".split(), 2**18)
 SIZES |= dict.fromkeys("intermediate_size n_inner ffn_dim".split(), 2**24)
 SIZES |= dict.fromkeys("vocab_size max_position_embeddings n_positions".split(), 2**24)
 PLAIN_DTYPES = ("F64", "F32", "F16", "BF16")  # of safetensors; others hold quantised or whole numbers
@@ -123,7 +123,8 @@ def reading(name: str) -> Iterator[None]:
     except Exception as error:
         if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not be loaded yet
             raise
-        raise InputError(f"cannot load model {name!r} ({reason(error)}): {_ways()}") from None
+        words = "it brings code of its own, which is never run" if "trust_remote_code" in str(error) else reason(error)
+        raise InputError(f"cannot load model {name!r} ({words}): {_ways()}") from None
 
 
 # ------------------------------------------------------------------------------------------------------------ content

@@ -335,7 +335,7 @@ def tokenizer_and_config(name: str) -> tuple[object, transformers.PretrainedConf
         tokenizer = grammar.tiny_tokenizer()
         return tokenizer, _tiny_configs(len(tokenizer))[name]
     found = _checkpoint(name)
-    with checkpoints.reading(name):
+    with checkpoints.reading(name), _quiet():
         tokenizer = transformers.AutoTokenizer.from_pretrained(found.source, trust_remote_code=False, **found.options)
         config = transformers.AutoConfig.from_pretrained(found.source, trust_remote_code=False, **found.options)
     checkpoints.check_tokenizer(name, tokenizer, config)

@@ -1,0 +1,335 @@
+"""Checkpoints of others: named by their content, refused in one line where they are not what they say."""
+
+import json
+import os
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from iclgd_helpers import checkpoints, downloads, experiment, families, models, parameters, records
+from iclgd_helpers.errors import InputError
+
+HEAD, LAYER = "lm_head.weight", "model.layers.1.mlp.up_proj.weight"
+Edit = Callable[[Path], object]
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random Llama as a folder: config, tokenizer, safetensors."""
+    folder = tmp_path_factory.mktemp("sound") / "my-model"
+    model = models.tiny_model("tiny-llama")
+    model.model.save_pretrained(folder)
+    model.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it that may be spoilt, and an empty cache."""
+    monkeypatch.setenv("ICLGD_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(sound, tmp_path / "my-model")
+    return tmp_path / "my-model"
+
+
+def weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Edit:
+    """An edit of the tensors."""
+
+    def edit(folder: Path) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return edit
+
+
+def config(file: str = "config.json", **changed: object) -> Edit:
+    """An edit of a JSON file; `...` removes a name."""
+
+    def edit(folder: Path) -> None:
+        content = json.loads((folder / file).read_text()) | changed
+        (folder / file).write_text(json.dumps({k: v for k, v in content.items() if v is not ...}))
+
+    return edit
+
+
+def write(file: str, content: str | bytes) -> Edit:
+    return lambda folder: (folder / file).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def filled(name: str, value: float) -> Edit:
+    return weights(lambda tensors: tensors[name].view(-1)[5:6].fill_(value))
+
+
+def a_header(**entries: object) -> bytes:
+    text = json.dumps(entries).encode()
+    return struct.pack("<Q", len(text)) + text
+
+
+# ------------------------------------------------------------------------------------------------------- refused
+WEIGHTS = {
+    "without its head": (weights(lambda t: t.pop(HEAD)), "1 tensors are missing (lm_head.weight)"),
+    "without a layer's matrix": (weights(lambda t: t.pop(LAYER)), f"1 tensors are missing ({LAYER})"),
+    "without any": (weights(lambda t: [t.pop(k) for k in list(t)[1:]]), "29 tensors are missing"),
+    "a matrix too many": (
+        weights(lambda t: t.update({"model.layers.7.x": torch.ones(2)})),
+        "left over (model.layers.7.x)",
+    ),
+    "fewer layers described": (config(num_hidden_layers=2), "9 tensors are left over (model.layers.2."),
+    "more layers described": (config(num_hidden_layers=4), "9 tensors are missing (model.layers.3."),
+    "another shape": (
+        weights(lambda t: t.update({HEAD: torch.ones(3, 32)})),
+        "1 tensors have another shape (lm_head.weight)",
+    ),
+    "another width described": (config(intermediate_size=96), "9 tensors have another shape"),
+    "NaN": (filled(LAYER, float("nan")), f"no finite numbers in {LAYER}"),
+    "infinity": (filled("model.norm.weight", float("inf")), "no finite numbers in model.norm.weight"),
+    "whole numbers": (
+        weights(lambda t: t.update({HEAD: t[HEAD].to(torch.int8)})),
+        "lm_head.weight in model.safetensors is of type I8",
+    ),
+    "cut off": (lambda f: os.truncate(f / "model.safetensors", 5000), "model.safetensors cannot be read"),
+    "empty": (write("model.safetensors", ""), "model.safetensors cannot be read"),
+    "garbage": (write("model.safetensors", b"\xff" * 4000), "it is cut off, or no safetensors file"),
+    "a pointer of Git LFS": (
+        write("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n"),
+        "cannot be read",
+    ),
+    "a lying header": (
+        write("model.safetensors", a_header(x={"dtype": "F32", "shape": [10**9], "data_offsets": [0, 4 * 10**9]})),
+        "it is cut off",
+    ),
+    "a header of another kind": (write("model.safetensors", a_header(x=[1, 2])), "model.safetensors cannot be read"),
+    "a header that is a list": (
+        write("model.safetensors", struct.pack("<Q", 2) + b"[]"),
+        "model.safetensors cannot be read",
+    ),
+    "a nested header": (write("model.safetensors", struct.pack("<Q", 10**5) + b"[" * 10**5), "nested too deeply"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "has no weights beside its config.json"),
+    "far larger described": (config(vocab_size=2**24), "config.json describes"),
+    "nothing can be computed": (
+        config(rope_parameters={"rope_theta": 0.0, "rope_type": "default"}),
+        "computes no finite numbers",
+    ),
+}
+CONFIG = {
+    "not there": (lambda f: (f / "config.json").unlink(), "is a folder without config.json"),
+    "no JSON": (write("config.json", "{"), "its config.json cannot be read"),
+    "a list": (write("config.json", "[]"), "it holds no names"),
+    "nested": (write("config.json", "[" * 10**5), "nested too deeply"),
+    "not UTF-8": (write("config.json", b"\xff\xfe{"), "its config.json cannot be read"),
+    "another architecture": (config(model_type="bloom"), "is a 'bloom'; supported are gemma3_text, gpt2"),
+    "a nested text model": (config(model_type="gemma3", text_config={}), "is a 'gemma3'; supported are"),
+    "no architecture": (config(model_type=...), "is a None; supported are"),
+    "an architecture that is a list": (config(model_type=["llama"]), "is a ['llama']; supported are"),
+    "quantised": (config(quantization_config={"quant_method": "gptq", "bits": 4}), "is quantised"),
+    "an unknown activation": (config(hidden_act="nonsense"), "cannot load model"),
+    "an unknown type of numbers": (config(dtype="nonsense"), "cannot load model"),
+    "rotary positions without a base": (config(rope_parameters={"rope_type": "yarn"}), "cannot load model"),
+    "a text for the heads": (config(num_attention_heads="4"), "num_attention_heads='4' in its config.json is no size"),
+    "no layers": (config(num_hidden_layers=0), "num_hidden_layers=0 in its config.json is no size (1 to 1000)"),
+    "a million million layers": (config(num_hidden_layers=10**12), "is no size (1 to 1000)"),
+    "a huge vocabulary": (config(vocab_size=10**12), "vocab_size=1000000000000 in its config.json is no size"),
+    "true for a size": (config(hidden_size=True), "hidden_size=True in its config.json is no size"),
+    "an adapter": (write("adapter_config.json", "{}"), "holds an adapter, which would be ignored: merge it"),
+}
+TOKENIZER = {
+    "not there": (lambda f: [p.unlink() for p in f.glob("tokenizer*")], "cannot load model"),
+    "a list": (write("tokenizer.json", "[]"), "cannot load model"),
+    "garbage": (write("tokenizer.json", "{"), "cannot load model"),
+    "another form": (config("tokenizer.json", version="9.0", model={"type": "Quantum"}), "cannot load model"),
+    "its settings are a list": (write("tokenizer_config.json", "[]"), "cannot load model"),
+    "larger than the embedding": (config(vocab_size=600), "tokens of its tokenizer"),
+    "another end": (config(eos_token_id=7), "EOS is '</s>' (id 2) for its tokenizer"),
+}
+BAD = {f"{kind}: {name}": case for kind, cases in (("weights", WEIGHTS), ("config", CONFIG), ("tokenizer", TOKENIZER))
+       for name, case in cases.items()}  # fmt: skip
+
+
+@pytest.mark.parametrize(("spoil", "words"), BAD.values(), ids=BAD.keys())
+def test_a_checkpoint_that_is_not_what_it_says_is_refused_in_one_line(folder: Path, spoil: Edit, words: str):
+    spoil(folder)
+    with pytest.raises(InputError) as caught:
+        models.load_model(str(folder), "float32", "cpu")
+    said = str(caught.value)
+    assert words in said and str(folder) in said
+    assert "\n" not in said and len(said) < 1000
+
+
+def test_the_sound_one_is_taken_and_gives_its_own_numbers(sound: Path):
+    """The control of everything above."""
+    loaded, made = models.load_model(str(sound), "float32", "cpu"), models.tiny_model("tiny-llama")
+    tokens = torch.arange(9)[None]
+    assert torch.equal(loaded.hidden(tokens), made.hidden(tokens))
+
+
+@pytest.mark.parametrize("size", ["num_hidden_layers", "hidden_size", "vocab_size", "num_attention_heads", "head_dim"])
+@pytest.mark.parametrize("value", [-1, 1.5, "x", [], {}, 10**30])
+def test_sizes_are_looked_at_before_anything_is_built(folder: Path, size: str, value: object, monkeypatch):
+    config(**{size: value})(folder)
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda *_a, **_k: pytest.fail("was built"))
+    with pytest.raises(InputError, match="is no size"):
+        checkpoints.find(str(folder))
+
+
+# ------------------------------------------------------------------------------------------------------- code, pickles
+PAYLOAD = "import pathlib\npathlib.Path({file!r}).touch()\nclass Own: pass\n"
+OWN = {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own", "AutoTokenizer": ["own.Own", "own.Own"]}
+
+
+@pytest.mark.parametrize("where", ["config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("known", [True, False], ids=["known class", "own class"])
+def test_code_in_a_folder_never_runs_and_is_never_asked_about(folder: Path, where: str, known: bool, monkeypatch):
+    ran = folder.parent / "ran"
+    (folder / "own.py").write_text(PAYLOAD.format(file=str(ran)))
+    config(where, auto_map=OWN)(folder)
+    if not known:
+        config("config.json", model_type="own")(folder)
+        config("tokenizer_config.json", tokenizer_class="Own")(folder)
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody was asked"))
+    if known:
+        models.load_model(str(folder), "float32", "cpu")
+    else:
+        with pytest.raises(InputError, match="is a 'own'|never run"):
+            models.load_model(str(folder), "float32", "cpu")
+    assert not ran.exists()
+
+
+# ------------------------------------------------------------------------------------------------------- content
+def identity_of(folder: Path) -> str:
+    given = {"preset": "smoke", "model": str(folder), "n_demonstrations": 2, "max_examples": 2, "controls": False}
+    return records.record_id(parameters.resolve(given | {"conditioning": False}))
+
+
+CHANGES = {
+    "trained again": filled(LAYER, 0.25),
+    "config.json corrected": config(rms_norm_eps=1e-5),
+    "another tokenizer": config("tokenizer_config.json", clean_up_tokenization_spaces=True),
+    "a file of the tokenizer more": write("added_tokens.json", "{}"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_a_changed_folder_is_another_model(folder: Path, change: Edit):
+    before, label = identity_of(folder), checkpoints.label(str(folder))
+    change(folder)
+    assert identity_of(folder) != before and checkpoints.label(str(folder)) != label
+
+
+def test_a_trained_folder_gets_a_second_record(folder: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("ICLGD_RECORDS", str(tmp_path / "records"))
+    given = {"preset": "smoke", "model": str(folder), "n_demonstrations": 2, "max_examples": 2, "controls": False}
+    given = parameters.resolve(given | {"conditioning": False})
+    first = experiment.run_cell(given, progress=False)
+    assert experiment.run_cell(given, progress=False).json["created"] == first.json["created"]
+    weights(lambda tensors: tensors[HEAD].mul_(-1))(folder)
+    second = experiment.run_cell(given, progress=False)
+    assert len(list((tmp_path / "records").iterdir())) == 2
+    assert first.json["arms"]["zero_shot"] != second.json["arms"]["zero_shot"]
+    assert first.json["model_content"] != second.json["model_content"]
+    text = json.dumps(first.json)
+    assert first.json["parameters"]["model"].startswith("my-model@") and str(tmp_path) not in text
+
+
+def test_where_a_folder_lies_and_what_has_no_effect_do_not_matter(folder: Path, tmp_path: Path):
+    shutil.copytree(folder, tmp_path / "other" / "my-model")
+    for extra in ("README.md", "generation_config.json", "trainer_state.json"):
+        (folder / extra).write_text("{}")
+    assert identity_of(folder) == identity_of(tmp_path / "other" / "my-model")
+    assert checkpoints.label(str(folder)) == checkpoints.label(str(tmp_path / "other" / "my-model"))
+
+
+def test_files_are_read_again_only_when_they_have_changed(folder: Path, monkeypatch):
+    file = folder / "model.safetensors"
+    os.utime(file, (1, 1))
+    first, opened, original = checkpoints.file_sha256(file), [], Path.open
+
+    def watched(path: Path, *arguments, **options):
+        opened.append(path)
+        return original(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", watched)
+    assert checkpoints.file_sha256(file) == first and file not in opened
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    opened.clear()
+    with original(file, "wb") as spoilt:
+        spoilt.write(content)
+    os.utime(file, (1, 1))  # size and time of writing are the old ones
+    assert checkpoints.file_sha256(file) != first and file in opened
+    (checkpoints.cache_folder() / "checksums.json").write_text("{")
+    assert checkpoints.file_sha256(file) != first
+
+
+def test_a_folder_that_is_trained_while_it_is_read_is_noticed(folder: Path, monkeypatch):
+    original = checkpoints.check_loaded
+
+    def meanwhile(name: str, report: dict) -> None:
+        filled(LAYER, 0.5)(folder)
+        original(name, report)
+
+    monkeypatch.setattr(checkpoints, "check_loaded", meanwhile)
+    with pytest.raises(InputError, match="was changed while it was read"):
+        models.load_model(str(folder), "float32", "cpu")
+
+
+def test_built_in_models_are_their_names(monkeypatch):
+    monkeypatch.setattr(checkpoints, "find", lambda name: pytest.fail("looked for a folder"))
+    for name in checkpoints.BUILT_IN:
+        assert checkpoints.content(name) == checkpoints.label(name) == name
+    assert set(families.TINY) == set(models._tiny_configs(8)) and set(downloads.MODELS) < set(checkpoints.BUILT_IN)
+
+
+def test_a_hub_model_is_its_commit(folder: Path, tmp_path: Path, monkeypatch):
+    """A hub cache as the hub's library lays it out, offline."""
+    commits = ("a" * 40, "b" * 40)
+    cache = tmp_path / "hub" / "models--owner--name"
+    for commit in commits:
+        shutil.copytree(folder, cache / "snapshots" / commit)
+    (cache / "refs").mkdir()
+    monkeypatch.setattr(checkpoints, "_online", lambda: False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"), raising=False)
+    for commit in commits:
+        (cache / "refs" / "main").write_text(commit)
+        found = checkpoints.find("owner/name")
+        assert found.content == commit and found.label == "owner/name" and found.options["revision"] == commit
+        assert models.load_model("owner/name", "float32", "cpu").name == "owner/name"
+    with pytest.raises(InputError, match="cannot load model 'owner/other'.*pass a hub id while online"):
+        checkpoints.find("owner/other")
+
+
+# ------------------------------------------------------------------------------------------------------- conversion
+def test_a_corrected_config_is_a_new_conversion(folder: Path):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    config(rms_norm_eps=1e-2)(folder)
+    wrong = models.load_model(str(folder), "float32", "cpu")
+    config(rms_norm_eps=1e-6)(folder)
+    right = models.load_model(str(folder), "float32", "cpu")
+    assert (wrong.model.config.rms_norm_eps, right.model.config.rms_norm_eps) == (1e-2, 1e-6)
+    assert len(list(checkpoints.cache_folder().glob("converted-*[0-9a-f]"))) == 2
+
+
+@pytest.mark.parametrize("spoil", [lambda t: t.pop(HEAD), lambda t: t.update({"x.weight": torch.ones(2)})])
+def test_a_lone_bin_needs_all_its_tensors(folder: Path, spoil: Callable):
+    tensors = load_file(folder / "model.safetensors")
+    spoil(tensors)
+    torch.save(tensors, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(InputError, match="tensors are (missing|left over)"):
+        models.load_model(str(folder), "float32", "cpu")
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04broken"])
+def test_a_damaged_bin_is_one_line(folder: Path, content: bytes):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        models.load_model(str(folder), "float32", "cpu")
+    assert "\n" not in str(caught.value)
