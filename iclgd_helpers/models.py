@@ -66,6 +66,7 @@ class LanguageModel:
         self.attentions = [getattr(layer, self.family.attention) for layer in self.layers]
         self.final_norm = part(self.family.final_norm)(model) or nn.Identity()  # old OPT checkpoints have none
         self.head = model.get_output_embeddings()
+        self.context = context(model.config)
         bias, softcap = getattr(self.head, "bias", None), getattr(model.config, "final_logit_softcapping", None)
         if bias is not None or softcap is not None:
             what = "adds a bias to" if bias is not None else "caps"
@@ -98,8 +99,16 @@ class LanguageModel:
         Final-normed hidden states `[batch, token, d_model]` of `tokens` (`[batch, token]`) at positions from `start`.
 
         With a packing in `call` the batch is 1, and every query begins at `start`.
+
+        Raises
+        ------
+        InputError
+            if they reach beyond the model's context, where it would give numbers that nobody trained.
         """
         packing = None if call is None else call.packing
+        length = start + (tokens.shape[1] if packing is None else packing.take.shape[1])
+        if length > self.context:
+            raise InputError(f"a sequence of {length} tokens is longer than the model's context of {self.context}")
         positions = torch.arange(tokens.shape[1], device=tokens.device) if packing is None else packing.positions
         positions = (start + positions).expand(len(tokens), -1)
         return self.model.base_model(

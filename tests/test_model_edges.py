@@ -141,6 +141,15 @@ def test_a_prompt_stays_below_the_length_at_which_rotary_factors_change():
     assert models.context(layered) == 96
 
 
+def test_nothing_is_computed_beyond_the_context():
+    config = CONFIGS["qwen2"].__class__(**IDS, **SHAPE | {"max_position_embeddings": 16})
+    model = random_model(config)
+    model.hidden(torch.zeros(1, 16, dtype=torch.long))
+    for tokens, start in ((17, 0), (10, 7)):
+        with pytest.raises(InputError, match="17 tokens is longer than the model's context of 16"):
+            model.hidden(torch.zeros(1, tokens, dtype=torch.long), start=start)
+
+
 def test_capped_logits_are_refused():
     config = transformers.Gemma3TextConfig(**IDS, **SHAPE, head_dim=8, final_logit_softcapping=30.0)
     with pytest.raises(InputError, match="caps its logits"):
