@@ -295,6 +295,77 @@ FAULTS = [
         ("Of two caps on rows the larger one holds.", 'min(settings.pop("row_cap")', 'max(settings.pop("row_cap")',
          "test_given_before_task_before_preset[subj-smoke]"),
     ),
+    *_faults(
+        "identity.py", "test_engines.py",
+        ("A docstring changes the engine's hash.", "for line in _lines(source) if _computes(line)]",
+         "for line in _lines(source)]", "test_what_computes_nothing_is_not_hashed"),
+        ("Indentation is not hashed.", 'yield ["{" if found.type == token.INDENT else "}"]', "pass",
+         "test_what_computes_is_hashed"),
+    ),
+    *_faults(
+        "identity.py", "test_records.py",
+        ("A record's identity leaves out the model's content.", '{"model": model, "device": "auto"}',
+         '{"device": "auto"}', "test_identity_depends_on_every_parameter_on_the_data_and_on_the_model"),
+    ),
+    *_faults(
+        "storage.py", "test_records.py",
+        ("The checksum of stored JSON is not compared.", "if content.pop(CHECKSUM) != checksum(content):",
+         "if not content.pop(CHECKSUM):", "test_json_beside_the_records"),
+        ("What a living process is writing is removed.", "not _is_running(int(process))", "True",
+         "test_leftovers_of_a_killed_process_are_removed_and_a_living_ones_are_not"),
+    ),
+    *_faults(
+        "records.py", "test_records.py",
+        ("A record of another run is taken for its folder's.", 'if not content["id"] == found == path.name:',
+         'if not content["id"] == path.name:', "test_a_record_that_is_not_its_folders_is_refused"),
+        ("A sound record is written again.", "    if _is_sound(final):", "    if False:",
+         "test_a_sound_record_stays_and_a_damaged_one_is_replaced"),
+    ),
+    *_faults(
+        "checkpoints.py", "test_checkpoints.py",
+        ("A folder's configuration is not part of its content.", '"pytorch_model*.bin", "*.json", ', '"pytorch_model*.bin", ',
+         "test_a_changed_folder_is_another_model"),
+        ("A file's checksum is kept whatever happens to the file.", "if entry and entry[:-1] == state:", "if entry:",
+         "test_files_are_read_again_only_when_they_have_changed"),
+        ("Tensors may be missing.", '{"missing_keys": "are missing", ', "{",
+         "test_a_checkpoint_that_is_not_what_it_says_is_refused_in_one_line"),
+        ("An adapter is ignored.", 'if (folder / "adapter_config.json").is_file():', "if False:",
+         "test_a_checkpoint_that_is_not_what_it_says_is_refused_in_one_line"),
+    ),
+    *_faults(
+        "models.py", "test_checkpoints.py",
+        ("Weights that are no numbers are taken.", "if not bool(weight.isfinite().all())]", "if False]",
+         "test_a_checkpoint_that_is_not_what_it_says_is_refused_in_one_line"),
+    ),
+    *_faults(
+        "models.py", "test_model_edges.py",
+        ("Every model's layer 0 sees the prompt.", "return bool((scores[1] - scores[0]).norm() >",
+         "return bool((scores[1] - scores[0]).norm() >= 0 *",
+         "test_whether_the_first_layer_sees_the_prompt_is_measured"),
+        ("A sequence may be longer than the context.", "if length > self.context:", "if False:",
+         "test_nothing_is_computed_beyond_the_context"),
+    ),
+    *_faults(
+        "sequences.py", "test_model_edges.py",
+        ("The spelling of a special token becomes the token.", "split_special_tokens=True",
+         "split_special_tokens=False", "test_the_spelling_of_a_special_token_is_text"),
+        ("A prompt may be empty.", "if not prompt:", "if False:", "test_a_prompt_without_tokens_is_refused"),
+    ),
+    *_faults(
+        "experiment.py", "test_model_edges.py",
+        ("An arm that has diverged gets an accuracy.", "if is_diverged(log_probabilities):", "if False:",
+         "test_an_arm_that_diverges_is_marked_and_has_no_numbers"),
+    ),
+    *_faults(
+        "observe.py", "test_model_edges.py",
+        ("A model without numbers answers class 0.", "if arm.update is None and not", "if False and not",
+         "test_a_model_whose_own_numbers_are_not_finite_ends_the_run"),
+    ),
+    *_faults(
+        "rates.py", "test_model_edges.py",
+        ("A rate that diverges gets an accuracy.", "if not np.isfinite(scores).all():", "if False:",
+         "test_rates_that_diverge_are_marked_and_never_chosen"),
+    ),
 ]  # fmt: skip
 
 
