@@ -1,5 +1,6 @@
 """Tasks: prompts, sources, the protocol's order, demonstrations, and one clear error for each bad input."""
 
+import gzip
 import html
 import os
 import re
@@ -141,6 +142,23 @@ def test_rows_without_a_label_are_dropped(folder):
     assert [(e.row, e.label) for e in load_task("mr", "folder", folder).train] == [(0, 0), (3, 1)]
 
 
+@pytest.mark.parametrize("none", ["", " ", "-1", "-1.0", "-01"])
+def test_a_label_of_a_csv_file_may_be_left_out(folder, none):
+    (folder / "mr" / "train.parquet").unlink()
+    (folder / "mr" / "train.csv").write_text(f"text,label\na,0\nb,{none}\nc,1\n")
+    assert [(e.row, e.label) for e in load_task("mr", "folder", folder).train] == [(0, 0), (2, 1)]
+
+
+@pytest.mark.parametrize("name", ["train.csv", "train.CSV", "train.csv.gz", "train.JSONL", "train.jsonl.gz"])
+def test_a_folder_holds_every_kind_of_table(folder, name):
+    expected = load_task("mr", "folder", folder)
+    frame = pd.read_parquet(folder / "mr" / "train.parquet")
+    (folder / "mr" / "train.parquet").unlink()
+    csv = frame.to_csv(index=False) if ".csv" in name.lower() else frame.to_json(orient="records", lines=True)
+    (folder / "mr" / name).write_bytes(gzip.compress(csv.encode()) if name.endswith(".gz") else csv.encode())
+    assert load_task("mr", "folder", folder) == expected
+
+
 def test_checksum_names_the_content_and_not_the_place(folder, tmp_path):
     first = load_task("mr", "folder", folder)
     (tmp_path / "elsewhere").mkdir()
@@ -177,18 +195,19 @@ def damage_jsonl(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (delete("validation.parquet"), "no validation.parquet, .csv or .jsonl"),
+        (delete("validation.parquet"), "no validation.parquet, .csv, .jsonl"),
         (damage, "train.parquet .* cannot be read"),
         (damage_jsonl, "train.jsonl .* cannot be read"),
         (lambda f: rewrite(f, txt=["a"], label=[0]), r"no column 'text' among \['txt', 'label'\]"),
         (lambda f: rewrite(f, text=["a"], labels=[0]), "no column 'label'"),
-        (lambda f: rewrite(f, text=["a", "b"], label=[0, 2]), r"label 2 \(row 1\) not in \[0, 1\]"),
-        (lambda f: rewrite(f, text=["a", "b"], label=[0, -2]), "label -2"),
-        (lambda f: rewrite(f, text=["a", "b"], label=[0, 0.5]), "label 0.5"),
-        (lambda f: rewrite(f, text=["a", "b"], label=["0", "positive"]), "label positive"),
+        (lambda f: rewrite(f, text=["a", "b"], label=[0, 2]), "'2' in row 2 is none of 0, 1: correct it"),
+        (lambda f: rewrite(f, text=["a", "b"], label=[0, -2]), "'-2' in row 2 is none of"),
+        (lambda f: rewrite(f, text=["a", "b"], label=[0, 0.5]), "'0.5' in row 2 is none of"),
+        (lambda f: rewrite(f, text=["a", "b"], label=["0", "positive"]), "'positive' in row 2 is none of"),
         (lambda f: rewrite(f, text=["a", "b"], label=[-1, -1]), "no row has a label"),
-        (lambda f: rewrite(f, text=["a", None], label=[0, 1]), "column 'text' holds no text in row 1"),
-        (lambda f: rewrite(f, text=[1, 2], label=[0, 1]), "column 'text' holds no text in row 0"),
+        (lambda f: rewrite(f, text=["a", None], label=[0, 1]), "column 'text' holds no text in row 2"),
+        (lambda f: rewrite(f, text=[1, 2], label=[0, 1]), "column 'text' holds no text in row 1"),
+        (lambda f: rewrite(f, text=["a", "b"], label=[True, False]), "'True' in row 1 is none of 0, 1"),
     ],
 )
 def test_bad_files_are_one_clear_line(folder, spoil, says):
@@ -284,8 +303,20 @@ def test_balanced_demonstrations(labels, seed, data):
 
 
 def test_more_demonstrations_than_rows():
-    with pytest.raises(InputError, match=r"n_demonstrations=4 is larger than the training split \(3 rows\)"):
+    with pytest.raises(InputError, match=r"n_demonstrations=4 is larger than the training split \(3 rows\): pass .*=3"):
         select_demonstrations(examples([0, 1, 0]), 4, 0, False)
+
+
+@pytest.mark.parametrize("labels", [[0] * 9 + [1], [0] * 9 + [1, 1], [0, 1, 1, 2, 2, 2], [0, 0, 1, 1]])
+def test_a_rare_class_says_how_many_demonstrations_there_may_be(labels):
+    with pytest.raises(InputError, match="label 0 has|label 1 has") as caught:
+        select_demonstrations(examples(labels + [0] * 9), len(labels) + 8, 0, True)
+    assert "balanced=False" in str(caught.value) and "add rows" in str(caught.value)
+    most = int(re.search(r"n_demonstrations=(\d+) or less", str(caught.value))[1])
+    for n in range(1, most + 1):
+        assert len(select_demonstrations(examples(labels + [0] * 9), n, 0, True)) == n
+    with pytest.raises(InputError, match="cannot be balanced"):
+        select_demonstrations(examples(labels + [0] * 9), most + 1, 0, True)
 
 
 @settings(deadline=None)
