@@ -260,11 +260,18 @@ def _has_simple_values(kind: Any) -> bool:
 
 
 def _size(metadata: Any, columns: Container[str]) -> tuple[int, int]:
-    """How many values a column has, and how many bytes all have when unpacked, as the file itself says."""
+    """
+    How many rows a file has, and how many bytes the columns have at most when unpacked, as the file itself says.
+
+    Columns are asked one by one only where all together are too large: Arrow ends the whole process, with no exception,
+    where what a damaged file says of one column does not fit together.
+    """
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    chunks = [group.column(i) for group in groups for i in range(metadata.num_columns)]
-    sizes = [chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in columns]
-    return max(metadata.num_rows, sum(group.num_rows for group in groups)), sum(sizes)
+    size = sum(group.total_byte_size for group in groups)
+    if size > MAX_BYTES:
+        chunks = [group.column(i) for group in groups for i in range(metadata.num_columns)]
+        size = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in columns)
+    return max(metadata.num_rows, sum(group.num_rows for group in groups)), size
 
 
 def _values(column: Any) -> list:

@@ -4,6 +4,8 @@ import csv
 import gzip
 import io
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -347,6 +349,8 @@ def test_a_small_file_with_many_rows_or_long_texts(read, monkeypatch):
     content = parquet(columns(text=["x" * 2**19] * 4), compression="zstd", use_dictionary=False)
     assert len(content) < 2**16
     assert "holds more than 1 MiB: keep fewer rows" in the_line(read, "mine.parquet", content)
+    beside = parquet(columns(other=["x" * 2**19] * 4), use_dictionary=False)
+    assert by_row(read("mine.parquet", beside)) == by_row(read("mine.csv", CSV)), "what is not read does not count"
 
 
 @pytest.mark.parametrize(("name", "content"), [("m.csv", CSV), ("m.jsonl", JSONL), ("m.parquet", parquet(columns()))])
@@ -493,6 +497,29 @@ def test_damaged_files_are_read_or_refused_in_one_line(tmp_path_factory, suffix:
     path = tmp_path_factory.getbasetemp() / f"damaged{suffix}"
     path.write_bytes(content)
     answered(load_table, own_task(TEMPLATE, WORDS), path)
+
+
+EVERY_BYTE = """
+import pathlib, sys
+from iclgd_helpers import errors, tasks
+path, task = pathlib.Path(sys.argv[1]), tasks.own_task("{text}", "a,b")
+content = path.read_bytes()
+for place in range(content.rindex(b"PAR1") - 4 - int.from_bytes(content[-8:-4], "little"), len(content)):
+    for changed in (0, content[place] ^ 2):
+        path.write_bytes(content[:place] + bytes([changed]) + content[place + 1 :])
+        try:
+            tasks.load_table(task, path)
+        except errors.InputError as error:
+            assert len(str(error).splitlines()) == 1
+"""
+
+
+def test_no_byte_of_a_parquet_files_end_ends_the_process(tmp_path: Path):
+    """Arrow may do so (SIGABRT) where it is asked for sizes of a column that do not fit together."""
+    path = tmp_path / "damaged.parquet"
+    path.write_bytes(parquet(columns()))
+    done = subprocess.run([sys.executable, "-c", EVERY_BYTE, str(path)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-1000:]
 
 
 def joined(*pieces: str) -> st.SearchStrategy[str]:
