@@ -87,8 +87,8 @@ def plan(given: ExperimentParameters) -> Plan:
     for example in training:
         if (length := len(layout.training_sequence(example))) > limit:
             raise InputError(
-                f"the demonstration in row {example.row} has {length} tokens, the context holds {limit}: shorten it, "
-                "or pass equal_demonstrations=True, which leaves out what does not fit"
+                f"the demonstration in row {example.row + 1} has {length} tokens, the context holds {limit}: shorten "
+                "it, or pass equal_demonstrations=True, which leaves out what does not fit"
             )
     model_content = checkpoints.content(given.model)
     return Plan(

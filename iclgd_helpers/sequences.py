@@ -74,7 +74,7 @@ class Layout:
         prompt = _encode(self.tokenizer, example.prompt)
         if not prompt:
             raise InputError(
-                f"the prompt of row {example.row} is empty: fill in its text, or add words to the template"
+                f"the prompt of row {example.row + 1} is empty: fill in its text, or add words to the template"
             )
         predict = len(prompt) - 1
         read = predict + 1 if token_read == "label" else predict

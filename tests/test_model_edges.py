@@ -167,7 +167,7 @@ def test_the_spelling_of_a_special_token_is_text(text: str):
 
 def test_a_prompt_without_tokens_is_refused():
     layout, _shown, _asked = material()
-    with pytest.raises(InputError, match="the prompt of row 7 is empty"):
+    with pytest.raises(InputError, match="the prompt of row 8 is empty"):
         layout.query(Example("", 0, 7), "label")
 
 
