@@ -1,18 +1,18 @@
-"""The built book: strict, complete, self-contained, readable on a phone and in the dark."""
+"""The built book: strict, complete, self-contained; readable on a phone, in the dark, by keyboard, and on paper."""
 
 import functools
 import http.server
-import json
-import os
-import queue
-import shutil
-import subprocess
+import re
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
+import browser
+import nbformat
 import pytest
 from bs4 import BeautifulSoup
+from nbclient import NotebookClient
 
 from iclgd_helpers import pipeline
 
@@ -90,8 +90,31 @@ def test_nothing_is_loaded_from_elsewhere(html, pages):
             assert start not in text, sheet
 
 
-# In every page: collects errors before anything else runs, and reports once the mathematics is set.
-PROBE = """<script>
+# A path with at least two folders of which the first is one that machines have.
+ABSOLUTE = re.compile(
+    r"(?<![\w.~:/-])/(?:home|root|Users|usr|opt|work|workspace|tmp|var|private|mnt)/[\w.@-]+|\b[A-Z]:\\\\[\w.]+"
+)
+
+
+def test_no_page_names_a_folder_of_the_machine(html):
+    texts = {path: path.read_text() for path in [*pipeline.notebooks(), *html.rglob("*.html"), *html.rglob("*.ipynb")]}
+    for path, text in texts.items():
+        assert not ABSOLUTE.findall(re.sub(r"base64,[\w+/=]+", "", text)), path.name
+    for path in ("/".join(["at ", "home", "me", "auto.py:21"]), "in (/tmp/x)", "at /usr/lib"):
+        assert ABSOLUTE.search(path), "the control"
+
+
+def test_the_first_cells_of_a_page_warn_of_nothing():
+    """Its rendered page and the notebook behind it hold what a cell writes to stderr, with paths of the machine."""
+    page = pipeline.read(pipeline.ROOT / "notebooks" / "78_results_of_the_reproduction.ipynb")
+    first = nbformat.v4.new_notebook(cells=[cell for cell in page.cells if cell.id in ("parameters", "imports")])
+    NotebookClient(first, kernel_name="python3", timeout=300).execute(cwd=str(pipeline.ROOT))
+    assert [output.get("name") for output in first.cells[-1].outputs] == ["stdout"]
+
+
+# ---------------------------------------------------------------------------------------------------- in the browser
+# Before anything else runs in a page: collects its errors.
+PROBE = """
 window.seen = {errors: []};
 const failed = e => e.message || "cannot load " + (e.target.src || e.target.href);
 addEventListener("error", e => seen.errors.push(failed(e)), true);
@@ -100,104 +123,123 @@ for (const level of ["error", "warn"]) {
   const original = console[level];
   console[level] = (...words) => { seen.errors.push(words.join(" ")); original(...words); };
 }
-addEventListener("load", async () => {
-  if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
-  await document.fonts.ready;
+"""
+
+REPORT = """(() => {
   const root = document.documentElement;
   const count = selector => document.querySelectorAll(selector).length;
   const loaded = performance.getEntriesByType("resource");
-  parent.postMessage({
+  return {
     ...seen, width: root.clientWidth, content: root.scrollWidth, theme: root.dataset.theme,
     background: getComputedStyle(document.body).backgroundColor,
     raw: count(".math") - count(".math:has(mjx-container)"), mathematics: count("mjx-container"),
     wrong: count("mjx-merror, mjx-mtext[style*='color: red']"),
+    spoken: count("mjx-container > mjx-assistive-mml > math"), stops: count("mjx-container[tabindex]"),
     outside: loaded.map(r => r.name).filter(name => !name.startsWith(location.origin)),
     broken: loaded.filter(r => r.responseStatus >= 400).map(r => r.name),
-  }, "*");
-});
-</script>"""
+  };
+})()"""
 
-# Opens every page in a frame of the given width, one after the other, and posts what the pages report.
-DRIVER = """<!doctype html><body><script>
-const jobs = %s, reports = {};
-(async () => {
-  for (const [page, width, theme] of jobs) {
-    for (const name of ["mode", "theme"]) localStorage.setItem(name, theme);
-    const frame = document.createElement("iframe");
-    frame.style = `width:${width}px;height:900px;border:0`;
-    const report = new Promise(done => {
-      addEventListener("message", message => done(message.data), {once: true});
-      setTimeout(() => done({errors: ["no report within 60 s"]}), 60000);
-    });
-    frame.src = "/" + page;
-    document.body.append(frame);
-    reports[`${page} ${width} ${theme}`] = await report;
-    frame.remove();
+# Text of a page whose contrast with what lies behind it is below WCAG's 4.5 (3 for large letters).
+PALE = """(() => {
+  const parse = colour => { const v = colour.match(/[\\d.]+/g).map(Number); return v.length < 4 ? [...v, 1] : v; };
+  const over = (top, below) => [0, 1, 2].map(i => top[i] * top[3] + below[i] * (1 - top[3]));
+  const light = colour => colour.map(c => c / 255).map(c => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = element => !element ? [255, 255, 255] :
+    over(parse(getComputedStyle(element).backgroundColor), ground(element.parentElement));
+  const pale = [];
+  const walker = document.createTreeWalker(document.querySelector(".bd-article"), NodeFilter.SHOW_TEXT);
+  for (let node; node = walker.nextNode();) {
+    const element = node.parentElement;
+    if (!node.data.trim() || element.closest("mjx-assistive-mml, style, script")) continue;
+    if (!element.checkVisibility({opacityProperty: true, visibilityProperty: true})) continue;
+    const style = getComputedStyle(element), below = ground(element);
+    const [a, b] = [light(over(parse(style.color), below)), light(below)];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    const size = parseFloat(style.fontSize), large = size >= 24 || (size >= 18.66 && style.fontWeight >= 700);
+    if (ratio < (large ? 3 : 4.5)) pale.push(`${ratio.toFixed(2)} ${node.data.trim().slice(0, 40)}`);
   }
-  fetch("/report", {method: "POST", body: JSON.stringify(reports)});
-})();
-</script></body>"""
+  return pale;
+})()"""
+
+# What is wrong with tables and scrolling boxes for who cannot see or point.
+UNNAMED = """(() => {
+  const heads = document.querySelectorAll(".bd-article th:not([scope]), .bd-article th:empty");
+  const found = [...heads].map(e => e.outerHTML);
+  const boxes = [...document.querySelectorAll(".bd-article *")].filter(box =>
+    box.checkVisibility() && box.scrollWidth > box.clientWidth + 1 &&
+    ["auto", "scroll"].includes(getComputedStyle(box).overflowX));
+  for (const box of boxes)
+    if (box.tabIndex != 0 || (box.matches(":has(table), .math") && !(box.role == "region" && box.ariaLabel)))
+      found.push(box.outerHTML.slice(0, 200));
+  const names = boxes.map(box => box.ariaLabel).filter(name => name);
+  return new Set(names).size < names.length ? [...found, "one name twice"] : found;
+})()"""
+
+# What paper would lose: boxes that cut their content, content beyond the edge, cells that cover each other.
+LOST = """(() => {
+  const lost = [], edge = document.documentElement.clientWidth + 1;
+  for (const e of document.querySelectorAll(".bd-article *")) {
+    if (!e.checkVisibility() || e.closest("span.math, mjx-container, svg")) continue;
+    const cut = e.clientWidth && e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX != "visible";
+    if (cut || e.getBoundingClientRect().right > edge) lost.push(e.outerHTML.slice(0, 120));
+  }
+  for (const formula of document.querySelectorAll(".bd-article mjx-math"))
+    if (formula.getBoundingClientRect().right > edge) lost.push(formula.textContent);
+  for (const row of document.querySelectorAll(".bd-article tr")) {
+    const boxes = [...row.cells].map(cell => cell.getBoundingClientRect());
+    if (boxes.some((box, i) => i && box.left < boxes[i - 1].right - 1)) lost.push("covered: " + row.textContent);
+  }
+  return lost;
+})()"""
+RESULTS = "book/results.html"
+PAPER = 717  # pixels: A4 between the margins of the browser
 
 
-class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves the book with the probe in every page, the driver as /driver, and takes the reports."""
+class Server(http.server.ThreadingHTTPServer):
+    """Serves a folder quietly, at `address`."""
 
-    def __init__(self, *arguments, jobs, reports, **options):
-        self.jobs, self.reports = jobs, reports
-        super().__init__(*arguments, **options)
+    def __init__(self, folder: Path) -> None:
+        class Quiet(http.server.SimpleHTTPRequestHandler):
+            def log_message(self, *_: object) -> None:
+                pass
 
-    def do_GET(self):
-        name = urlparse(self.path).path
-        if name == "/driver":
-            self.answer(DRIVER % json.dumps(self.jobs))
-        elif name.endswith(".html"):
-            text = Path(self.translate_path(name)).read_text()
-            self.answer(text.replace("<head>", "<head>" + PROBE, 1))
-        else:
-            super().do_GET()
+        super().__init__(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+        self.address = f"http://127.0.0.1:{self.server_port}"
+        threading.Thread(target=self.serve_forever, daemon=True).start()
 
-    def do_POST(self):
-        self.reports.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-        self.answer("")
-
-    def answer(self, text):
-        self.send_response(200)
-        self.send_header("Content-Type", "text/html; charset=utf-8")
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def log_message(self, *_):
-        pass
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
 
 
 @pytest.fixture(scope="session")
-def reports(html, tmp_path_factory) -> dict[str, dict]:
-    """What a browser found on each page, at two widths, in light and dark."""
-    browsers = ("chromium", "chromium-browser", "google-chrome", "chrome")
-    browser = os.environ.get("ICLGD_BROWSER") or next(filter(None, map(shutil.which, browsers)), None)
-    if browser is None:
+def tab(tmp_path_factory) -> Iterator[browser.Page]:
+    if browser.path() is None:
         pytest.skip("no chromium found: install it, or set ICLGD_BROWSER to its path")
+    with browser.Page(tmp_path_factory.mktemp("profile")) as page:
+        yield page
+
+
+@pytest.fixture(scope="session")
+def reports(html, tab) -> dict[str, dict]:
+    """What the browser finds on each page: at two widths, in light and dark, and on paper."""
     names = [
         str(p.relative_to(html)) for folder in ("book", "notebooks") for p in sorted((html / folder).glob("*.html"))
     ]
-    jobs = [(name, width, theme) for name in names for width in (375, 1280) for theme in ("light", "dark")]
-    received = queue.Queue()
-    handler = functools.partial(Handler, jobs=jobs, reports=received, directory=str(html))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-dev-shm-usage "
-        flags += "--disable-background-networking --disable-component-update --disable-sync "
-        flags += "--window-size=1400,1000"
-        profile = f"--user-data-dir={tmp_path_factory.mktemp('profile')}"
-        address = f"http://127.0.0.1:{server.server_port}/driver"
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        process = subprocess.Popen([browser, *flags.split(), profile, "--remote-debugging-port=0", address], **quiet)
-        try:
-            return received.get(timeout=300)
-        finally:
-            process.terminate()
-            process.wait()
-            server.shutdown()
+    found, probe = {}, tab.before(PROBE)
+    with Server(html) as server:
+        for name in names:
+            for width in (375, 1280):
+                for theme in ("light", "dark"):
+                    tab.open(f"{server.address}/{name}", width, theme=theme)
+                    found[f"{name} {width} {theme}"] = tab.run(REPORT) | {"pale": tab.run(PALE)}
+                    found[f"{name} {width} {theme}"]["unnamed"] = tab.run(UNNAMED)
+            with tab.printing(PAPER):
+                found[f"{name} {width} {theme}"]["lost"] = tab.run(LOST)
+    tab.forget(probe)
+    return found
 
 
 def test_browser_sees_no_error(reports):
@@ -207,9 +249,10 @@ def test_browser_sees_no_error(reports):
         assert seen["outside"] == [] and seen["broken"] == [], name
 
 
-def test_mathematics_is_set(reports):
+def test_mathematics_is_set_and_spoken_and_no_stop_of_the_tab_key(reports):
     for name, seen in reports.items():
-        assert seen["raw"] == seen["wrong"] == 0, name
+        assert seen["raw"] == seen["wrong"] == seen["stops"] == 0, name
+        assert seen["spoken"] == seen["mathematics"], name
     assert sum(seen["mathematics"] for seen in reports.values()) > 100
 
 
@@ -222,3 +265,113 @@ def test_dark_mode_is_dark(reports):
     for name, seen in reports.items():
         channels = [int(x) for x in seen["background"].strip("rgba()").split(",")[:3]]
         assert (max(channels) < 60) == name.endswith("dark"), f"{name}: {seen['background']}"
+
+
+@pytest.mark.parametrize("fault", ["pale", "unnamed", "lost"])
+def test_every_page_can_be_read(reports, fault: str):
+    """Contrast; names and stops of tables and boxes that scroll; nothing is lost on paper."""
+    found = {name: seen[fault] for name, seen in reports.items() if seen.get(fault)}
+    assert not found, {name: (len(faults), faults[:3]) for name, faults in found.items()}
+
+
+@pytest.fixture
+def show(html, tab) -> Iterator[Callable[..., None]]:
+    """A function that opens a page from its file, after what it is told to break."""
+    undo = []
+
+    def opened(page: str = RESULTS, before: str = "", blocked: str = "", **options: object) -> None:
+        if before:
+            undo.append(tab.before(before))
+        tab.call("Network.setBlockedURLs", urls=[blocked] if blocked else [])
+        tab.open((html / page).as_uri(), **options)
+
+    yield opened
+    tab.call("Network.setBlockedURLs", urls=[])
+    for name in undo:
+        tab.forget(name)
+
+
+@pytest.mark.parametrize(("script", "without"), [(PALE, "book.css"), (UNNAMED, "book.js")])
+def test_control_a_page_without_our_style_or_script_has_the_fault(tab, show, script: str, without: str):
+    for blocked in ("", f"*{without}*"):
+        show("notebooks/80_cost_and_speed.html", blocked=blocked, width=375, theme="dark")
+        assert bool(tab.run(script)) == bool(blocked)
+
+
+def test_control_paper_without_our_style_loses_columns(tab, show):
+    for blocked in ("", "*book.css*"):
+        show(blocked=blocked)
+        with tab.printing(PAPER):
+            assert bool(tab.run(LOST)) == bool(blocked)
+
+
+# ------------------------------------------------------------------------------------------------ keyboard and mouse
+SHOWN = """(selector => {
+  const box = [...document.querySelectorAll(selector)].filter(e => e.checkVisibility({visibilityProperty: true}))
+    .map(e => e.getBoundingClientRect()).find(box => box.width && box.left >= 0 && box.right <= innerWidth);
+  return Boolean(box);
+})"""
+LINKS = {
+    "primary": "#pst-primary-sidebar-modal a[href$='how_to_use.html'], .bd-sidebar-primary a[href$='how_to_use.html']"
+}
+LINKS["secondary"] = "a.nav-link[href='#verdicts']"
+# A bar like the theme's above the page, with buttons of the same kinds, hidden; there before the theme's scripts run.
+BAR = """document.addEventListener("readystatechange", () => document.body.insertAdjacentHTML("afterbegin",
+  ["primary", "secondary"].map(name => `<button hidden class="${name}-toggle"></button>`).join("")), {once: true})"""
+
+
+def toggles(tab: browser.Page, which: str) -> bool:
+    """Whether a click on the menu's button shows the links that did not show, or hides those that did."""
+    before = tab.run(f"{SHOWN}({LINKS[which]!r})")
+    tab.click(f".{which}-toggle")
+    tab.settle()
+    return tab.run(f"{SHOWN}({LINKS[which]!r})") != before
+
+
+@pytest.mark.parametrize(
+    ("which", "width"), [("primary", 375), ("secondary", 375), ("primary", 800), ("secondary", 800), ("primary", 1440)]
+)
+def test_the_menu_buttons_work(html, tab, show, which: str, width: int):
+    show(width=width)
+    assert toggles(tab, which)
+    with Server(html) as server:
+        tab.open(f"{server.address}/{RESULTS}", width=width)
+        assert toggles(tab, which)
+    show(before=BAR, width=width)
+    assert not toggles(tab, which), "the control: another button of this kind, above, takes the script"
+
+
+def test_who_uses_the_keyboard_sees_where(tab, show):
+    def without_ring() -> list[str]:
+        """Labels of the page's own buttons and boxes that a Tab reaches and that show nothing of it."""
+        missing, seen = [], 0
+        for _ in range(150):
+            tab.key("Tab")
+            place, ring, style = tab.run(
+                """(() => { const e = document.activeElement, s = getComputedStyle(e);
+                return [e.closest('.bd-header-article button') ? 'button ' + e.title + e.ariaLabel :
+                        e.matches('.scrolls') ? 'box ' + e.ariaLabel : null, s.outlineWidth, s.outlineStyle];
+                })()"""
+            )
+            seen += bool(place)
+            if place and (style == "none" or float(ring.removesuffix("px")) < 2):
+                missing.append(place)
+        assert seen > 5
+        return missing
+
+    show()
+    assert without_ring() == []
+    show(blocked="*book.css*")
+    assert without_ring(), "the control"
+
+
+def test_sliders_stand_under_their_figure(html, tab):
+    tab.open((html / "notebooks" / "03_what_the_step_does_not_say.html").as_uri())
+    place = "[...document.querySelectorAll('[id^=frames-] :is(img, input)')].map(e => e.getBoundingClientRect().%s)"
+    for side in ("left", "right"):
+        picture, slider = tab.run(place % side)
+        assert abs(picture - slider) < 2
+    tab.run("document.querySelector('[id^=frames-]').style.display = 'block'")
+    tab.run("document.querySelector('[id^=frames-]').style.width = 'auto'")
+    picture, slider = tab.run(place % "left")
+    assert abs(picture - slider) > 50, "the control"

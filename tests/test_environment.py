@@ -21,6 +21,7 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 EXTRAS = [line for extra in PROJECT["optional-dependencies"].values() for line in extra]
 IMPORT_NAMES = {"PIL": "pillow", "llama_cpp": "llama-cpp-python", "yaml": "pyyaml", "bs4": "beautifulsoup4"}
+IMPORT_NAMES |= {"websocket": "websocket-client"}
 
 
 def lock() -> dict[str, Version]:
