@@ -19,6 +19,8 @@ import seaborn as sns
 from IPython.display import Image, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import LogFormatter
 
 from iclgd_helpers.records import Record
 
@@ -81,8 +83,27 @@ def axes(rows: int = 1, height: float = 2.2, width: float = WIDTH, **options: An
     return plt.subplots(rows, 1, figsize=(width, rows * height), layout="constrained", **options)
 
 
-def png(figure: Figure, dots_per_inch: int = DOTS_PER_INCH) -> bytes:
-    """`figure` as one opaque PNG, compressed; the figure is closed."""
+def _take_literally(figure: Figure) -> None:
+    """No text is a formula because it holds dollars, but what matplotlib itself writes at a logarithmic axis."""
+    written = {
+        label
+        for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis))
+        for kind in ("major", "minor")
+        for label in axis.get_ticklabels(which=kind)  # this makes them
+        if isinstance(getattr(axis, f"get_{kind}_formatter")(), LogFormatter)
+    }
+    for text in figure.findobj(Text):
+        text.set_parse_math(text in written)
+
+
+def png(figure: Figure, dots_per_inch: int = DOTS_PER_INCH, formulas: bool = False) -> bytes:
+    """
+    `figure` as one opaque PNG, compressed; the figure is closed.
+
+    Only with `formulas` is text between dollars set as mathematics: elsewhere it is part of somebody's name.
+    """
+    if not formulas:
+        _take_literally(figure)
     drawn, small = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=dots_per_inch)
     image = PIL.Image.open(drawn).convert("RGB")  # 256 colours look the same and take a quarter of the space
@@ -91,9 +112,9 @@ def png(figure: Figure, dots_per_inch: int = DOTS_PER_INCH) -> bytes:
     return small.getvalue()
 
 
-def show(figure: Figure) -> None:
-    """Display `figure` as one opaque PNG, sharp on dense screens, and close it."""
-    display(Image(png(figure), width=round(figure.get_figwidth() * 96)))
+def show(figure: Figure, formulas: bool = False) -> None:
+    """Display `figure` as one opaque PNG, sharp on dense screens, and close it; `formulas` as in `png`."""
+    display(Image(png(figure, formulas=formulas), width=round(figure.get_figwidth() * 96)))
 
 
 def legend_below(figure: Figure, columns: int = 2) -> None:
@@ -175,11 +196,11 @@ def records_table(records: Sequence[Record], columns: Mapping[str, Callable[[Rec
     return pd.DataFrame(rows, columns=[*named, *columns, "run", "helpers"])
 
 
-FRAMES = """<div id="{id}">
+FRAMES = """<div id="{id}" style="display:inline-block;width:{width}px;max-width:100%">
 <img src="{first}" alt="{alt}. {label}" width="{width}" style="max-width:100%;height:auto">
-<div style="display:none;max-width:{width}px;color:inherit">
+<div style="display:none">
 <input type="range" min="0" max="{last}" value="0" step="1" aria-label="{alt}" aria-valuetext="{label}"
- style="width:100%;min-height:2em"><output style="display:block;min-height:3em">{label}</output></div>
+ style="width:100%;margin:0;min-height:2em"><output style="display:block;min-height:3em">{label}</output></div>
 <script>(function () {{
   var box = document.getElementById("{id}"), image = box.querySelector("img"), slider = box.querySelector("input");
   var labels = {labels}, sources = [image.src].concat({others});

@@ -17,6 +17,10 @@ from iclgd_helpers.reproduction import Quantity
 
 CHOSEN = "_chosen"  # ends the name of an arm at the rate that was chosen on training rows
 NUMBERS = ("value", "low", "high")
+CELL = (
+    "Mean over seeds; s: Student's 95 % interval over seeds; e: 95 % interval over examples, its ends averaged over "
+    "seeds; n: seeds times examples."
+)
 
 
 # ------------------------------------------------------------------------------------------------------------ tables
@@ -37,27 +41,26 @@ def show(long: pd.DataFrame, name: str, digits: int = 3) -> HTML:
     """
     The table of `collect` as a page shows it, above a link to all its seeds and run ids as `<name>.csv`.
 
-    A row is a model and task, a column a quantity. A cell: mean over seeds; *s*: Student's interval over seeds;
-    *e*: interval over examples, its ends averaged over seeds; *n*: seeds times examples.
+    A row is a model and task, a column a quantity; the caption says what stands in a cell.
     """
     summary = by_task(long)
     summary["task"] = summary["task"].map(reproduction.TASKS)
     summary["cell"] = [_cell(row, digits) for _, row in summary.iterrows()]
     wide = summary.pivot_table(index=["model", "task"], columns="quantity", values="cell", aggfunc="first", sort=False)
     wide = wide.reindex(columns=list(dict.fromkeys(long["quantity"]))).fillna("–").rename_axis(columns=None)
-    return table(wide, (long, name))
+    return table(wide, (long, name), caption=CELL)
 
 
-def table(frame: pd.DataFrame, *downloads: tuple[pd.DataFrame, str], **options: object) -> HTML:
-    """`frame` as a table that scrolls on a narrow screen, above links to CSV files; `options` are `to_html`'s."""
+def table(frame: pd.DataFrame, *downloads: tuple[pd.DataFrame, str], caption: str = "", **options: object) -> HTML:
+    """`reproduction.table_html` above links to CSV files."""
     links = "<br>".join(reproduction.download(*one).data for one in downloads)
-    return HTML(reproduction.scrolling(frame.to_html(escape=False, **options)) + links)
+    return HTML(reproduction.table_html(frame, caption, **options) + links)
 
 
 def _cell(row: pd.Series, digits: int) -> str:
     pairs = {"s": (row["seeds_low"], row["seeds_high"]), "e": (row["examples_low"], row["examples_high"])}
-    shown = [f"<br>{key} [{low:.{digits}f}, {high:.{digits}f}]" for key, (low, high) in pairs.items() if low == low]
-    return f"<b>{row['value']:.{digits}f}</b>{''.join(shown)}<br>n {row['n_seeds']:.0f} × {row['n']:.0f}"
+    shown = [f"{key} [{low:.{digits}f}, {high:.{digits}f}]" for key, (low, high) in pairs.items() if low == low]
+    return "\n".join([f"{row['value']:.{digits}f}", *shown, f"n {row['n_seeds']:.0f} × {row['n']:.0f}"])
 
 
 def first_seeds(found: Sequence[Record]) -> list[Record]:
@@ -75,9 +78,9 @@ def label(arm: str) -> str:
 
 
 def title(record: Record) -> str:
-    """Model, task and seed of a record, and its run, as a line."""
+    """Model, task and seed of a record as a line."""
     _model, task, seed = reproduction.cell(record)
-    return f"{reproduction.mark(record)} on {reproduction.TASKS[task]}, seed {seed}, run {record.json['id']}"
+    return f"{reproduction.mark(record)} on {reproduction.TASKS[task]}, seed {seed}"
 
 
 # ----------------------------------------------------------------------------------------------------------- figures

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from IPython.display import HTML, Image, display
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from iclgd_helpers import figures, parameters, records, statistics
+from iclgd_helpers import figures, parameters, records, statistics, storage
 from iclgd_helpers.grid import MODELS, SEEDS
 from iclgd_helpers.parameters import ExperimentParameters, resolve_path
 from iclgd_helpers.records import Record
@@ -30,6 +31,7 @@ FREE = set("preset model task seed data_source data_folder max_examples max_comp
 )
 LONG = ("model", "task", "seed", "value", "low", "high", "n", "id")
 CELL = ("model", "task", "seed")
+BREAK = "\N{LINE SEPARATOR}"  # of lines in a cell; pandas writes \n out
 
 # What is read from a record: (value, low, high, n), the interval being over examples.
 Quantity = Callable[[Record], tuple[float | None, float | None, float | None, int]]
@@ -239,7 +241,7 @@ def signed_root(variances: Sequence[float]) -> tuple[float, ...]:
 def sweeps(kind: str, folder: str | Path = "results/sweeps") -> dict[tuple[str, str], dict[str, Any]]:
     """The sweeps of one kind (`rates`, `clips`) by (model, task)."""
     paths = sorted(resolve_path(folder).glob(f"{kind}-*.json"))
-    found = [records.read_json(path) for path in paths]
+    found = [storage.read_json(path) for path in paths]
     return {(sweep["model"], sweep["task"]): sweep for sweep in found}
 
 
@@ -257,15 +259,52 @@ def gate(rates: Mapping[tuple[str, str], Mapping[str, Any]], model: str, task: s
 
 
 # ------------------------------------------------------------------------------------------------------------- pages
-def scrolling(content: str) -> str:
-    """HTML with tables in the theme's look, which scrolls by itself on a narrow screen."""
-    content = content.replace('border="1" class="dataframe"', 'class="dataframe table"')
-    return f'<div style="overflow-x:auto;max-width:100%">{content}</div>'
+def table_html(frame: pd.DataFrame, caption: str = "", **options: Any) -> str:
+    """
+    `frame` as an HTML table under `caption`; `options` are `to_html`'s.
+
+    Nothing in it is taken for markup, whatever a reader's models, tasks and labels are called. Of a cell of several
+    lines the first is set in bold; short lines are not broken.
+    """
+    marked = frame.map(lambda cell: cell.replace("\n", BREAK) if isinstance(cell, str) else cell)
+    with pd.option_context("display.max_colwidth", None):  # sentences are not cut off
+        text = marked.to_html(escape=True, **options)
+    text = re.sub(f"<td>([^<]*{BREAK}[^<]*)</td>", _lines, text)
+    head = f">\n  <caption>{html.escape(caption)}</caption>" if caption else ">"
+    return f"<div>{text.replace('>', head, 1)}</div>"  # as pandas does: a box to scroll in
 
 
-def share(name: str, content: str) -> None:
-    """Display HTML in a notebook, and let the book's other pages show it under that name (MyST-NB's `glue`)."""
-    data = {"text/html": scrolling(content), "text/plain": f"<{name}>"}
+def _lines(cell: re.Match[str]) -> str:
+    first, *others = cell[1].split(BREAK)
+    whole = ' style="white-space:nowrap"' if max(map(len, [first, *others])) < 25 else ""
+    return "<br>".join([f"<td{whole}><b>{first}</b>", *others]) + "</td>"
+
+
+def html_of(*parts: HTML | str | Iterable[str | tuple[str, str]]) -> str:
+    """HTML of what is HTML, of sentences, and of lists (of sentences, or of pairs of a lead in bold and the rest)."""
+    made = []
+    for part in parts:
+        if isinstance(part, HTML):  # from `download` or `grid_plots.table`
+            made.append(part.data)
+        elif isinstance(part, str):
+            made.append(f"<p>{html.escape(part)}</p>")
+        else:
+            pairs = [("", line) if isinstance(line, str) else line for line in part]
+            items = [f"<b>{html.escape(lead)}</b> {html.escape(rest)}" for lead, rest in pairs]
+            made.append("<ul>" + "".join(f"<li>{item}</li>" for item in items).replace("<b></b> ", "") + "</ul>")
+    return "\n".join(made)
+
+
+def share(name: str, *parts: HTML | str | Iterable[str | tuple[str, str]], folded: str = "") -> None:
+    """
+    Display the parts (see `html_of`) in a notebook, and let other pages show them under that name (MyST-NB's `glue`).
+
+    With `folded`, a line that says what they are, they are shown when a reader opens it.
+    """
+    content = html_of(*parts)
+    if folded:
+        content = f"<details><summary>{html.escape(folded)}</summary>{content}</details>"
+    data = {"text/html": content, "text/plain": f"<{name}>"}
     display(data, metadata={"scrapbook": {"name": name, "mime_prefix": ""}}, raw=True)
 
 

@@ -11,6 +11,8 @@ import notebook_cells
 import numpy as np
 import pandas as pd
 import pytest
+from bs4 import BeautifulSoup
+from IPython.display import Image
 
 from iclgd_helpers import grid, metrics, parameters, records, reproduction, statistics, storage
 from iclgd_helpers.experiment import arm_summary
@@ -28,6 +30,7 @@ LEVELS = {
     "sim_am_zero_shot/standard": 0.5, "sim_am_delta/joint": 0.6, "sim_am_delta/standard": 0.4,
 }  # fmt: skip
 GATE = reproduction.gate  # the fixture of the page opens every gate
+SHARING = {name: getattr(reproduction, name) for name in ("share", "download")}  # and it shows nothing
 FINETUNED = ("standard", "joint", "sequential", "standard_shuffled", "random_update", "norm_matched")
 COMPARED = {name: ("zero_shot", "in_context", name) for name in FINETUNED}
 COMPARED["untrained_standard"] = ("untrained_zero_shot", "untrained_in_context", "untrained_standard")
@@ -133,7 +136,7 @@ def page(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Names after the page's cells up to the verdicts were executed on an empty grid, in which every gate is open."""
     monkeypatch.setattr(records, "load_all", lambda _folder: [])
     monkeypatch.setattr(reproduction, "sweeps", lambda _kind: {})
-    monkeypatch.setattr(reproduction, "share", lambda _name, _content: None)
+    monkeypatch.setattr(reproduction, "share", lambda _name, *_parts, **_options: None)
     monkeypatch.setattr(reproduction, "download", lambda frame, _name: type("Link", (), {"data": str(len(frame))}))
     monkeypatch.setattr(reproduction, "gate", lambda *_: True)
     wanted = (
@@ -395,16 +398,17 @@ def test_the_maps_show_the_papers_task(page: dict[str, Any], monkeypatch: pytest
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_the_short_list_says_what_the_verdicts_say(page: dict[str, Any], turned: bool) -> None:
-    shown: dict[str, str] = {}
+    shown: dict[str, list[tuple[str, str]]] = {}
     swap = {"sim_aou/joint": "sim_aou/standard", "sim_aou/standard": "sim_aou/joint"} if turned else {}
     made = page["judge_all"]([edited(record, swap) for record in a_grid()])
     names = page | {"verdicts": made[0], "effects": made[1], "n_open": pd.Series({MODEL: "6 of 6"})}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reproduction, "share", shown.__setitem__)
         notebook_cells.run(PAGE, "verdict-table", "short", **names)
-    (line,) = [line for line in shown["results-short"].split("<li>") if "(R13, paper)" in line and ", protocol" in line]
-    assert line.startswith("<b>Not reproduced:" if turned else "<b>Reproduced:")
-    assert f"such tasks: 6 of 6 of {MODEL}" in shown["results-short"].lower().replace(MODEL.lower(), MODEL)
+    lines = shown["results-short"]
+    (lead,) = [lead for lead, rest in lines if "(R13, paper)" in rest and ", protocol" in rest]
+    assert lead == ("Not reproduced:" if turned else "Reproduced:")
+    assert any(lead == "Gated" and f"Such tasks: 6 of 6 of {MODEL}" in rest for lead, rest in lines)
 
 
 def test_chosen_rate_is_judged_from_its_own_arms(page: dict[str, Any]) -> None:
@@ -417,6 +421,31 @@ def test_chosen_rate_is_judged_from_its_own_arms(page: dict[str, Any]) -> None:
     assert found == {"protocol": "reproduced", "chosen": "not reproduced"}
 
 
+def test_a_models_name_is_text_in_tables_lists_and_figures(page: dict[str, Any]) -> None:
+    name, shown = r"<img src=x onerror=alert(1)> $\frac{$", []
+    gate = {"engine": "", "gate": {"in_context_minus_zero_shot": {"value": 0.1, "interval": [0.0, 0.2], "n": 200}}}
+    names = {
+        "found": list(a_grid(name)),
+        "evidence": list(a_grid(name)),
+        "reordered": [],
+        "rates": {(name, "cb"): gate},
+    }
+    cells = (
+        "state table-1 partition figure-1 figure-1-jaccard table-2 table-2-more table-3 figure-3-data figure-3 "
+        "figure-3-steps gate judge judge-2 all-verdicts verdict-table short verdict-map runs"
+    ).split()
+    with pytest.MonkeyPatch.context() as patch:
+        for part, original in SHARING.items():
+            patch.setattr(reproduction, part, original)
+        patch.setattr(reproduction, "display", lambda data, **_: shown.append(data))
+        notebook_cells.run(PAGE, *cells, **page | names)
+    tables = [data["text/html"] for data in shown if isinstance(data, dict) and "text/html" in data]
+    pictures = [data for data in shown if isinstance(data, Image)]
+    soups = [BeautifulSoup(table, "html.parser") for table in tables]
+    assert not any(soup.find("img") for soup in soups) and len(pictures) == 5
+    assert sum(name in soup.text for soup in soups) == len(soups) - 1, "all but the clips"
+
+
 # --------------------------------------------------------------------------------------- random weights, other models
 def test_a_record_of_the_paper_preset_joins_the_tables(page: dict[str, Any]) -> None:
     """The made-up grid, in which a cell is missing, and the committed rehearsals of the preset in random weights."""
@@ -427,7 +456,7 @@ def test_a_record_of_the_paper_preset_joins_the_tables(page: dict[str, Any]) -> 
     for number in (1, 2):
         table = page["beside"](number, found)
         assert {MODEL, "random-fairseq-dense-1.3B (random weights)"} == set(table["model"].dropna())
-        shown = page["laid_out"](table, 2)
+        shown = page["laid_out"](table, 2).to_string()
         assert "(random weights)" in shown and "published" in shown
     assert any("No evidence" in line and random[0].json["id"] in line for line in reproduction.notes(found))
     made, effects = page["judge_all"](found)
