@@ -196,7 +196,7 @@ def test_a_demonstration_longer_than_the_context_is_one_line():
 
 # --------------------------------------------------------------------------------------------------- divergence
 def diverging() -> dict:
-    given = {"preset": "smoke", "n_demonstrations": 4, "max_examples": 6, "learning_rate": 1e30}
+    given = {"preset": "smoke", "n_demonstrations": 4, "max_examples": 6, "learning_rate": 1e39}
     return experiment.compute(experiment.prepare(parameters.resolve(given)), progress=False).json
 
 
@@ -220,7 +220,7 @@ def test_a_learner_that_diverges_leaves_those_beside_it_alone():
     model, (layout, shown, _asked) = models.tiny_model("tiny-llama"), material()
     sequences = [layout.training_sequence(example) for example in shown[:2]]
     for method in finetune.METHODS:
-        learners = [Learner(sequences, Settings(rate)) for rate in (0.01, 1e30)]
+        learners = [Learner(sequences, Settings(rate)) for rate in (0.01, 1e39)]
         calm, wild = finetune.finetune_together(model, learners, layout.labels, method)
         (alone,) = finetune.finetune_together(model, learners[:1], layout.labels, method)
         assert wild.diverged and not calm.diverged
@@ -231,7 +231,7 @@ def test_a_learner_that_diverges_leaves_those_beside_it_alone():
 def test_in_float16_a_diverged_learner_is_marked_too():
     model, (layout, shown, _asked) = models.tiny_model("tiny-llama", dtype=torch.float16), material()
     sequences = [layout.training_sequence(example) for example in shown[:2]]
-    learners = [Learner(sequences, Settings(rate)) for rate in (0.001, 1e30)]
+    learners = [Learner(sequences, Settings(rate)) for rate in (0.001, 1e39)]
     calm, wild = finetune.finetune_together(model, learners, layout.labels, "standard")
     assert wild.diverged and not calm.diverged
 
@@ -249,7 +249,7 @@ def test_rates_that_diverge_are_marked_and_never_chosen():
     queries = [layout.query(example, "label") for example in asked]
     sequences = [layout.training_sequence(example) for example in shown]
     points = []
-    for rate in (1e30, 0.01):
+    for rate in (1e39, 0.01):
         tuned = finetune.finetune(model, sequences, layout.labels, "standard", Settings(rate))
         scores = rates.label_scores(model, layout.labels, queries, {"arm": Arm(layout.prefix(), tuned.update)})["arm"]
         labels = np.array([query.label for query in queries])
@@ -264,6 +264,6 @@ def test_sweeps_mark_what_diverges(monkeypatch: pytest.MonkeyPatch):
     given = {"preset": "smoke", "task": "subj", "n_demonstrations": 2, "max_examples": 4, "controls": False}
     cell = experiment.prepare(parameters.resolve(given))
     sequences = [cell.layout.training_sequence(example) for example in cell.training]
-    tuned = finetune.finetune(cell.model, sequences, cell.layout.labels, "joint", Settings(1e30))
+    tuned = finetune.finetune(cell.model, sequences, cell.layout.labels, "joint", Settings(1e39))
     found = grid.compare(cell, cell.queries, {"wild": tuned.update})["wild"]
     assert found["diverged"] and found["jaccard"]["value"] is None and found["sim_aou"]["value"] is None
