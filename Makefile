@@ -32,7 +32,7 @@ refresh: environment
 	@$(PY) -m iclgd_helpers.pipeline refresh
 
 run: environment
-	@$(PY) -m iclgd_helpers.run $(NOTEBOOK) $(ARGS)
+	@$(PY) -m iclgd_helpers.run "$$NOTEBOOK" $(ARGS)
 
 sweep: environment
 	@$(PY) -m iclgd_helpers.sweep $(ARGS)
@@ -57,26 +57,32 @@ clean:
 	rm -rf _build
 
 # The environment is made again when the folder moved or its versions changed, and from scratch when an earlier
-# installation was interrupted. pip is silent unless it fails. PYTHON=/path/to/python chooses the interpreter.
+# installation was interrupted. PYTHON=/path/to/python chooses the interpreter; of a virtual one, what it was made from.
+# pip is silent unless it fails, so a dot every two seconds says that something happens; it ends with this shell.
+PROBE := import sys, venv, ensurepip; print(sys._base_executable if sys.version_info >= (3, 11) else "")
 environment:
 	@wanted="$$(pwd) $$(cat requirements.lock pyproject.toml | cksum)"; \
 	if [ -x $(PY) ] && [ "$$(cat .venv/installed 2>/dev/null)" = "$$wanted" ]; then exit 0; fi; \
 	set -e; \
 	if [ -e .venv/installing ] || ! $(PY) -m pip --version >/dev/null 2>&1; then \
-	  rm -rf .venv; \
-	  for python in $(or $(PYTHON),python3.11 python3 python); do \
-	    if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then break; fi; \
-	    python=; \
-	  done; \
-	  if [ -z "$$python" ]; then \
-	    echo "No Python 3.11 or newer found: install one, or name it: make PYTHON=/path/to/python" >&2; exit 1; \
+	  if [ -n "$$PYTHON" ]; then set -- "$$PYTHON"; else set -- python3.11 python3.12 python3.13 python3 python; fi; \
+	  found=; \
+	  for python do found=$$("$$python" -c '$(PROBE)' 2>/dev/null) && [ -n "$$found" ] && break || found=; done; \
+	  if [ -z "$$found" ]; then \
+	    echo "No Python 3.11 or newer (with venv) as $$*: install one, or name it: make PYTHON=/path/to/python" >&2; \
+	    exit 1; \
 	  fi; \
-	  echo "Making the environment in .venv with $$("$$python" --version) (about 2 GB, some minutes) ..."; \
-	  mkdir .venv; : > .venv/installing; "$$python" -m venv .venv; \
+	  echo "Making the environment in .venv with $$("$$found" --version) (about 2 GB, some minutes)"; \
+	  rm -rf .venv; mkdir .venv; : > .venv/installing; "$$found" -m venv .venv; \
 	else \
-	  echo "Bringing the environment in .venv up to date ..."; \
+	  echo "Bringing the environment in .venv up to date"; \
 	fi; \
 	: > .venv/installing; rm -f .venv/installed; \
-	$(PY) -m pip install -qq --disable-pip-version-check -r requirements.lock; \
-	$(PY) -m pip install -qq --disable-pip-version-check --no-deps -e .; \
+	printf "Installing the versions of requirements.lock "; \
+	(while sleep 2 && kill -0 $$$$ 2>/dev/null; do printf .; done) & dots=$$!; \
+	if $(PY) -m pip install -qq --disable-pip-version-check -r requirements.lock && \
+	  $(PY) -m pip install -qq --disable-pip-version-check --no-deps -e .; \
+	then status=0; else status=1; fi; \
+	kill $$dots; echo; \
+	[ $$status = 0 ] || exit 1; \
 	echo "$$wanted" > .venv/installed; rm .venv/installing

@@ -7,32 +7,37 @@ bench goes on where it stopped. `--fresh` measures all of them again. Nothing el
 
 from __future__ import annotations
 
-import argparse
+if __name__ == "__main__":
+    from iclgd_helpers.start import start
+
+    start("bench.__main__")
+
 import hashlib
 import json
 import os
 import platform
 import resource
-import shutil
-import sys
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import click
 import psutil
-import torch
 
-from bench import measure, peers
-from bench.measure import Bench, Setting
 from iclgd_helpers import parameters, storage, tasks
+from iclgd_helpers.command_line import Here, exit_status
 from iclgd_helpers.errors import InputError
 from iclgd_helpers.identity import code_hash, engine_hash, same_engine
 from iclgd_helpers.paths import PACKAGE, repository_root
 
+if TYPE_CHECKING:
+    from bench.measure import Setting
+
+HERE = Path(__file__).parent
 # Sections in order, with the seconds that each was planned to take on two cores; the first is needed by others.
 SECTIONS = {
     "scoring": 90,
@@ -82,9 +87,9 @@ def show(rows: list[dict[str, Any]]) -> str:
 
 def bench_hash() -> str:
     """Hash of the measuring code and of the engine; comments and layout do not count."""
-    code = (Path(measure.__file__), Path(peers.__file__), peers.HERE / "llama_peer.py", PACKAGE / "cost.py")
+    code = (HERE / "measure.py", HERE / "peers.py", HERE / "llama_peer.py", PACKAGE / "cost.py")
     digest = hashlib.sha256(f"{engine_hash()} {code_hash(code)}".encode())
-    for path in (peers.HERE / "peers.txt", peers.HERE / "sst2_fixed.yaml"):
+    for path in (HERE / "peers.txt", HERE / "sst2_fixed.yaml"):
         digest.update(path.read_bytes())
     return same_engine(digest.hexdigest()[:16])
 
@@ -100,6 +105,8 @@ def processor() -> str:
 
 def machine() -> dict[str, Any]:
     """What the numbers were measured on."""
+    import torch  # slow to import, and of no use to bad input
+
     return {
         "processor": processor(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -119,9 +126,10 @@ def cpu_seconds() -> float:
 
 def run(setting: Setting, chosen: list[str], folder: Path, fresh: bool = False) -> dict[str, Any]:
     """The results of `chosen` sections, those of an earlier run with the same code among them."""
-    folder.mkdir(parents=True, exist_ok=True)
+    from bench import measure, peers
+
     done: dict[str, Any] = {}
-    bench = Bench(setting, folder, done)
+    bench = measure.Bench(setting, folder, done)
     code = hashlib.sha256(json.dumps([bench_hash(), asdict(setting), machine()]).encode()).hexdigest()[:16]
     if os.getloadavg()[0] > 0.7:
         print(f"Something else is running (load average {os.getloadavg()[0]:.2f}): times will not be worth keeping.")
@@ -164,59 +172,68 @@ def assembled(setting: Setting, quick: bool, done: Mapping[str, Any]) -> dict[st
     return result | {"targets": verdicts(result)}
 
 
-def with_data(setting: Setting) -> Setting:
-    """The setting, with the book's default text in place of SST-2 where that cannot be had."""
+def text() -> dict[str, str]:
+    """What to change in the setting where SST-2 cannot be had: the book's default text takes its place."""
+    given = parameters.resolve({"preset": "quick", "task": "sst2"})
     try:
-        given = setting.parameters()
         tasks.load_task(given.task, given.data_source, parameters.data_folder(given))
     except InputError as error:
         if os.environ.get("ICLGD_DATA"):  # named, so no other text will do
             raise
         print(f"SST-2 is not there ({error}).\nMeasuring on the movie-review snippets of the package index instead.")
-        return replace(setting, task="snippets", data_source="pypi")
-    return setting
+        return {"task": "snippets", "data_source": "pypi"}
+    return {}
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Exit status 0 if every target is met, 1 if one is missed or was not measured, 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a tiny model, tiny sizes, no peers: tests the bench")
-    parser.add_argument("--without-peers", action="store_true", help="leave out llama.cpp and lm-eval")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, help="these sections (scoring comes with them)")
-    parser.add_argument("--fresh", action="store_true", help="measure again what an earlier run has kept")
-    parser.add_argument("--store", action="store_true", help="copy the result to results/bench/bench.json as well")
-    parser.add_argument("--data-folder", type=Path, help="the six tasks; else $ICLGD_DATA, else the hub")
-    parser.add_argument("--output", type=Path, default=repository_root() / "_build" / "bench.json")
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    if options.child:
-        print(json.dumps(measure.run_child(json.loads(options.child))))
+@click.command()
+@click.option("--quick", is_flag=True, help="a tiny model, tiny sizes, no peers: tests the bench")
+@click.option("--without-peers", is_flag=True, help="leave out llama.cpp and lm-eval")
+@click.option("--only", multiple=True, type=click.Choice(list(SECTIONS)), help="repeatable (scoring comes with it)")
+@click.option("--fresh", is_flag=True, help="measure again what an earlier run has kept")
+@click.option("--store", is_flag=True, help="copy the result to results/bench/bench.json as well")
+@click.option("--data-folder", type=Here(), help="the six tasks; else $ICLGD_DATA, else the hub")
+@click.option("--output", type=Here(), help="[_build/bench.json]")
+@click.option("--child", hidden=True)
+def command(
+    quick: bool,
+    without_peers: bool,
+    only: tuple[str, ...],
+    fresh: bool,
+    store: bool,
+    data_folder: Path | None,
+    output: Path | None,
+    child: str | None,
+) -> int:
+    """Measure every section, write `_build/bench.json`, say which targets are met; status 1 if one is missed."""
+    if child:
+        from bench import measure  # slow to import, and of no use to bad input
+
+        print(json.dumps(measure.run_child(json.loads(child))))
         return 0
-    if options.data_folder:
-        os.environ["ICLGD_DATA"] = str(options.data_folder.resolve())
-    without = PEERS if options.quick or options.without_peers else ()
-    wanted = ["scoring", *(options.only or SECTIONS)]
-    chosen = [name for name in SECTIONS if name in wanted and name not in without]
-    try:
-        setting = Setting.quick() if options.quick else with_data(Setting())
-        done = run(setting, chosen, options.output.parent / "bench", options.fresh)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; finished sections are kept", file=sys.stderr)
-        return 130
-    result = assembled(setting, options.quick, done)
-    storage.write_json(options.output, result)
-    print(f"\n{show(result['targets'])}\n\n{options.output}")
-    stored = repository_root() / "results" / "bench" / "bench.json"
-    if options.store and not options.quick:
-        stored.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(options.output, stored)
-    elif not options.quick:
-        print(f"For the book: python -m bench --store, or cp {options.output.name} to results/bench/bench.json")
+    root = repository_root()
+    output, stored = output or root / "_build" / "bench.json", root / "results" / "bench" / "bench.json"
+    if output.is_dir():
+        raise InputError(f"--output {output} is a folder: name a file")
+    for folder in (output.parent / "bench", *([stored.parent] if store else ())):
+        storage.require_writable(folder)
+    if data_folder:
+        os.environ["ICLGD_DATA"] = str(data_folder)
+    without = PEERS if quick or without_peers else ()
+    chosen = [name for name in SECTIONS if name in ("scoring", *(only or SECTIONS)) and name not in without]
+    changed = {} if quick else text()
+    from bench.measure import Setting
+
+    setting = Setting.quick() if quick else Setting(**changed)
+    result = assembled(setting, quick, run(setting, chosen, output.parent / "bench", fresh))
+    storage.write_json(output, result)
+    print(f"\n{show(result['targets'])}\n\n{output}")
+    if store and not quick:
+        storage.write_bytes(stored, output.read_bytes())
+    elif not quick:
+        print(f"For the book: python -m bench --store, or cp {output.name} to results/bench/bench.json")
     return 0 if all(row["met"] for row in result["targets"]) else 1
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0 if every target is met, 1 if one is missed or was not measured, 2 for bad input."""
+    return exit_status(command, arguments, "bench")

@@ -19,17 +19,20 @@ No row of the evaluation split is read. `python -m iclgd_helpers.choose_settings
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from iclgd_helpers.start import start
+
+    start("iclgd_helpers.commands", "choose_settings")
+
 import itertools
 import json
-import sys
 from collections.abc import Sequence
+from functools import partial
 
-import click
 import numpy as np
 from tqdm import tqdm
 
-from iclgd_helpers import finetune, models, parameters, paths, storage
-from iclgd_helpers.command_line import exit_status
+from iclgd_helpers import commands, finetune, models, parameters, paths, storage
 from iclgd_helpers.models import LanguageModel
 from iclgd_helpers.observe import Arm
 from iclgd_helpers.rates import label_scores
@@ -43,6 +46,8 @@ LEARNING_RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 SEEDS = (0, 1, 2)
 RUN_SEEDS = tuple(range(8))
 N_ROWS, ROWS_SEED, MAX_DIFFERENCE = 120, 100, 0.01
+
+main = partial(commands.main, "choose_settings")
 
 
 def label_log_probabilities(
@@ -130,10 +135,11 @@ def choose(trials: list[dict], seeds: list[dict] = (), rates: list[dict] = ()) -
     return chosen
 
 
-@click.command()
-def command() -> None:
+def work() -> None:
     """Compare, choose, and write `results/settings/snippets.json`."""
     given = parameters.resolve({"preset": "quick"})
+    target = paths.resolve_path(f"results/settings/{given.task}.json")
+    storage.require_writable(target.parent)
     data = load_task(given.task, given.data_source)
     model = models.load_model(given.model, "float32", "cpu")
     demonstrations = compare_demonstrations(model, data)
@@ -145,14 +151,5 @@ def command() -> None:
         "model": given.model, "task": given.task, "data_checksum": data.checksum, "rows": N_ROWS,
         "demonstrations": demonstrations, "seeds": seeds, "rates": rates, "chosen": chosen,
     }  # fmt: skip
-    storage.write_json(paths.resolve_path(f"results/settings/{given.task}.json"), result)
+    storage.write_json(target, result)
     print(json.dumps(chosen))
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Exit status, as of every command."""
-    return exit_status(command, arguments, "iclgd_helpers.choose_settings")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

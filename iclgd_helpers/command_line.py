@@ -1,7 +1,9 @@
-"""What the commands share: how parameters and paths are read from a command line, and how a command of click ends."""
+"""What the commands share: how parameters, paths and numbers are read from a command line, and how a command ends."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,11 +11,49 @@ from typing import Any
 
 import click
 
-from iclgd_helpers.errors import InputError
-from iclgd_helpers.paths import resolve_path
+from iclgd_helpers.checkpoints import BUILT_IN
+from iclgd_helpers.errors import CellError, InputError, shortened
+from iclgd_helpers.parameters import text_names
+from iclgd_helpers.paths import resolve_here, resolve_path
+from iclgd_helpers.start import Terminated, farewell
 
 # Parameters that may name a file or a folder.
 PATHS = ("data_file", "data_folder", "model", "other_model", "bench_file")
+RATES = (1e-6, 1e9)  # TFLOP/s: no device is slower or faster, and times stay numbers that can be said
+MOST_THREADS = 1024
+
+
+class Given(click.ParamType):
+    """A text that is not empty: an empty one is a variable that the shell did not know."""
+
+    name = "text"
+
+    def convert(self, value: Any, option: click.Parameter | None, context: click.Context | None) -> Any:
+        if not value.strip():
+            self.fail("it is empty: give a value", option, context)
+        return value
+
+
+class Here(Given):
+    """A file or folder, a relative one taken from the working directory; InputError if nothing can be there."""
+
+    name = "path"
+
+    def convert(self, value: Any, option: click.Parameter | None, context: click.Context | None) -> Path:
+        return resolve_here(value if isinstance(value, Path) else super().convert(value, option, context))
+
+
+class Rate(click.ParamType):
+    """A rate in TFLOP/s, within `RATES`."""
+
+    name = "number"
+
+    def convert(self, value: Any, option: click.Parameter | None, context: click.Context | None) -> float:
+        number = literal(value) if isinstance(value, str) else value
+        if type(number) not in (int, float) or not RATES[0] <= number <= RATES[1]:
+            low, high = (f"{bound:g}" for bound in RATES)
+            self.fail(f"{shortened(repr(value))}: give a positive number of TFLOP/s, {low} to {high}", option, context)
+        return float(number)
 
 
 def literal(text: str) -> bool | int | float | str | None:
@@ -30,15 +70,32 @@ def literal(text: str) -> bool | int | float | str | None:
 
 
 def from_here(path: str) -> str:
-    """`path`, absolute if it lies in the working directory and that is not the repository, where pages look for it."""
-    here = Path(path).expanduser().absolute()
-    return str(here) if here.exists() and here.resolve() != resolve_path(path) else path
+    """
+    `path`, absolute if it lies in the working directory and that is not the repository, where pages look for it.
+
+    A built-in model's name is that model; a folder of that name is given as `./name`.
+    """
+    here = resolve_here(path)
+    lies_here = path not in BUILT_IN and os.path.exists(here) and here != resolve_path(path)
+    return str(here) if lies_here else path
 
 
 def typed(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
-    """Parameters from a command line: values as papermill reads them, paths as a shell does."""
-    given = {name: literal(text) for name, text in pairs}
-    return {n: from_here(value) if n in PATHS and isinstance(value, str) else value for n, value in given.items()}
+    """
+    Parameters from a command line: texts as they stand, other values as papermill reads them, paths as a shell does.
+
+    Raises
+    ------
+    click.UsageError
+        for a parameter that is given twice.
+    """
+    given, texts = {}, text_names()
+    for name, text in pairs:
+        if name in given:
+            raise click.UsageError(f"-p {shortened(name)} is given twice: give it once")
+        value = text if name in texts and text != "None" else literal(text)
+        given[name] = from_here(value) if name in PATHS and isinstance(value, str) else value
+    return given
 
 
 def given_once(given: Iterable[str], options: Iterable[str]) -> None:
@@ -55,14 +112,24 @@ def given_once(given: Iterable[str], options: Iterable[str]) -> None:
 
 
 def exit_status(command: click.Command, arguments: Sequence[str] | None, module: str) -> int:
-    """Run the command of `python -m module`: 0, 2 for bad input (one line), 130 for an interrupt."""
+    """
+    Run the command of `python -m module`: its status (0), with the reason 1 for a failing cell, 2 for bad input (one
+    line), 130 for an interrupt, 143 for SIGTERM.
+    """
     try:
-        command.main(arguments, prog_name=f"python -m {module}", standalone_mode=False)
-        return 0
-    except (InputError, click.UsageError) as error:
-        message = error.format_message() if isinstance(error, click.UsageError) else str(error)
+        words = sys.argv[1:] if arguments is None else list(arguments)
+        with command.make_context(f"python -m {module}", words) as context:
+            return command.invoke(context) or 0
+    except click.exceptions.Exit as end:  # of --help
+        return end.exit_code
+    except (InputError, click.ClickException) as error:
+        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
         print(f"error: {' '.join(message.split())}", file=sys.stderr)
         return 2
-    except (KeyboardInterrupt, click.Abort):
-        print("interrupted; start it again to go on from what is stored", file=sys.stderr)
-        return 130
+    except CellError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as interrupt:
+        number = signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT
+        print(farewell(number), file=sys.stderr)
+        return 128 + number

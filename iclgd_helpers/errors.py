@@ -1,10 +1,14 @@
-"""The one error a reader may cause: bad input."""
+"""The one error a reader may cause, bad input, and the one that a notebook may."""
 
 from __future__ import annotations
 
 
 class InputError(ValueError):
     """Something given by the reader cannot be used; the message names it and the way out."""
+
+
+class CellError(RuntimeError):
+    """A cell of a notebook failed for another reason than bad input."""
 
 
 def shortened(text: str, longest: int = 200) -> str:

@@ -27,34 +27,37 @@ first task's training rows preferred rates at which every answer is the same wor
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from iclgd_helpers.start import start
+
+    start("iclgd_helpers.commands", "fixed_prompt")
+
 import itertools
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 
-from iclgd_helpers import checkpoints, cost, identity, models, parameters, paths, storage
-from iclgd_helpers.command_line import exit_status, from_here
+from iclgd_helpers import checkpoints, commands, cost, identity, models, parameters, paths, storage
 from iclgd_helpers.finetune import Learner, Settings, finetune_together
 from iclgd_helpers.models import KVUpdate, LanguageModel
 from iclgd_helpers.observe import Arm
+from iclgd_helpers.plans import PROMPT_SEEDS as SEEDS
 from iclgd_helpers.rates import best_rate, label_scores, score_summary
 from iclgd_helpers.sequences import Layout, Query
-from iclgd_helpers.sweep import device_rate, duration, rate_option
+from iclgd_helpers.sweep import device_rate, duration
 from iclgd_helpers.tasks import Example, TaskData, select_demonstrations, shuffle_labels, task_data
 
-MODEL = "SmolLM2-135M-Instruct"
-SEEDS = {"sst2": (2, 3, 4), "subj": (4, 5, 6), "mr": (5, 6, 7)}
 ARMS = ("plain", "instruction", "demonstrations", "shuffled")
 N_DEMONSTRATIONS, N_ROWS, STEPS = 4, 48, (0, 4, 10, 20)
 RATES, CHOICE_STEPS, CHOICE_ROWS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), 10, 16
 RECORDS = "results/prompts"
+
+main = partial(commands.main, "fixed_prompt")
 
 
 @dataclass(frozen=True)
@@ -297,16 +300,11 @@ def estimate(model: str, tasks: Sequence[str], rate: float) -> Iterator[str]:
         yield f"{name:<12}{one / 1e12:>9.1f} TFLOP{duration(one / rate):>12}"
 
 
-@click.command()
-@click.option("--model", "model_name", default=MODEL, show_default=True)
-@click.option("--task", "tasks", multiple=True, type=click.Choice(list(SEEDS)), default=tuple(SEEDS))
-@rate_option("half of a product's, now")
-@click.option("--cost-only", is_flag=True, help="print what the run would cost, and stop")
-def command(model_name: str, tasks: tuple[str, ...], rate: float | None, cost_only: bool) -> None:
-    """Run what is not yet recorded, into `results/prompts`; $ICLGD_DATA names the folder of the tasks."""
+def work(model_name: str, tasks: Sequence[str], rate: float | None, cost_only: bool) -> None:
+    """Say what is not yet recorded and what it costs at a rate in TFLOP/s, and compute it, into `results/prompts`."""
     identity.source_hash()  # kept from now on: that of the code as it was loaded
-    rate, model_name = rate * 1e12 if rate else device_rate("auto", "float32") / 2, from_here(model_name)
-    print("\n".join(estimate(model_name, tasks, rate)), flush=True)
+    flops = rate * 1e12 if rate else device_rate("auto", "float32") / 2
+    print("\n".join(estimate(model_name, tasks, flops)), flush=True)
     if cost_only:
         return
     storage.require_writable(paths.resolve_path(RECORDS))
@@ -317,12 +315,3 @@ def command(model_name: str, tasks: tuple[str, ...], rate: float | None, cost_on
 
     for number, task in itertools.product(range(3), tasks):  # first seeds first
         run_task(model, task, SEEDS[task][number : number + 1], say)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Exit status, as of every command."""
-    return exit_status(command, arguments, "iclgd_helpers.fixed_prompt")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -37,21 +37,25 @@ before seeds, and no arm was.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from iclgd_helpers.start import start
+
+    start("iclgd_helpers.commands", "grid")
+
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import click
 import numpy as np
 import torch
 
 from iclgd_helpers import (
     checkpoints,
+    commands,
     cost,
     experiment,
     finetune,
@@ -64,20 +68,18 @@ from iclgd_helpers import (
     storage,
 )
 from iclgd_helpers.arms import METHODS
-from iclgd_helpers.command_line import exit_status, from_here
 from iclgd_helpers.errors import InputError
 from iclgd_helpers.experiment import Cell, Plan
 from iclgd_helpers.finetune import Learner, Settings
 from iclgd_helpers.models import KVUpdate
 from iclgd_helpers.observe import Arm, observe
 from iclgd_helpers.parameters import ExperimentParameters
+from iclgd_helpers.plans import MODELS, SEEDS, STAGES
 from iclgd_helpers.rates import best_rate, label_scores, score_summary
 from iclgd_helpers.sequences import Query
-from iclgd_helpers.sweep import device_rate, duration, rate_option
+from iclgd_helpers.sweep import device_rate, duration
 from iclgd_helpers.tasks import select_demonstrations, task_data
 
-MODELS = ("SmolLM2-135M-Instruct", "Gemma-3-270M")
-SEEDS = {"sst2": (2, 3, 4), "subj": (4, 5, 6), "mr": (5, 6, 7), "sst5": (5, 6, 7), "cb": (3, 4, 5), "agnews": (3, 4, 5)}
 N_ROWS = 100
 RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 RATE_ROWS, GATE_ROWS, CLIP_ROWS = 64, 200, 64
@@ -87,8 +89,9 @@ UNEQUAL_TASKS = ("cb", "agnews")
 CLIP_TASKS = ("subj", "sst2", "sst5", "mr")
 CLIP_FACTORS = tuple(2.0**exponent for exponent in range(-6, 3))
 CLIP_KINDS = ("global", "per_layer", "elementwise")
-STAGES = ("rates", "cells", "orders", "unequal", "clips")
 RECORDS, SWEEPS = "results/records", "results/sweeps"
+
+main = partial(commands.main, "grid")
 
 
 @dataclass(frozen=True)
@@ -403,38 +406,23 @@ def run(waiting: Sequence[tuple[Job, float]], say: Callable[[str], None]) -> Non
         say(f"{job.label:<44} {duration(seconds)}, {message}; about {duration(remaining * spent / done)} left")
 
 
-@click.command()
-@click.option("--model", "models", multiple=True, default=MODELS, show_default=True)
-@click.option("--stage", "stages", multiple=True, type=click.Choice(STAGES), default=STAGES, show_default=True)
-@click.option("--task", "tasks", multiple=True, type=click.Choice(list(SEEDS)), default=tuple(SEEDS))
-@rate_option("half of a product's, now")
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="that compute, on a CPU")
-@click.option("--cost-only", is_flag=True, help="print what the run would cost, and stop")
-def command(
-    models: tuple[str, ...],
-    stages: tuple[str, ...],
-    tasks: tuple[str, ...],
+def work(
+    models: Sequence[str],
+    stages: Sequence[str],
+    tasks: Sequence[str],
     rate: float | None,
     threads: int,
     cost_only: bool,
 ) -> None:
-    """Run what is not yet recorded of the grid, into `results/`; $ICLGD_DATA names the folder of the six tasks."""
+    """Say what is not yet recorded and what it costs at a rate in TFLOP/s, and compute it, into `results/`."""
     torch.set_num_threads(threads)
     os.environ["ICLGD_RECORDS"] = str(paths.resolve_path(RECORDS))
-    everything = jobs([from_here(model) for model in models], stages, tasks)
+    everything = jobs(models, stages, tasks)
     waiting = [(job, job.flops()) for job in everything if not job.is_done()]
-    rate = rate * 1e12 if rate else device_rate("auto", "float32") / 2
+    flops = rate * 1e12 if rate else device_rate("auto", "float32") / 2
     print(f"{len(everything) - len(waiting)} of {len(everything)} jobs are stored.")
-    print("\n".join(estimate(waiting, rate)), flush=True)
+    print("\n".join(estimate(waiting, flops)), flush=True)
     if waiting and not cost_only:
-        storage.require_writable(paths.records_folder())
+        for folder in (RECORDS, SWEEPS):
+            storage.require_writable(paths.resolve_path(folder))
         run(waiting, lambda line: print(line, flush=True))
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Exit status, as of every command."""
-    return exit_status(command, arguments, "iclgd_helpers.grid")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

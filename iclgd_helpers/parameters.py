@@ -2,28 +2,58 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from iclgd_helpers import paths
-from iclgd_helpers.errors import InputError
+from iclgd_helpers import notebook_files, paths
+from iclgd_helpers.errors import InputError, shortened
 from iclgd_helpers.identity import engine_hash  # noqa: F401
 from iclgd_helpers.paths import repository_root, resolve_path  # noqa: F401
 
 PRESETS = paths.PACKAGE / "presets"
 
 OWN_TABLE = ("data_file", "template", "verbalizers", "label_column", "label_values")  # the first three are needed
+DEVICE = r"auto|cpu|mps|(cuda|xpu)(:\d{1,2})?"  # what PyTorch computes on without a further package
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
+def _number(value: Any) -> Any:
+    """A number that was written as a text is that number; everything else stays what it is."""
+    return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
+
+
+def _whole(value: Any) -> Any:
+    """The same for whole numbers, however they are written: 10, 10.0, 1e1."""
+    value = _number(value)
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
+
+
+def _whole_characters(value: str) -> str:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("it holds half a character (a lone surrogate)") from None
+    return value
+
+
+Text = Annotated[str, AfterValidator(_whole_characters)]
+Number = Annotated[float, BeforeValidator(_number)]
+Whole = Annotated[int, BeforeValidator(_whole)]
 
 
 class Parameters(BaseModel):
-    """What every schema shares: values are typed strictly, unknown names are refused, nothing changes later."""
+    """
+    What every schema shares: values are typed strictly, unknown names are refused, nothing changes later.
+
+    One thing is not strict: numbers may be texts (YAML 1.1 reads `1e-3` as one), and whole numbers may have a point.
+    """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, protected_namespaces=())
 
@@ -33,11 +63,12 @@ class TheoryParameters(Parameters):
     Parameters of the theory notebooks; each has at least the first two.
 
     `learning_rate` is the rate of the implied step; `recompute` trains again what is otherwise read from its record.
+    Within the bounds every verdict holds: rounding has room, and loops over pairs of examples take seconds.
     """
 
-    seed: int = Field(0, ge=0, lt=2**32)
-    n_demonstrations: int = Field(16, ge=1)
-    learning_rate: float = Field(1.0, gt=0, allow_inf_nan=False)
+    seed: Whole = Field(0, ge=0, lt=2**32)
+    n_demonstrations: Whole = Field(16, ge=1, le=64)
+    learning_rate: Number = Field(1.0, ge=1e-5, le=1e6)
     recompute: bool = False
 
 
@@ -51,35 +82,47 @@ class ExperimentParameters(Parameters):
     """
 
     preset: str
-    model: str
-    task: str
-    seed: int = Field(ge=0, lt=2**32)
+    model: Text
+    task: Text
+    seed: Whole = Field(ge=0, lt=2**32)
     data_source: Literal["hub", "folder", "pypi", "generated", "file"]
-    data_folder: str | None = None
-    data_file: str | None = None
-    template: str | None = None
-    verbalizers: str | None = None
-    label_column: str | None = None
-    label_values: str | None = None
-    n_demonstrations: int = Field(ge=1)
-    order: int = Field(0, ge=0)
-    max_examples: int = Field(ge=1)
-    max_compared: int | None = Field(None, ge=1)
-    learning_rate: float = Field(ge=0, allow_inf_nan=False)
+    data_folder: Text | None = None
+    data_file: Text | None = None
+    template: Text | None = None
+    verbalizers: Text | None = None
+    label_column: Text | None = None
+    label_values: Text | None = None
+    n_demonstrations: Whole = Field(ge=1)
+    order: Whole = Field(0, ge=0)
+    max_examples: Whole = Field(ge=1)
+    max_compared: Whole | None = Field(None, ge=1)
+    learning_rate: Number = Field(ge=0, allow_inf_nan=False)
     chosen_rates: dict[Literal["standard", "joint", "sequential"], float] | None = None
-    device: str
+    device: Text
     dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"]
     separator: Literal["eos", "newline"]
     balanced: bool
     token_read: Literal["label", "prompt"] = "label"
     loss: Literal["all", "label", "label_space"] = "all"
     clip: Literal["none", "global", "per_layer", "elementwise"] = "none"
-    clip_value: float | None = Field(None, gt=0, allow_inf_nan=False)
+    clip_value: Number | None = Field(None, gt=0, allow_inf_nan=False)
     equal_demonstrations: bool = True
-    max_context: int = Field(2048, ge=8)
+    max_context: Whole = Field(2048, ge=8)
     untrained: Literal["blocks", "everything"] = "blocks"
     controls: bool = True
     conditioning: bool = True
+
+
+class PageParameters(Parameters):
+    """What single pages have beside these; a name means the same wherever it stands."""
+
+    n_clip_values: Whole = Field(2, ge=1, le=12, description="page 72: bounds in the sweep, for each kind of clipping")
+    n_sweep_examples: Whole = Field(60, ge=1, description="page 72: test questions in the sweep")
+    n_questions: Whole = Field(32, ge=2, description="page 76: test questions, at most")
+    store: bool = Field(False, description="page 76: keep the summary under results/demonstration_attention")
+    device_tflops: Number = Field(20.0, ge=1e-6, le=1e9, description="page 80: 10^12 operations a second, sustained")
+    bench_file: Text = Field("results/bench/bench.json", description="page 80: what `make bench` has stored")
+    other_model: Text = Field("tiny-gpt2", description="page 90: the model that is compared on the same questions")
 
 
 @cache
@@ -92,19 +135,39 @@ def presets() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.yaml") if path.stem != "tasks")
 
 
+def known_preset(name: Any) -> str:
+    """`name`, if it is a preset's; InputError if not."""
+    _one_of("preset", name, presets())
+    return name
+
+
+def text_names() -> set[str]:
+    """Names of the parameters that are texts, even where the text looks like a number."""
+    fields = ExperimentParameters.model_fields | PageParameters.model_fields
+    kinds = {name: list(_choices(field.annotation)) for name, field in fields.items()}
+    return {name for name, choices in kinds.items() if any(one is str or isinstance(one, str) for one in choices)}
+
+
+def _choices(annotation: Any) -> Iterator[Any]:
+    """The types that an annotated value may have, and the values of a `Literal`."""
+    parts = get_args(annotation)
+    yield from (choice for part in parts for choice in _choices(part)) if parts else (annotation,)
+
+
 def _one_of(kind: str, name: Any, known: Iterable[str]) -> None:
     known = list(known)
     if name not in known:
-        close = difflib.get_close_matches(str(name), known, 1)
+        said = shortened(repr(name))
+        close = difflib.get_close_matches(said.strip("'"), known, 1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise InputError(f"unknown {kind} {name!r}: {hint}known are {', '.join(known)}")
+        raise InputError(f"unknown {kind} {said}: {hint}known are {', '.join(known)}")
 
 
 def _validated(schema: type[Parameters], values: Mapping[str, Any]) -> Any:
     try:
         return schema(**values)
     except ValidationError as error:
-        faults = (f"{'.'.join(map(str, e['loc']))}={e['input']!r}: {e['msg']}" for e in error.errors())
+        faults = (f"{'.'.join(map(str, e['loc']))}={shortened(repr(e['input']))}: {e['msg']}" for e in error.errors())
         raise InputError("bad parameter " + "; ".join(faults)) from None
 
 
@@ -124,8 +187,7 @@ def resolve(given: Mapping[str, Any]) -> ExperimentParameters:
     for name in given:
         _one_of("parameter", name, ExperimentParameters.model_fields)
     values = {"preset": "quick"} | ({"task": "own"} if "data_file" in given else {}) | given
-    _one_of("preset", values["preset"], presets())
-    preset = _yaml(values["preset"])
+    preset = _yaml(known_preset(values["preset"]))
     values.setdefault("task", preset["task"])
     _one_of("task", values["task"], _yaml("tasks"))
     settings = dict(_yaml("tasks")[values["task"]])
@@ -165,6 +227,9 @@ def _default_source(task: str, preset_source: str, given: Mapping[str, Any]) -> 
 
 
 def _check_combinations(parameters: ExperimentParameters) -> None:
+    if not re.fullmatch(DEVICE, parameters.device, re.ASCII):
+        what = f"device {shortened(repr(parameters.device))} cannot be used here"
+        raise InputError(f"{what}: known are auto, cpu, cuda, cuda:0, …, mps, xpu; pass device=cpu")
     if parameters.data_folder is not None and parameters.data_source != "folder":
         raise InputError(f"data_folder is given, but data_source={parameters.data_source!r}: pass data_source=folder")
     own = {name: getattr(parameters, name) for name in OWN_TABLE}
@@ -191,34 +256,15 @@ def data_folder(parameters: ExperimentParameters) -> Path | None:
     return resolve_path(parameters.data_folder) if parameters.data_folder else paths.data_folder()
 
 
+def own(namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """Validated values of the parameters that only single pages have, taken from a page's `globals()`."""
+    given = {name: namespace[name] for name in PageParameters.model_fields if name in namespace}
+    return _validated(PageParameters, given).model_dump(include=set(given))
+
+
 def notebook_parameters(notebook: Path) -> dict[str, Any]:
-    """
-    Names and literal defaults in the cell of `notebook` that is tagged `parameters`.
-
-    Raises
-    ------
-    InputError
-        if the file is missing or no notebook, or that cell does more than assign literals.
-    """
-    import nbformat  # slow to import, and only of use to commands that run notebooks
-
-    if not notebook.is_file():
-        raise InputError(f"no notebook at {notebook}")
-    try:
-        cells = nbformat.read(notebook, as_version=4).cells
-        tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
-    except (ValueError, AttributeError, nbformat.ValidationError):  # text, JSON of another kind, half a notebook
-        raise InputError(f"{notebook} is no notebook") from None
-    if len(tagged) != 1:
-        raise InputError(f"{notebook.name} has {len(tagged)} cells tagged 'parameters'; it needs exactly one")
-    try:
-        found = {}
-        for statement in ast.parse(tagged[0].source).body:
-            (name,) = statement.targets  # neither `a = b = 3` nor `a: int = 3`: papermill reads them otherwise
-            found[name.id] = ast.literal_eval(statement.value)
-        return found
-    except (ValueError, AttributeError, SyntaxError):
-        raise InputError(f"{notebook.name}: its cell of parameters may only hold lines such as seed = 3") from None
+    """Names and literal defaults in the cell of `notebook` that is tagged `parameters`; errors as of that cell."""
+    return notebook_files.parameters_cell(notebook)
 
 
 def validate_for_notebook(notebook: str | Path, given: Mapping[str, Any]) -> Parameters:
@@ -235,6 +281,7 @@ def validate_for_notebook(notebook: str | Path, given: Mapping[str, Any]) -> Par
     for name in given:
         _one_of(f"parameter of {notebook.name}", name, defaults)
     values = defaults | dict(given)
+    own(values)
     if "preset" in defaults:
         return resolve(given_in(values))
     return theory(values)

@@ -23,18 +23,29 @@ def resolve_path(path: str | os.PathLike[str], base: Path | None = None) -> Path
     Raises
     ------
     InputError
-        if no file system could hold it: an unknown user, a name that is too long, a circle of links, odd characters.
+        if nothing can be there: an unknown user, a name that is too long, a circle of links, odd characters, a folder
+        that may not be looked into.
     """
     try:
+        os.fspath(path).encode()  # notebooks and records hold paths, so they have to be text
         full = (base or repository_root()) / Path(path).expanduser()
         found = full.parent.resolve() / full.name if full.name not in ("", "..") else full.resolve()
         found.stat()
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
+    except (FileNotFoundError, NotADirectoryError):
         pass
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"the path {shortened(repr(os.fspath(path)))} cannot be used ({reason})") from None
     return found
+
+
+def resolve_here(path: str | os.PathLike[str]) -> Path:
+    """The same for a path that is typed in a shell: a relative one is taken from the working directory."""
+    try:
+        here = Path.cwd()
+    except OSError:
+        raise InputError("the working directory is no longer there: change to another one") from None
+    return resolve_path(path, here)
 
 
 def folder_from_environment(name: str) -> Path | None:

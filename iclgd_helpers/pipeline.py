@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
+if __name__ == "__main__":
+    from iclgd_helpers.start import start
+
+    start("iclgd_helpers.commands", "pipeline")
+
 import datetime
 import hashlib
 import importlib.metadata
@@ -16,22 +20,23 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import nbformat
-import papermill
 import psutil
 import yaml
 
-from iclgd_helpers import ledger, records, storage
-from iclgd_helpers.errors import InputError
+from iclgd_helpers import commands, ledger, records, storage
+from iclgd_helpers.errors import CellError, InputError, reason
+from iclgd_helpers.execution import execute, prepared
 from iclgd_helpers.parameters import notebook_parameters
 from iclgd_helpers.paths import repository_root
-from iclgd_helpers.run import CellError, execute
 
 ROOT = repository_root()
 VERSIONS_SHOWN = ("torch", "transformers", "numpy", "pandas", "datasets", "jupyter-book", "papermill")
+main = partial(commands.main, "pipeline")
 TABLES = "results/tables"  # the data of the tables that pages show, written by `refresh`
 SETUP_MARK = "# Colab setup: "
 SETUP = (
@@ -62,24 +67,46 @@ def read(notebook: Path) -> nbformat.NotebookNode:
 
 
 def write(notebook: nbformat.NotebookNode, path: Path) -> None:
-    """Write atomically, the way Jupyter does."""
-    partial = path.with_name(f".{path.name}.partial")
-    nbformat.write(notebook, partial)
-    partial.replace(path)
+    """Write whole or not at all, the way Jupyter does."""
+    storage.write_text(path, nbformat.writes(notebook) + "\n")
 
 
-def notebooks() -> list[Path]:
-    """The notebooks of the book, in the order of its table of contents."""
+def settings(name: str) -> dict[str, Any]:
+    """What one of the book's YAML files holds; InputError if it is damaged."""
+    path = ROOT / name
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it holds no names")
+        return content
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        raise InputError(f"{path} cannot be read ({reason(error)}): correct it") from None
+
+
+def pages() -> list[Path]:
+    """What the table of contents names in notebooks/, in its order: notebooks, and prose if there is any."""
 
     def files(node: Any) -> Iterator[str]:
         children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
         if isinstance(node, dict) and "file" in node:
-            yield node["file"]
+            yield str(node["file"])
         for child in children:
             yield from files(child)
 
-    names = files(yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8")))
-    return [ROOT / f"{name}.ipynb" for name in names if name.startswith("notebooks/")]
+    named = (ROOT / name for name in files(settings("_toc.yml")) if name.startswith("notebooks/"))
+    return [_page(path) for path in named]
+
+
+def _page(path: Path) -> Path:
+    """The file that an entry of the table of contents means, which may leave out its ending."""
+    endings = (".ipynb", ".md")
+    files = [path] if path.suffix in endings else [path.with_name(path.name + ending) for ending in endings]
+    return next(filter(Path.is_file, files), files[0])
+
+
+def notebooks() -> list[Path]:
+    """The notebooks of the book, in the order of its table of contents."""
+    return [path for path in pages() if path.suffix == ".ipynb"]
 
 
 def page_key(notebook: Path, parameters: dict[str, Any]) -> str:
@@ -124,10 +151,9 @@ def execute_page(notebook: Path, target: Path, costs_file: Path, preset: str) ->
     """Execute a page unless its stored key is current; returns its costs, with `new` telling which."""
     parameters = preset_values(notebook, preset)
     key = page_key(notebook, parameters)
-    if target.exists() and costs_file.exists():
-        costs = storage.read_json(costs_file)
-        if costs["key"] == key:
-            return costs | {"new": False}
+    stored = known_costs(target, costs_file)
+    if stored and stored.get("key") == key:
+        return stored | {"new": False}
     costs_file.unlink(missing_ok=True)
     start = time.perf_counter()
     with PeakMemory() as memory:
@@ -140,8 +166,19 @@ def execute_page(notebook: Path, target: Path, costs_file: Path, preset: str) ->
     write(executed, target)
     when = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
     costs = {"key": key, "seconds": round(seconds, 1), "peak_gb": round(memory.peak / 1e9, 2), "when": when}
-    storage.write_json(costs_file, costs)
+    storage.write_json(costs_file, costs | {"sha256": hashlib.sha256(target.read_bytes()).hexdigest()})
     return costs | {"new": True}
+
+
+def known_costs(target: Path, costs_file: Path) -> dict[str, Any] | None:
+    """The stored costs of the executed page; None if it is not there, or either file is no longer what was written."""
+    if not (target.is_file() and costs_file.is_file()):
+        return None
+    try:
+        costs = storage.read_json(costs_file)
+    except InputError:
+        return None
+    return costs if costs.get("sha256") == hashlib.sha256(target.read_bytes()).hexdigest() else None
 
 
 def git_commit() -> str:
@@ -211,7 +248,7 @@ def render(build: Path) -> None:
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     done = subprocess.run([*command, str(build / "source"), *options], **streams)
     log = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
-    (build / "book.log").write_text(log)
+    storage.write_text(build / "book.log", log)
     if done.returncode:
         faults = [line for line in log.splitlines() if "WARNING" in line or "ERROR" in line]
         faults.append(f"the strict build of the book failed; its log: {build / 'book.log'}")
@@ -227,21 +264,16 @@ def book(folder: Path, preset: str = "quick", stored: bool = False) -> Path:
     Path
         the folder of the HTML.
     """
-    build = folder.absolute() / "_build"
-    storage.require_writable(build)
-    source, pages = build / "source", build / "pages"
-    shutil.rmtree(source / "book", ignore_errors=True)
-    shutil.copytree(ROOT / "book", source / "book")
-    for name in ("_config.yml", "_toc.yml"):
-        shutil.copy(ROOT / name, source / name)
+    build = folder / "_build"
+    source = build / "source"
+    copy_prose(source)
     os.environ["ICLGD_RECORDS"] = str(build / "records")
-    (source / "notebooks").mkdir(exist_ok=True)
     costs = {}
     for notebook in notebooks():
-        target, costs_file = source / "notebooks" / notebook.name, pages / f"{notebook.stem}.json"
+        target, costs_file = source / notebook.relative_to(ROOT), build / "pages" / f"{notebook.stem}.json"
         if stored:
             costs_file.unlink(missing_ok=True)
-            shutil.copy(notebook, target)
+            storage.write_bytes(target, notebook.read_bytes())
             continue
         print(f"{notebook.stem:<40}", end="", flush=True)
         page = costs[notebook.stem] = execute_page(notebook, target, costs_file, preset)
@@ -251,21 +283,27 @@ def book(folder: Path, preset: str = "quick", stored: bool = False) -> Path:
         seconds, memory = ([page[name] for page in costs.values()] for name in ("seconds", "peak_gb"))
         print(f"{'all pages':<40}{sum(seconds):8.1f} s {max(memory):6.2f} GB")
     generated = source / "book" / "_generated"
-    generated.mkdir()
-    (generated / "status.md").write_text(status_page(costs, preset), encoding="utf-8")
+    storage.write_text(generated / "status.md", status_page(costs, preset))
     ledger.write_pages(generated)
     render(build)
     print(f"The book: {build / 'html' / 'index.html'}")
     return build / "html"
 
 
+def copy_prose(source: Path) -> None:
+    """Everything of the book that is not executed, anew."""
+    with storage.writing(source):
+        shutil.rmtree(source / "book", ignore_errors=True)
+        shutil.copytree(ROOT / "book", source / "book")
+        for path in (ROOT / "_config.yml", ROOT / "_toc.yml", *(page for page in pages() if page.suffix == ".md")):
+            (source / path.relative_to(ROOT)).parent.mkdir(exist_ok=True, parents=True)
+            shutil.copy(path, source / path.relative_to(ROOT))
+
+
 def smoke_copies(folder: Path) -> None:
     """Copies for nbval: the smoke preset's values are injected, committed outputs and counts are kept."""
-    storage.require_writable(folder)
-    kernel = {"kernel_name": "python3", "language": "python", "prepare_only": True, "progress_bar": False}
     for notebook in notebooks():
-        values = preset_values(notebook, "smoke")
-        papermill.execute_notebook(notebook, folder / notebook.name, values, **kernel)
+        write(prepared(notebook, preset_values(notebook, "smoke")), folder / notebook.name)
 
 
 def preset_values(notebook: Path, preset: str) -> dict[str, Any]:
@@ -307,7 +345,7 @@ def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 def repository() -> tuple[str, str]:
     """Address and release tag; they stand in `_config.yml` only."""
-    entry = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["repository"]
+    entry = settings("_config.yml")["repository"]
     return entry["url"], entry["branch"]
 
 
@@ -341,42 +379,3 @@ def sync_setup() -> None:
             first_code = [c.cell_type for c in notebook.cells].index("code")
             notebook.cells.insert(first_code, cell)
         write(notebook, path)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Exit status 0; with the reason, 1 for a failing cell and 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="python -m iclgd_helpers.pipeline", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    build = commands.add_parser("book", help="execute what changed and build the HTML")
-    build.add_argument("--preset", default="quick")
-    build.add_argument("--stored", action="store_true", help="take the outputs stored in notebooks/")
-    build.add_argument("--folder", type=Path, default=ROOT, help="where _build is made")
-    copies = commands.add_parser("smoke-copies", help="copies for nbval")
-    copies.add_argument("folder", type=Path)
-    fresh = commands.add_parser("refresh", help="store new outputs in notebooks/")
-    fresh.add_argument("notebooks", nargs="*", type=Path, help="these only")
-    commands.add_parser("sync-setup", help="write Colab link and setup cell into the notebooks")
-    options = parser.parse_args(arguments)
-    try:
-        if options.command == "book":
-            book(options.folder, options.preset, options.stored)
-        elif options.command == "smoke-copies":
-            smoke_copies(options.folder)
-        elif options.command == "refresh":
-            refresh(options.notebooks or notebooks())
-        else:
-            sync_setup()
-    except InputError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-        return 2
-    except CellError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted; finished pages and records are kept", file=sys.stderr)
-        return 130
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

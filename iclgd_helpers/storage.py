@@ -25,15 +25,16 @@ from iclgd_helpers.errors import InputError, reason, shortened
 
 CHECKSUM = "json_sha256"
 PROBE_BYTES = 2**16  # written to see whether a folder takes anything
+WAY_OUT = "free space, or make it writable"
 OLD = 24 * 3600  # seconds after which another machine's leftovers are nobody's
 _MACHINE = re.sub(r"\W", "", platform.node())[:20] or "machine"
 _numbers = itertools.count()
 
 
 # -------------------------------------------------------------------------------------------------------------- writing
-def _part(folder: Path) -> Path:
+def part(folder: Path, suffix: str = "") -> Path:
     """A new name in `folder` for something half-written; no other process or call makes the same."""
-    return folder / f".part-{_MACHINE}-{os.getpid()}-{next(_numbers)}"
+    return folder / f".part-{_MACHINE}-{os.getpid()}-{next(_numbers)}{suffix}"
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -59,15 +60,15 @@ def _is_running(process: int) -> bool:
 
 
 @contextmanager
-def _writable(what: object, way_out: str) -> Iterator[None]:
-    """What the system says against writing, as one line."""
+def writing(what: object, way_out: str = WAY_OUT) -> Iterator[None]:
+    """What the system says against writing, as one line; only what writes belongs inside."""
     try:
         yield
     except OSError as error:
         raise InputError(f"cannot write {what} ({error.strerror or reason(error)}): {way_out}") from None
 
 
-def write_bytes(path: Path, content: bytes, way_out: str = "free space, or make it writable") -> None:
+def write_bytes(path: Path, content: bytes, way_out: str = WAY_OUT) -> None:
     """
     Write a file; it appears whole or not at all.
 
@@ -76,14 +77,14 @@ def write_bytes(path: Path, content: bytes, way_out: str = "free space, or make 
     InputError
         if the disk is full or not writable.
     """
-    with _writable(path, way_out):
+    with writing(path, way_out):
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = _part(path.parent)
+        half = part(path.parent)
         try:
-            _write_through(part, content)
-            part.replace(path)
+            _write_through(half, content)
+            half.replace(path)
         except BaseException:
-            part.unlink(missing_ok=True)
+            half.unlink(missing_ok=True)
             raise
 
 
@@ -102,19 +103,19 @@ def write_folder(folder: Path, files: Mapping[str, bytes], way_out: str) -> None
         if the disk is full or not writable.
     """
     parent = folder.parent
-    with _writable(folder, way_out):
+    with writing(folder, way_out):
         parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(parent)
-        part, replaced = _part(parent), _part(parent)
+        half, replaced = part(parent), part(parent)
         try:
-            part.mkdir()
+            half.mkdir()
             for name, content in files.items():
-                _write_through(part / name, content)
+                _write_through(half / name, content)
             if folder.exists():
                 folder.rename(replaced)
-            part.rename(folder)
+            half.rename(folder)
         finally:
-            for left in (part, replaced):
+            for left in (half, replaced):
                 shutil.rmtree(left, ignore_errors=True)
 
 
@@ -134,10 +135,10 @@ def require_writable(folder: Path) -> None:
     InputError
         if that fails.
     """
-    with _writable(f"to {folder}", "needed is a folder that can be written and has space"):
+    with writing(f"to {folder}", "needed is a folder that can be written and has space"):
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
-        probe = _part(folder)
+        probe = part(folder)
         try:
             _write_through(probe, bytes(PROBE_BYTES))
         finally:

@@ -6,38 +6,23 @@ It says first what the run will cost, skips the cells that are recorded, and can
 
 from __future__ import annotations
 
-import itertools
-import os
-import sys
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+if __name__ == "__main__":
+    from iclgd_helpers.start import start
 
-import click
+    start("iclgd_helpers.commands", "sweep")
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+
 import torch
 
-from iclgd_helpers import cost, experiment, models, parameters, paths, records, storage
-from iclgd_helpers.command_line import exit_status, from_here, given_once, typed
-from iclgd_helpers.tasks import TASKS
+from iclgd_helpers import commands, cost, experiment, models, paths, records, storage
+from iclgd_helpers.parameters import ExperimentParameters
 
-SIX_TASKS = tuple(name for name in TASKS if name != "snippets")
-
-
-def grid(given: Mapping[str, Any], over: Mapping[str, Sequence[Any]]) -> list[experiment.Plan]:
-    """
-    The planned cells: every combination of the values in `over` (parameter -> values), with `given` in all of them.
-
-    Raises
-    ------
-    InputError
-        if any cell has bad input: nothing is computed before all are known to fit together.
-    """
-    names = [name for name, values in over.items() if values]
-    combinations = itertools.product(*(dict.fromkeys(over[name]) for name in names))  # twice the same: once
-    cells = [parameters.resolve({**given, **dict(zip(names, values, strict=True))}) for values in combinations]
-    return [experiment.plan(cell) for cell in cells]
+main = partial(commands.main, "sweep")
 
 
 def device_rate(device: str, dtype: str) -> float:
@@ -83,18 +68,6 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02} m" if minutes >= 60 else f"{minutes} m {rest:02} s"
 
 
-def rate_option(default: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """The option `--rate` of a command that says what it costs; `default` tells what is taken without it."""
-
-    def check(_context: click.Context, _option: click.Parameter, value: float | None) -> float | None:
-        if value is not None and not 0 < value < float("inf"):
-            raise click.BadParameter("give a positive number of TFLOP/s")
-        return value
-
-    text = f"TFLOP/s that the device sustains, for the estimate [{default}]"
-    return click.option("--rate", type=float, callback=check, help=text)
-
-
 def sweep(cells: Sequence[experiment.Plan], costs: Sequence[cost.Cost]) -> None:
     """Compute the cells that are not recorded, one after the other, and say how long the rest will take."""
     waiting = [(c, one) for c, one in zip(cells, costs, strict=True) if records.find(c.identity) is None]
@@ -116,48 +89,13 @@ def sweep(cells: Sequence[experiment.Plan], costs: Sequence[cost.Cost]) -> None:
         )
 
 
-@click.command()
-@click.option("--preset", help="smoke, quick or paper [paper]")
-@click.option("--task", "tasks", multiple=True, help="repeatable [the six tasks]")
-@click.option("--model", "model_names", multiple=True, help="repeatable [the preset's]")
-@click.option("--seed", "seeds", type=int, multiple=True, help="repeatable [each task's first]")
-@click.option("-p", "given", nargs=2, multiple=True, metavar="NAME VALUE", help="a parameter of all cells; repeatable")
-@click.option("--records", "folder", help="where records are kept and looked up [$ICLGD_RECORDS or _runs/records]")
-@rate_option("a product measured now")
-@click.option("--cost-only", is_flag=True, help="print what the run would cost, and stop")
-def command(
-    preset: str | None,
-    tasks: tuple[str, ...],
-    model_names: tuple[str, ...],
-    seeds: tuple[int, ...],
-    given: tuple[tuple[str, str], ...],
-    folder: str | None,
-    rate: float | None,
-    cost_only: bool,
-) -> None:
-    """Run a grid of cells: tasks x models x seeds."""
-    if folder:
-        os.environ["ICLGD_RECORDS"] = str(Path(folder).expanduser().absolute())
-    values = typed(given)
-    over = {"model": [from_here(model) for model in model_names], "task": tasks, "seed": seeds}
-    given_once(values, [name for name, several in (over | {"preset": preset}).items() if several])
-    values = {"preset": preset or "paper"} | values
-    if not {"task", "data_file"} & values.keys():
-        over["task"] = tasks or SIX_TASKS
-    cells = grid(values, over)
+def work(given: Sequence[ExperimentParameters], rate: float | None, cost_only: bool) -> None:
+    """Say what the cells cost at a rate in TFLOP/s, and run them; none is begun before all are planned."""
+    cells = [experiment.plan(one) for one in given]
     costs = [cost.of_cell(cell) for cell in cells]
     first = cells[0].parameters
-    rate = rate * 1e12 if rate else device_rate(first.device, first.dtype)
+    flops = rate * 1e12 if rate else device_rate(first.device, first.dtype)
     print(f"{first.dtype} on {models.choose_device(first.device)}, {first.preset} preset:")
-    print("\n".join(cost_lines(cells, costs, rate)), flush=True)
+    print("\n".join(cost_lines(cells, costs, flops)), flush=True)
     if not cost_only:
         sweep(cells, costs)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Exit status, as of every command."""
-    return exit_status(command, arguments, "iclgd_helpers.sweep")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

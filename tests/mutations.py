@@ -323,8 +323,8 @@ FAULTS = [
     ),
     *_faults(
         "checkpoints.py", "test_checkpoints.py",
-        ("A folder's configuration is not part of its content.", '"pytorch_model*.bin", "*.json", ', '"pytorch_model*.bin", ',
-         "test_a_changed_folder_is_another_model"),
+        ("A folder's configuration is not part of its content.",
+         '"pytorch_model*.bin", "*.json", ', '"pytorch_model*.bin", ', "test_a_changed_folder_is_another_model"),
         ("A file's checksum is kept whatever happens to the file.", "if entry and entry[:-1] == state:", "if entry:",
          "test_files_are_read_again_only_when_they_have_changed"),
         ("Tensors may be missing.", '{"missing_keys": "are missing", ', "{",

@@ -2,7 +2,7 @@
 
 import copy
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -23,7 +23,8 @@ WITHOUT_CHILDREN = ["scoring", "recompute", "record", "finetune_step", "growth",
 def run(tmp_path_factory):
     """Exit status and file of a quick bench without child processes."""
     folder = tmp_path_factory.mktemp("bench")
-    status = bench_main.main(["--quick", "--output", str(folder / "bench.json"), "--only", *WITHOUT_CHILDREN])
+    only = [word for name in WITHOUT_CHILDREN for word in ("--only", name)]
+    status = bench_main.main(["--quick", "--output", str(folder / "bench.json"), *only])
     return status, folder / "bench.json"
 
 
@@ -161,13 +162,14 @@ def test_peers_are_pinned_and_apart():
         assert "lm-eval" not in text and "llama" not in text.lower().replace("tinyllama", "")
 
 
-def test_without_the_six_tasks_the_default_text_is_used(monkeypatch, capsys):
+def test_without_the_six_tasks_the_default_text_is_used(monkeypatch, capsys, tmp_path):
     def missing(*_arguments):
         raise InputError("set ICLGD_DATA")
 
     monkeypatch.setattr(bench_main.tasks, "load_task", missing)
     monkeypatch.delenv("ICLGD_DATA", raising=False)
-    assert bench_main.with_data(replace(Setting(), n_demonstrations=4)).task == "snippets"
+    assert Setting(**bench_main.text()).task == "snippets"
     assert "ICLGD_DATA" in capsys.readouterr().out
     monkeypatch.setenv("ICLGD_DATA", "a/slip")
-    assert bench_main.main(["--output", "unused"]) == 2, "a folder that was named is used, or nothing is measured"
+    output = ["--output", str(tmp_path / "bench.json")]
+    assert bench_main.main(output) == 2, "a folder that was named is used, or nothing is measured"

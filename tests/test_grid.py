@@ -459,7 +459,7 @@ def test_one_thread_computes_unless_more_are_asked_for(results: Path, asked: lis
     [
         (["--task", "snippets"], "'snippets' is not one of"),
         (["--stage", "nonsense"], "'nonsense' is not one of"),
-        (["--rate", "fast"], "'fast' is not a valid float"),
+        (["--rate", "fast"], "'fast': give a positive number"),
         (["--seed", "3"], "--seed"),
         (["--model", "no/such-model", "--task", "cb"], "cannot load model 'no/such-model'"),
     ],

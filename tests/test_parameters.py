@@ -104,45 +104,102 @@ def test_relative_paths_do_not_depend_on_the_working_directory(tmp_path: Path, m
 
 
 # -------------------------------------------------------------------------------------------------- wrong values
-WRONG = {  # what is given -> what the one line has to name
-    ("sed", 3): ("'sed'", "did you mean 'seed'"),
-    ("n_demonstration", 3): ("'n_demonstration'", "did you mean 'n_demonstrations'"),
-    ("seed", "three"): ("seed='three'", "integer"),
-    ("seed", -1): ("seed=-1", "greater than or equal to 0"),
-    ("seed", 1.5): ("seed=1.5", "integer"),
-    ("seed", True): ("seed=True", "integer"),
-    ("n_demonstrations", -1): ("n_demonstrations=-1", "greater than or equal to 1"),
-    ("n_demonstrations", 0): ("n_demonstrations=0",),
-    ("n_demonstrations", "8"): ("n_demonstrations='8'", "integer"),
-    ("max_examples", 0): ("max_examples=0",),
-    ("learning_rate", -0.1): ("learning_rate=-0.1",),
-    ("learning_rate", float("nan")): ("learning_rate=nan", "finite"),
-    ("learning_rate", float("inf")): ("learning_rate=inf", "finite"),
-    ("learning_rate", "0.1"): ("learning_rate='0.1'", "number"),
-    ("balanced", 1): ("balanced=1", "boolean"),
-    ("task", "nonsense"): ("'nonsense'", "cb, sst2, sst5"),
-    ("task", "sst3"): ("'sst3'", "did you mean 'sst"),
-    ("preset", "smok"): ("'smok'", "did you mean 'smoke'"),
-    ("preset", "../presets/quick"): ("'../presets/quick'", "paper, quick, smoke"),
-    ("preset", "tasks"): ("'tasks'", "paper, quick, smoke"),
-    ("model", 7): ("model=7", "string"),
-    ("dtype", "int8"): ("dtype='int8'", "'float32'"),
-    ("separator", "tab"): ("separator='tab'", "'eos' or 'newline'"),
-    ("data_source", "disk"): ("data_source='disk'", "'folder'"),
-    ("clip", "global"): ("clip='global'", "give both, or neither"),
-    ("clip", "l-infinity"): ("clip='l-infinity'", "'elementwise'"),
-    ("clip_value", 1.0): ("clip_value=1.0", "give both, or neither"),
-    ("clip_value", 0.0): ("clip_value=0.0", "greater than 0"),
-    ("loss", "everything"): ("loss='everything'", "'label_space'"),
-    ("max_context", 0): ("max_context=0",),
-}
+WRONG = [  # what is given, and what the one line has to name
+    (("sed", 3), ("'sed'", "did you mean 'seed'")),
+    (("n_demonstration", 3), ("'n_demonstration'", "did you mean 'n_demonstrations'")),
+    (("seed", "three"), ("seed='three'", "integer")),
+    (("seed", -1), ("seed=-1", "greater than or equal to 0")),
+    (("seed", 1.5), ("seed=1.5", "integer")),
+    (("seed", True), ("seed=True", "integer")),
+    (("n_demonstrations", -1), ("n_demonstrations=-1", "greater than or equal to 1")),
+    (("n_demonstrations", 0), ("n_demonstrations=0",)),
+    (("seed", "3 "), ("seed='3 '", "integer")),
+    (("seed", "0x3"), ("seed='0x3'", "integer")),
+    (("seed", "1.5"), ("seed=1.5", "integer")),
+    (("seed", 2.0**53), ("seed=9007199254740992", "integer")),
+    (("seed", "9" * 5000), ("seed=inf", "integer")),
+    (("seed", [[1]]), ("seed=[[1]]", "integer")),
+    (("max_examples", 0), ("max_examples=0",)),
+    (("learning_rate", -0.1), ("learning_rate=-0.1",)),
+    (("learning_rate", float("nan")), ("learning_rate=nan", "finite")),
+    (("learning_rate", float("inf")), ("learning_rate=inf", "finite")),
+    (("learning_rate", "1e400"), ("learning_rate=inf", "finite")),
+    (("learning_rate", "nan"), ("learning_rate='nan'", "number")),
+    (("learning_rate", True), ("learning_rate=True", "number")),
+    (("balanced", 1), ("balanced=1", "boolean")),
+    (("balanced", "yes"), ("balanced='yes'", "boolean")),
+    (("task", ("a", {})), ("unknown task ('a', {})", "cb, sst2")),
+    (("model", "m\ud800"), ("model='m\\ud800'", "half a character")),
+    (("dtype", "x" * 10**6), ("dtype='xxx", " … ", "'float32'")),
+    (("device", "cpu:99"), ("'cpu:99'", "device=cpu")),
+    (("device", "meta"), ("'meta'", "cuda")),
+    (("device", "cuda:٣"), ("'cuda:٣'", "cuda:0")),
+    (("task", "nonsense"), ("'nonsense'", "cb, sst2, sst5")),
+    (("task", "sst3"), ("'sst3'", "did you mean 'sst")),
+    (("preset", "smok"), ("'smok'", "did you mean 'smoke'")),
+    (("preset", "../presets/quick"), ("'../presets/quick'", "paper, quick, smoke")),
+    (("preset", "tasks"), ("'tasks'", "paper, quick, smoke")),
+    (("model", 7), ("model=7", "string")),
+    (("dtype", "int8"), ("dtype='int8'", "'float32'")),
+    (("separator", "tab"), ("separator='tab'", "'eos' or 'newline'")),
+    (("data_source", "disk"), ("data_source='disk'", "'folder'")),
+    (("clip", "global"), ("clip='global'", "give both, or neither")),
+    (("clip", "l-infinity"), ("clip='l-infinity'", "'elementwise'")),
+    (("clip_value", 1.0), ("clip_value=1.0", "give both, or neither")),
+    (("clip_value", 0.0), ("clip_value=0.0", "greater than 0")),
+    (("loss", "everything"), ("loss='everything'", "'label_space'")),
+    (("max_context", 0), ("max_context=0",)),
+]
 
 
-@pytest.mark.parametrize("given", WRONG, ids=lambda given: f"{given[0]}={given[1]}")
+@pytest.mark.parametrize("given", [(*given, parts) for given, parts in WRONG], ids=lambda g: f"{g[0]}={g[1]!r:.20}")
 def test_wrong_value(given: tuple):
-    line = message(resolve, {given[0]: given[1]})
-    for part in WRONG[given]:
+    name, value, parts = given
+    line = message(resolve, {name: value})
+    for part in parts:
         assert part in line
+
+
+NUMBERS = [  # name, as it may be written, as it is meant: YAML 1.1 reads `1e-3` as a text and `1.0e+1` as a fraction
+    ("learning_rate", "1e-3", 1e-3),
+    ("learning_rate", ".5", 0.5),
+    ("learning_rate", 1, 1.0),
+    ("clip_value", "1E+2", 100.0),
+    ("seed", "3", 3),
+    ("seed", "+7", 7),
+    ("seed", 3.0, 3),
+    ("max_examples", 1.0e1, 10),
+    ("max_examples", "1e1", 10),
+    ("max_compared", "12", 12),
+    ("max_context", "64.0", 64),
+]
+
+
+@pytest.mark.parametrize(("name", "written", "meant"), NUMBERS)
+def test_a_number_that_is_written_as_one_is_one(name: str, written: object, meant: float):
+    clip = {"clip": "global"} if name == "clip_value" else {}
+    found = resolve({name: written} | clip)
+    assert found == resolve({name: meant} | clip)
+    assert type(getattr(found, name)) is type(meant)
+
+
+def test_what_a_page_has_of_its_own():
+    found = parameters.own({"n_questions": "3", "store": True, "seed": "x", "other": 1})
+    assert found == {"n_questions": 3, "store": True}
+
+
+OWN_WRONG = [("store", "yes"), ("store", 1), ("n_clip_values", 13), ("n_sweep_examples", 0), ("n_questions", 1)]
+OWN_WRONG += [("device_tflops", 0), ("device_tflops", float("nan")), ("bench_file", None), ("other_model", 7)]
+
+
+@pytest.mark.parametrize(("name", "value"), OWN_WRONG)
+def test_wrong_value_of_a_pages_own(name: str, value: object):
+    assert f"{name}=" in message(parameters.own, {name: value})
+
+
+def test_texts_may_look_like_numbers():
+    assert {"label_column", "data_folder", "model", "task", "bench_file", "loss"} <= parameters.text_names()
+    assert not {"seed", "learning_rate", "balanced", "store", "device_tflops"} & parameters.text_names()
 
 
 def test_folder_without_its_source():
@@ -191,12 +248,21 @@ def test_notebook_takes_its_own_parameters_only(tmp_path: Path):
     assert validate_for_notebook(path, {"n_bars": 4}) == resolve({"preset": "smoke"})
     assert "did you mean 'seed'" in message(validate_for_notebook, path, {"sed": 5})
     assert "page.ipynb" in message(validate_for_notebook, path, {"learning_rate": 0.1})  # not on this page
+    own = notebook(tmp_path / "own.ipynb", 'preset = "smoke"\nn_questions = 32')
+    assert "n_questions=1" in message(validate_for_notebook, own, {"n_questions": 1})
     assert "'three'" in message(validate_for_notebook, path, {"seed": "three"})
 
 
 def test_theory_notebook(tmp_path: Path):
     path = notebook(tmp_path / "theory.ipynb", "seed = 0\nn_demonstrations = 16")
     assert validate_for_notebook(path, {"seed": 2}) == TheoryParameters(seed=2, n_demonstrations=16)
+    for wrong in (
+        {"n_demonstrations": 0},
+        {"n_demonstrations": 10**9},
+        {"learning_rate": 1e300},
+        {"learning_rate": 1e-12},
+    ):
+        assert f"{next(iter(wrong))}=" in message(parameters.theory, wrong)
     assert "n_demonstrations=0" in message(validate_for_notebook, path, {"n_demonstrations": 0})
     assert "did you mean" in message(validate_for_notebook, path, {"n_demonstration": 3})
 

@@ -1,6 +1,7 @@
 """What the pipeline executes, when, and what it leaves behind."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from iclgd_helpers import pipeline
-from iclgd_helpers.errors import InputError
-from iclgd_helpers.run import CellError
+from iclgd_helpers.errors import CellError, InputError
 
 
 @pytest.fixture
@@ -75,6 +75,58 @@ def test_a_page_is_executed_once_and_again_when_anything_it_depends_on_changes(p
     assert pipeline.page_key(project / "notebooks" / "00_small.ipynb", {"preset": "smoke"}) != key
     pipeline.book(project)
     assert page(project).cells[2].outputs[0].text == "PASS\n"
+
+
+@pytest.fixture
+def no_kernel(monkeypatch):
+    """A copy stands for an executed page, and nothing is generated."""
+
+    def copy(notebook, target, _parameters):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(notebook, target)
+
+    monkeypatch.setattr(pipeline, "execute", copy)
+    monkeypatch.setattr(pipeline, "status_page", lambda *_: "")
+    monkeypatch.setattr(pipeline.ledger, "write_pages", lambda _folder: None)
+
+
+@pytest.mark.usefixtures("no_kernel")
+@pytest.mark.parametrize("file", ["pages/00_small.json", "source/notebooks/00_small.ipynb"])
+@pytest.mark.parametrize("damage", [b"{}", b"null", b"", None], ids=["empty", "null", "nothing", "one bit"])
+def test_a_damaged_page_or_cost_is_made_again(file, damage, project, capsys):
+    pipeline.book(project)
+    before, path = page(project), project / "_build" / file
+    content = path.read_bytes()
+    place = content.rindex(b"quick" if path.suffix == ".ipynb" else b"seconds")
+    path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :] if damage is None else damage)
+    capsys.readouterr()
+    pipeline.book(project)
+    assert "unchanged" not in capsys.readouterr().out
+    assert page(project).cells[2].outputs == before.cells[2].outputs
+    pipeline.book(project)
+    assert "unchanged" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("no_kernel")
+def test_entries_of_the_contents_may_say_their_endings_and_be_prose(project):
+    toc = (project / "_toc.yml").read_text()
+    entries = "notebooks/00_small.ipynb}, {file: notebooks/prose.md}, {file: notebooks/more"
+    (project / "_toc.yml").write_text(toc.replace("notebooks/00_small", entries))
+    for name in ("prose", "more"):
+        (project / "notebooks" / f"{name}.md").write_text(f"# {name}\n")
+    assert pipeline.notebooks() == [project / "notebooks" / "00_small.ipynb"]
+    pipeline.book(project)
+    built = {path.name for path in (project / "_build" / "source" / "notebooks").iterdir()}
+    assert built == {"00_small.ipynb", "prose.md", "more.md"}
+
+
+@pytest.mark.parametrize("content", ["[1", "3", "", "a: *b", "\0", "[" * 2000])
+@pytest.mark.parametrize("file", ["_toc.yml", "_config.yml"])
+def test_broken_settings_of_the_book_are_one_line(file, content, project, capsys):
+    (project / file).write_text(content)
+    assert pipeline.main(["sync-setup"]) == 2
+    said = capsys.readouterr().err
+    assert f"{file} cannot be read" in said and said.count("\n") == 1
 
 
 def test_another_preset_is_injected_in_a_hidden_cell(project):

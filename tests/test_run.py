@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -86,22 +87,7 @@ def test_missing_notebook_and_output_that_is_a_file(tmp_path, capsys):
     assert "no notebook at" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     assert run.main([str(small_notebook(tmp_path, "")), "--output", str(tmp_path / "file")]) == 2
-    assert "name a folder" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("content", ["text", "84", "[1]", "{}", '{"cells": [{"cell_type": "code"}], "nbformat": 4}'])
-def test_what_is_no_notebook_says_so(content, tmp_path, capsys):
-    (tmp_path / "page.ipynb").write_text(content)
-    assert run.main([str(tmp_path / "page.ipynb"), "--output", str(tmp_path / "out")]) == 2
-    said = capsys.readouterr().err
-    assert "page.ipynb is no notebook" in said and said.count("\n") == 1
-
-
-def test_an_output_that_cannot_be_made_says_so(tmp_path, capsys):
-    (tmp_path / "file").touch()
-    assert run.main([str(small_notebook(tmp_path, "")), "--output", str(tmp_path / "file" / "x")]) == 2
-    said = capsys.readouterr().err
-    assert "name another folder" in said and said.count("\n") == 1
+    assert "needed is a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -135,9 +121,9 @@ def test_paths_are_read_from_where_they_are_typed(tmp_path, monkeypatch):
     pairs = [("data_file", "./mine.csv"), ("data_folder", "book"), ("model", "tiny-llama"), ("label_column", "book")]
     here = {"data_file": str(tmp_path / "mine.csv"), "data_folder": str(tmp_path / "book")}
     assert command_line.typed(pairs) == here | {"model": "tiny-llama", "label_column": "book"}
-    elsewhere = [("data_file", "README.md"), ("data_folder", "None")]
-    assert command_line.typed(elsewhere) == {"data_file": "README.md", "data_folder": None}, (
-        "what is not here is the book's"
+    elsewhere = [("data_file", "README.md"), ("data_folder", "None"), ("label_values", "1")]
+    assert command_line.typed(elsewhere) == {"data_file": "README.md", "data_folder": None, "label_values": "1"}, (
+        "what is not here is the book's, and a text may look like a number"
     )
     monkeypatch.chdir(ROOT)
     assert command_line.typed([("data_folder", "book")]) == {"data_folder": "book"}, (
@@ -162,10 +148,28 @@ def test_failing_cell_is_named_and_nothing_has_the_final_name(tmp_path, capsys):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["small.failed.ipynb"]
 
 
-def test_dead_kernel_is_reported(tmp_path, capsys):
-    notebook = small_notebook(tmp_path, "import os\nos._exit(1)")
+@pytest.mark.parametrize(
+    ("end", "known"),
+    [("os._exit(3)", "ended with exit status 3"), ("os.kill(os.getpid(), 9)", "was ended by SIGKILL")],
+)
+def test_of_a_dead_kernel_what_is_known_is_said(end, known, tmp_path, capsys):
+    notebook = small_notebook(tmp_path, f"import os\n{end}")
     assert run.main([str(notebook), "--output", str(tmp_path / "out")]) == 1
-    assert "small.ipynb: the kernel died" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"small.ipynb: the kernel {known}" in said and said.count("\n") == 2
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["small.failed.ipynb"]
+
+
+@pytest.mark.parametrize("name", ["{seed}", "{0}", "{", "a } b"])
+def test_braces_in_names_are_names(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    (folder := tmp_path / name).mkdir()
+    notebook = small_notebook(folder, "print(seed)").rename(folder / f"{name}.ipynb")
+    assert run.main([str(notebook), "-p", "seed", "5", "--output", str(folder / "{out}")]) == 0
+    assert printed(folder / "{out}" / f"{name}.ipynb") == "5\n"
+    assert not list((tmp_path / "temporary").iterdir()), "nothing of the kernel is left"
 
 
 def test_value_arrives_and_foreign_kernels_are_ignored(tmp_path, monkeypatch, capsys):
@@ -191,8 +195,10 @@ def test_killed_run_leaves_no_notebook_and_can_be_repeated(tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "out" / "small.ipynb").exists()
+    assert [path.name[:6] for path in (tmp_path / "out").iterdir()] == [".part-"]
     assert subprocess.run(command, cwd=ROOT).returncode == 0
     assert printed(tmp_path / "out" / "small.ipynb") == "done\n"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["small.ipynb"], "what was left is removed"
 
 
 def test_page_with_its_record(tmp_path, monkeypatch):

@@ -1,0 +1,379 @@
+"""Bad input of every command: one line that names it and says the way out, status 2, and nothing that was made."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bench import __main__ as bench_main
+from iclgd_helpers import command_line, commands, execution, notebook_files, plans, preflight
+from iclgd_helpers.errors import InputError
+from iclgd_helpers.pipeline import ROOT
+from iclgd_helpers.tasks import TASKS
+
+PAGES = ROOT / "notebooks"
+PAGE, OWN_PAGE = (str(PAGES / name) for name in ("50_prediction_alignment.ipynb", "90_your_own_model.ipynb"))
+LONG = "x" * 300
+HALF = b"\xff".decode("utf-8", "surrogateescape")
+SMOKE = ["--preset", "smoke"]
+SWEEP = [*SMOKE, "--task", "cb", "-p", "data_source", "generated"]
+TABLE = ["-p", "data_file", "one.csv", "-p", "template", "{text} is", "-p", "verbalizers", "bad,good"]
+
+
+def cell(source: object = "seed = 0\nn_demonstrations = 4", **changed: object) -> dict:
+    """A code cell tagged `parameters`, as its JSON."""
+    whole = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": source, "outputs": []}
+    return whole | {"execution_count": None, "id": f"c{abs(hash(str(source))) % 10**6}"} | changed
+
+
+def notebook(*cells: object, **changed: object) -> dict:
+    """A notebook of these cells, as its JSON."""
+    return {"cells": list(cells), "metadata": {}, "nbformat": 4, "nbformat_minor": 5} | changed
+
+
+def nested(depth: int) -> list:
+    value: list = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory: a notebook, a short table, an empty file, a circle of links; records are elsewhere."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    (folder / "good.ipynb").write_text(json.dumps(notebook(cell())))
+    (folder / "file").touch()
+    (folder / "one.csv").write_text("text,label\n" + "".join(f"word {i},{i % 2}\n" for i in range(6)))
+    (folder / "circle").symlink_to("circle")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("ICLGD_RECORDS", str(tmp_path / "records"))
+    monkeypatch.delenv("ICLGD_DATA", raising=False)
+    monkeypatch.setattr(execution, "execute", lambda *_: pytest.fail("a kernel was started"))
+    return folder
+
+
+def refused(name: str, arguments: list[str], fault: str, capfd: pytest.CaptureFixture) -> None:
+    """Assert that the command ends with status 2 and one line that holds `fault`."""
+    main = bench_main.main if name == "bench" else lambda words: commands.main(name, words)
+    status = main(arguments)
+    said = capfd.readouterr().err
+    assert status == 2, said
+    assert said.count("\n") == 1 and said.startswith("error: ") and len(said) < 1000, said
+    assert fault in said
+
+
+# ------------------------------------------------------------------------------------------------- words and numbers
+WORDS = [
+    ("run", [], "Missing argument 'NOTEBOOK'"),
+    ("run", [""], "it is empty"),
+    ("run", [PAGE, "more"], "more"),
+    ("run", [PAGE, "--sed", "3"], "--sed"),
+    ("run", [PAGE, "-p", "seed"], "requires 2 arguments"),
+    ("run", [PAGE, "-p", "sed", "3"], "did you mean 'seed'"),
+    ("run", [PAGE, "-p", "seed", "1", "-p", "seed", "2"], "-p seed is given twice"),
+    ("run", [PAGE, *SMOKE, "-p", "preset", "paper"], "--preset and -p preset are both given"),
+    ("run", [PAGE, "--preset", " "], "it is empty"),
+    ("run", [PAGE, "--preset", "huge"], "unknown preset 'huge'"),
+    ("run", [PAGE, "--output", ""], "it is empty"),
+    ("run", [PAGE, *SMOKE, "-p", "balanced", "true"], "balanced='true'"),
+    ("run", [PAGE, *SMOKE, "-p", "device", "cpu:99"], "device 'cpu:99'"),
+    ("run", [PAGE, *SMOKE, "-p", "device", "privateuseone"], "device 'privateuseone'"),
+    ("run", [PAGE, *SMOKE, "-p", "device", "cuda:63"], "device 'cuda:63'"),
+    ("run", [str(PAGES / "76_demonstration_attention.ipynb"), *SMOKE, "-p", "store", "yes"], "store='yes'"),
+    ("run", [str(PAGES / "72_gradient_norms_and_clipping.ipynb"), "-p", "n_clip_values", "1e9"], "n_clip_values="),
+    ("run", [str(PAGES / "80_cost_and_speed.ipynb"), "-p", "device_tflops", "inf"], "device_tflops=inf"),
+    ("run", [str(PAGES / "01_one_step.ipynb"), "-p", "n_demonstrations", "1000000000"], "n_demonstrations=10000"),
+    ("run", [str(PAGES / "01_one_step.ipynb"), "-p", "learning_rate", "1e300"], "learning_rate=1e+300"),
+    ("sweep", ["--preset", ""], "it is empty"),
+    ("sweep", ["--task", "sst3"], "unknown task 'sst3'"),
+    ("sweep", ["--seed", "x"], "'x' is not a valid integer"),
+    ("sweep", [*SWEEP, "-p", "task", "mr"], "--task and -p task are both given"),
+    ("sweep", [*SWEEP, "-p", "seed", "1", "-p", "seed", "1"], "-p seed is given twice"),
+    ("sweep", [*SWEEP, "--seed", "-1"], "seed=-1"),
+    *(
+        ("sweep", [*SWEEP, "--rate", rate], "positive number of TFLOP/s")
+        for rate in ("0", "nan", "1e-400", "1e300", "x")
+    ),
+    ("grid", ["--stage", "x"], "'x' is not one of 'rates'"),
+    ("grid", ["--task", "snippets"], "'snippets' is not one of"),
+    ("grid", ["--threads", "1e5"], "'1e5' is not a valid integer"),
+    ("grid", ["--threads", "1000000000000"], "1<=x<=1024"),
+    ("grid", ["--model", ""], "it is empty"),
+    ("fixed_prompt", ["--task", "cb"], "'cb' is not one of"),
+    ("fixed_prompt", ["--rate", "-1"], "positive number of TFLOP/s"),
+    ("choose_settings", ["more"], "more"),
+    ("pipeline", [], "Missing command"),
+    ("pipeline", ["bok"], "No such command 'bok'"),
+    ("pipeline", ["book", "--preset", "huge"], "unknown preset 'huge'"),
+    ("pipeline", ["smoke-copies"], "Missing argument 'FOLDER'"),
+    ("bench", ["--only", "nothing"], "'nothing' is not one of"),
+    ("bench", ["more"], "more"),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "fault"), WORDS)
+def test_words_and_numbers(name: str, arguments: list[str], fault: str, capfd, here: Path):
+    before = sorted(here.iterdir())
+    refused(name, arguments, fault, capfd)
+    assert sorted(here.iterdir()) == before
+
+
+# ---------------------------------------------------------------------------------------------------------------- paths
+PATHS = [("~nosuchuser/x", "nosuchuser"), (LONG, "too long"), ("x/" * 3000, "too long"), ("circle", "links"),
+         ("circle/x", "circle"), (HALF, "surrogates"), ("a\0b", "null")]  # fmt: skip
+USES = {
+    "run": lambda path: ["run", path],
+    "output": lambda path: ["run", "good.ipynb", "--output", path],
+    "model": lambda path: ["run", PAGE, *SMOKE, "-p", "model", path],
+    "data_folder": lambda path: ["run", PAGE, *SMOKE, "-p", "data_folder", path],
+    "data_file": lambda path: ["run", PAGE, *SMOKE, "-p", "data_file", path, *TABLE[3:]],
+    "records": lambda path: ["sweep", *SWEEP, "--records", path],
+    "sweep_model": lambda path: ["sweep", *SWEEP, "--model", path],
+    "grid_model": lambda path: ["grid", "--task", "mr", "--model", path],
+    "prompt_model": lambda path: ["fixed_prompt", "--model", path],
+    "book": lambda path: ["pipeline", "book", "--folder", path],
+    "copies": lambda path: ["pipeline", "smoke-copies", path],
+    "refresh": lambda path: ["pipeline", "refresh", path],
+    "bench": lambda path: ["bench", "--quick", "--output", path],
+    "bench_data": lambda path: ["bench", "--data-folder", path],
+}
+
+
+@pytest.mark.parametrize("use", USES)
+@pytest.mark.parametrize(("path", "fault"), PATHS, ids=[fault for _path, fault in PATHS])
+def test_paths_that_nothing_can_have(use: str, path: str, fault: str, capfd):
+    name, *arguments = USES[use](path)
+    refused(name, arguments, fault, capfd)
+
+
+@pytest.mark.parametrize("variable", ["ICLGD_DATA", "ICLGD_RECORDS"])
+@pytest.mark.parametrize(("path", "fault"), PATHS[:3], ids=[fault for _path, fault in PATHS[:3]])
+def test_the_same_paths_in_the_environment(variable: str, path: str, fault: str, capfd, monkeypatch):
+    monkeypatch.setenv(variable, path)
+    refused("sweep", ["--preset", "quick", "--task", "cb"] if variable == "ICLGD_DATA" else SWEEP, fault, capfd)
+
+
+NOT_WRITABLE = [
+    ("run", ["good.ipynb", "--output", "file"], "cannot write to"),
+    ("run", ["good.ipynb", "--output", "file/x"], "cannot write to"),
+    ("run", ["good.ipynb", "--output", "/proc/x"], "cannot write to /proc/x"),
+    ("run", ["good.ipynb", "--output", "."], "no output of a run"),
+    ("run", [PAGE, *SMOKE, "--output", str(PAGES)], "no output of a run"),
+    ("sweep", [*SWEEP, "--records", "file"], "cannot write to"),
+    ("sweep", [*SWEEP, "--records", "/proc/x"], "cannot write to /proc/x"),
+    ("pipeline", ["book", "--folder", "file"], "cannot write to"),
+    ("pipeline", ["smoke-copies", "/proc/x"], "cannot write to /proc/x"),
+    ("bench", ["--quick", "--output", "file/bench.json"], "cannot write to"),
+    ("bench", ["--quick", "--output", "/proc/x/bench.json"], "cannot write to /proc/x"),
+    ("bench", ["--quick", "--output", "."], "is a folder: name a file"),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "fault"), NOT_WRITABLE)
+def test_what_cannot_be_written_is_known_before(name: str, arguments: list[str], fault: str, capfd, monkeypatch):
+    monkeypatch.setattr(bench_main, "run", lambda *_: pytest.fail("measured what cannot be stored"))
+    refused(name, arguments, fault, capfd)
+
+
+def test_records_that_could_not_be_stored_stop_a_page_that_computes_them(capfd, monkeypatch):
+    monkeypatch.setenv("ICLGD_RECORDS", "/proc/x")
+    refused("run", [PAGE, *SMOKE], "cannot write to /proc/x", capfd)
+    with pytest.raises(pytest.fail.Exception, match="a kernel was started"):  # this one keeps none
+        commands.main("run", [str(PAGES / "10_inside_a_pretrained_model.ipynb"), *SMOKE, "--output", "out"])
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_only_what_a_run_has_written_is_written_over(link: bool, here: Path, capfd):
+    out = here / "out"
+    out.mkdir()
+    (out / "good.ipynb").hardlink_to(here / "good.ipynb") if link else (out / "good.ipynb").write_text("mine")
+    refused("run", ["good.ipynb", "--output", "out"], "no output of a run", capfd)
+    (out / "good.ipynb").unlink()
+    (out / "good.ipynb").write_text(json.dumps(notebook(cell(), metadata={"papermill": {}})))
+    with pytest.raises(pytest.fail.Exception, match="a kernel was started"):  # an earlier run's
+        commands.main("run", ["good.ipynb", "--output", "out"])
+
+
+# ------------------------------------------------------------------------------------------------- models, data, rows
+MISSING = [
+    ("run", [PAGE, *SMOKE, "-p", "model", "./none"], "config.json"),
+    ("run", [PAGE, *SMOKE, "-p", "model", "."], "config.json"),
+    ("run", [PAGE, *SMOKE, "-p", "data_folder", "."], "no folder 'snippets'"),
+    ("run", [PAGE, *SMOKE, "-p", "data_source", "hub"], "'snippets'"),
+    ("run", [PAGE, *SMOKE, "-p", "n_demonstrations", "1000000000"], "n_demonstrations=1000000000"),
+    ("run", [PAGE, *SMOKE, *TABLE], "n_demonstrations=16"),
+    ("run", [PAGE, *SMOKE, "-p", "data_file", "file", *TABLE[3:]], "no table at"),
+    ("run", [PAGE, *SMOKE, *TABLE, "-p", "label_column", "1"], "no column '1'"),
+    ("run", [PAGE, *SMOKE, "-p", "data_folder", "2024"], "2024"),
+    ("run", [OWN_PAGE, *SMOKE, "-p", "other_model", "./none"], "config.json"),
+    ("run", [OWN_PAGE, *SMOKE, "-p", "model", "./none"], "config.json"),
+    ("run", [str(PAGES / "80_cost_and_speed.ipynb"), *SMOKE, "-p", "bench_file", "file"], "is damaged"),
+    ("run", [str(PAGES / "80_cost_and_speed.ipynb"), "-p", "bench_file", "results/claims.json"], "no measurement"),
+    ("sweep", [*SWEEP, "--model", "./none"], "config.json"),
+    ("sweep", [*SWEEP, "-p", "n_demonstrations", "100000"], "n_demonstrations=100000"),
+    ("sweep", [*SMOKE, *TABLE], "n_demonstrations=16"),
+    ("grid", ["--task", "mr", "--model", "./none"], "config.json"),
+    ("fixed_prompt", ["--model", "./none"], "config.json"),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "fault"), MISSING)
+def test_what_is_not_there_is_missed_before_anything_slow(name: str, arguments: list[str], fault: str, capfd):
+    refused(name, arguments, fault, capfd)
+
+
+@pytest.mark.parametrize("name", ["grid", "fixed_prompt", "bench"])
+def test_a_data_folder_without_the_tasks(name: str, capfd, monkeypatch):
+    monkeypatch.setenv("ICLGD_DATA", "/nowhere")
+    refused(name, [], "'/nowhere'", capfd)
+
+
+def test_the_page_that_brings_its_text_asks_for_no_other(here: Path, monkeypatch):
+    """Its default is a table that it writes; the preset's text need not be there."""
+    monkeypatch.setattr(preflight, "task_data", lambda _given: pytest.fail("looked for another text"))
+    for more, stopped in (([], "a kernel was started"), (["-p", "task", "cb"], "looked for another text")):
+        with pytest.raises(pytest.fail.Exception, match=stopped):
+            commands.main("run", [OWN_PAGE, *SMOKE, "--output", "out", *more])
+
+
+def test_a_built_in_name_is_that_model_whatever_lies_here(here: Path):
+    (here / "tiny-llama").mkdir()
+    assert command_line.from_here("tiny-llama") == "tiny-llama"
+    assert command_line.from_here("./tiny-llama") == str(here / "tiny-llama")
+
+
+def test_the_six_tasks_are_all_but_the_default_one():
+    assert plans.SIX_TASKS == tuple(name for name in TASKS if name != "snippets")
+    assert set(plans.SEEDS) == set(plans.SIX_TASKS)
+
+
+# ------------------------------------------------------------------------------------------------------------ notebooks
+BROKEN = {  # content of a file -> what is said of it
+    "text": ("hello", "no notebook"),
+    "number": ("84", "says no format"),
+    "half": (json.dumps(notebook(cell()))[:200], "no notebook"),
+    "a BOM": ("\ufeff" + json.dumps(notebook(cell())), "BOM"),
+    "deep": ("[" * 100_000 + "]" * 100_000, "nested"),
+    "deep metadata": (notebook(cell(), metadata={"a": nested(400)}), "nested more than 100"),
+    "not a number": (json.dumps(notebook(cell(), metadata={"a": float("nan")})), "NaN"),
+    "an older format": (notebook(cell(), nbformat=3), "of format 3"),
+    "a text for a format": (notebook(cell(), nbformat_minor="5"), "says no format"),
+    "no cells": (notebook(cells=None), "no list of cells"),
+    "cells that are numbers": (notebook(1, 2), "cell 1"),
+    "a cell that is null": (notebook(cell(), None), "cell 2"),
+    "a cell of no kind": (notebook(cell(cell_type="x")), "cell 1"),
+    "a number for a text": (notebook(cell(3)), "the text of cell 1"),
+    "numbers for lines": (notebook(cell([1, 2])), "the text of cell 1"),
+    "a number for tags": (notebook(cell(metadata={"tags": 5})), "the tags of cell 1"),
+    "lists for tags": (notebook(cell(metadata={"tags": [["parameters"]]})), "the tags of cell 1"),
+    "a list for metadata": (notebook(cell(), metadata=[]), "no metadata"),
+    "a list for a cell's metadata": (notebook(cell(metadata=[])), "cell 1 has no metadata"),
+    "a number for papermill's": (notebook(cell(), metadata={"papermill": 3}), "no metadata"),
+    "a number for outputs": (notebook(cell(outputs=3)), "the outputs of cell 1"),
+    "half a character": (notebook(cell("seed = 0 # \ud800")), "surrogates"),
+    "two cells of parameters": (notebook(cell(), cell("seed = 1")), "2 cells tagged"),
+    "no cell of parameters": (notebook(), "0 cells tagged"),
+    "an unhashable value": (notebook(cell("seed = {[]: 1}")), "may only hold lines"),
+    "too many brackets": (notebook(cell("seed = " + "(" * 5000 + ")" * 5000)), "may only hold lines"),
+    "too many signs": (notebook(cell("seed = " + "-" * 20_000 + "1")), "may only hold lines"),
+    "a NUL": (notebook(cell("seed = 0\0")), "may only hold lines"),
+}
+WRONG_DEFAULTS = {
+    f"seed = {nested(90)}": "seed=[[",
+    "seed = '3 '": "seed='3 '",
+    "preset = ['quick']": "preset ['quick']",
+}
+WRONG_DEFAULTS |= {"preset = 'smoke'\ntask = {1}": "unknown task {1}", "preset = {}": "unknown preset {}"}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+@pytest.mark.parametrize("words", [["run"], ["pipeline", "refresh"]], ids=["run", "refresh"])
+def test_broken_notebooks(what: str, words: list[str], here: Path, capfd):
+    content, fault = BROKEN[what]
+    (here / "page.ipynb").write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    refused(words[0], [*words[1:], "page.ipynb"], fault, capfd)
+
+
+@pytest.mark.parametrize("source", WRONG_DEFAULTS)
+def test_wrong_values_in_a_notebook(source: str, here: Path, capfd):
+    (here / "page.ipynb").write_text(json.dumps(notebook(cell(source))))
+    refused("run", ["page.ipynb"], WRONG_DEFAULTS[source], capfd)
+
+
+LATER = {  # what only Jupyter's library, which takes seconds to import, says
+    "no outputs": notebook({name: value for name, value in cell().items() if name != "outputs"}),
+    "a list for an id": notebook(cell(id=[])),
+    "an output of no kind": notebook(cell(outputs=[{"output_type": "x"}])),
+    "a number for the kernel": notebook(cell(), metadata={"kernelspec": 3}),
+}
+
+
+@pytest.mark.parametrize("what", LATER)
+def test_notebooks_that_jupyter_cannot_read(what: str, here: Path):
+    (here / "page.ipynb").write_text(json.dumps(LATER[what]))
+    assert notebook_files.parameters_cell(here / "page.ipynb")
+    with pytest.raises(InputError, match="is no notebook") as caught:
+        notebook_files.demand_valid(here / "page.ipynb")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_large_file_is_not_read(here: Path, capfd):
+    with (here / "large.ipynb").open("wb") as file:
+        file.truncate(10**9)  # of which none is on the disk
+    refused("run", ["large.ipynb"], "1,000,000,000 bytes", capfd)
+
+
+# -------------------------------------------------------------------------------------------- the commands as processes
+COMMANDS = [[f"iclgd_helpers.{name}"] for name in commands.COMMANDS] + [["bench"]]
+
+
+def process(words: list[str], here: Path, **options) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(here)}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, "-m", *words], cwd=here, env=environment, **streams, **options)
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
+def test_help_and_a_slip_of_every_command(words: list[str], here: Path):
+    said, _ = process([*words, "--help"], here).communicate()
+    assert said.startswith(f"Usage: python -m {words[0]} ")
+    started = process([*words, "--nope"], here)
+    said, fault = started.communicate()
+    assert (started.returncode, said, fault.count("\n")) == (2, "", 1) and "--nope" in fault
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
+def test_a_command_is_read_before_anything_slow_is_imported(words: list[str], here: Path):
+    slow = ["torch", "transformers", "papermill", "nbformat", "IPython", "matplotlib"]
+    module = words[0] if words != ["bench"] else "bench.__main__"
+    program = f"import sys; sys.modules.update(dict.fromkeys({slow})); sys.argv = ['', '--nope']\n"
+    start = ("bench.__main__",) if words == ["bench"] else ("iclgd_helpers.commands", module.split(".")[1])
+    done = subprocess.run([sys.executable, "-c", program + f"from iclgd_helpers.start import start; start(*{start})"],
+                          capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
+    assert done.returncode == 2 and "--nope" in done.stderr, done.stderr
+
+
+SLEEPS = notebook(cell(), cell("open('started', 'w').close()\nimport time\ntime.sleep(60)", metadata={}))
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("moment", ["at once", "in a cell"])
+def test_a_signal_ends_a_run_with_one_line_and_leaves_nothing(number: int, status: int, moment: str, here: Path):
+    (here / "page.ipynb").write_text(json.dumps(SLEEPS).replace("'started'", repr(str(here / "started"))))
+    before = set(here.iterdir())
+    started = process(["iclgd_helpers.run", "page.ipynb", "--output", "out"], here)
+    time.sleep(0.3)
+    while moment == "in a cell" and not (here / "started").exists():
+        time.sleep(0.1)
+    started.send_signal(number)
+    _, said = started.communicate()
+    assert started.returncode == status and said.count("\n") == 1 and "start it again" in said, said
+    assert {path.name for path in set(here.iterdir()) - before} <= {"out", "started"}
+    assert not (here / "out").exists() or not list((here / "out").iterdir())
