@@ -59,7 +59,7 @@ clean:
 # The environment is made again when the folder moved or its versions changed, and from scratch when an earlier
 # installation was interrupted. PYTHON=/path/to/python chooses the interpreter; of a virtual one, what it was made from.
 # pip is silent unless it fails, so a dot every two seconds says that something happens; it ends with this shell.
-PROBE := import sys, venv, ensurepip; print(sys._base_executable if sys.version_info >= (3, 11) else "")
+PROBE := import sys, venv, ensurepip; print(sys._base_executable if (3, 11) <= sys.version_info < (3, 14) else "")
 environment:
 	@wanted="$$(pwd) $$(cat requirements.lock pyproject.toml | cksum)"; \
 	if [ -x $(PY) ] && [ "$$(cat .venv/installed 2>/dev/null)" = "$$wanted" ]; then exit 0; fi; \
@@ -69,7 +69,7 @@ environment:
 	  found=; \
 	  for python do found=$$("$$python" -c '$(PROBE)' 2>/dev/null) && [ -n "$$found" ] && break || found=; done; \
 	  if [ -z "$$found" ]; then \
-	    echo "No Python 3.11 or newer (with venv) as $$*: install one, or name it: make PYTHON=/path/to/python" >&2; \
+	    echo "No Python 3.11, 3.12 or 3.13 (with venv) as $$*: install one, or name it: make PYTHON=/path/to/python" >&2; \
 	    exit 1; \
 	  fi; \
 	  echo "Making the environment in .venv with $$("$$found" --version) (about 2 GB, some minutes)"; \

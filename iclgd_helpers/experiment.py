@@ -113,13 +113,14 @@ def prepare(given: ExperimentParameters) -> Cell:
 
 
 def run_cell(given: ExperimentParameters, progress: bool = True) -> Record:
-    """The record of the cell: the stored one if there is one, else computed now and stored."""
-    stored = records.find(records.record_id(given))
-    if stored is not None:
-        return stored
-    storage.require_writable(paths.records_folder())
-    record = compute(prepare(given), progress)
-    records.save(record)
+    """The record of the cell: the stored one if there is one, else computed now and stored. Says what has diverged."""
+    record = records.find(records.record_id(given))
+    if record is None:
+        storage.require_writable(paths.records_folder())
+        record = compute(prepare(given), progress)
+        records.save(record)
+    if diverged := [name for name in record.json["arms"] if name not in record.arms]:
+        print("Diverged, so without accuracy, similarities and verdict: " + ", ".join(diverged))
     return record
 
 

@@ -27,6 +27,7 @@ from iclgd_helpers.records import Record
 WIDTH = 5.2  # inches: at the width of a phone, 9 pt text is still read
 DOTS_PER_INCH = 192
 GREY = "#6e6e6e"  # reference lines: chance, nulls, published values
+DIVERGED = "diverged"  # stands for the accuracy of an arm that no longer gives numbers
 
 
 @dataclass(frozen=True)
@@ -131,13 +132,14 @@ def interval_points(
     values: Sequence[float | None],
     intervals: Sequence[Sequence[float | None]],
     arms: Sequence[str] | None = None,
+    missing: str = "undefined",
 ) -> None:
-    """A dot with its interval in each row, first row on top; `arms` gives the styles. None: "undefined"."""
+    """A dot with its interval in each row, first row on top; `arms` gives the styles. For None stands `missing`."""
     for row, (value, interval) in enumerate(zip(values, intervals, strict=True)):
         drawn = ARMS[arms[row]] if arms else ARMS["in_context"]
         if pd.isna(value):
             place = {"transform": ax.get_yaxis_transform(), "ha": "right", "va": "center"}
-            ax.text(0.98, row, "undefined", color=GREY, **place)
+            ax.text(0.98, row, missing, color=GREY, **place)
             continue
         if not any(map(pd.isna, interval)):
             ax.plot(interval, [row, row], color=drawn.colour, linewidth=2, solid_capstyle="butt", zorder=2)
@@ -160,24 +162,26 @@ def layer_lines(ax: Axes, comparison: Mapping[str, Any], metric: str, arm: str, 
     ax.xaxis.get_major_locator().set_params(integer=True)
 
 
-def with_interval(value: float | None, interval: Sequence[float | None], digits: int = 3) -> str:
-    """`0.712 [0.660, 0.764]`; "undefined" for None or NaN."""
+def with_interval(
+    value: float | None, interval: Sequence[float | None], digits: int = 3, missing: str = "undefined"
+) -> str:
+    """`0.712 [0.660, 0.764]`; `missing` for None or NaN."""
     if pd.isna(value):
-        return "undefined"
+        return missing
     if any(map(pd.isna, interval)):
         return f"{value:.{digits}f} [undefined]"
     return f"{value:.{digits}f} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
 
 
 def accuracy_table(record: Record) -> pd.DataFrame:
-    """Of every arm at the protocol's rate: n, accuracy with interval, and how far its predictions spread."""
+    """Of every arm at the protocol's rate: n, accuracy with interval or "diverged", and how its predictions spread."""
     arms = record.json["arms"]
     rows = {
         ARMS[name].label: {
             "n": arm["n"],
-            "accuracy [95 % interval]": with_interval(arm["accuracy"], arm["accuracy_interval"]),
+            "accuracy [95 % interval]": with_interval(arm["accuracy"], arm["accuracy_interval"], missing=DIVERGED),
             "predicted classes": " / ".join(map(str, arm["predicted"])),
-            "prediction entropy, bits": round(arm["prediction_entropy_bits"], 3),
+            "prediction entropy, bits": "" if arm["accuracy"] is None else round(arm["prediction_entropy_bits"], 3),
         }
         for name, arm in ((name, arms[name]) for name in ARMS if name in arms)
     }

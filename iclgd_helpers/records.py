@@ -38,6 +38,16 @@ class Record:
         """Whether helpers that compute the same numbers as the present ones made it."""
         return identity.same_engine(self.json["engine"]) == identity.engine_hash()
 
+    @property
+    def arms(self) -> dict[str, Any]:
+        """What is known of each arm that holds numbers; `json["arms"]` has those that have diverged, too."""
+        return {name: arm for name, arm in self.json["arms"].items() if not arm.get("diverged")}
+
+    @property
+    def comparisons(self) -> dict[str, Any]:
+        """The same of the comparisons: those of which no arm has diverged."""
+        return {name: found for name, found in self.json["comparisons"].items() if not found.get("diverged")}
+
 
 def run_id(parameters: ExperimentParameters, data_checksum: str, model: str) -> str:
     """Identity of a cell of the present helpers: its parameters, and the content of its data and of its model."""

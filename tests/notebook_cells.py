@@ -1,5 +1,6 @@
 """Cells of a notebook, by id: their code, and the names after some of them were executed."""
 
+import ast
 import linecache
 from functools import cache
 from typing import Any
@@ -32,3 +33,29 @@ def run(slug: str, *ids: str, changes: tuple[tuple[str, str], ...] = (), **given
         linecache.cache[file] = (len(code), None, code.splitlines(keepends=True), file)  # for inspect.getsource
         exec(compile(code, file, "exec", dont_inherit=True), names)
     return names
+
+
+def whole_page(slug: str, **given: Any) -> dict[str, Any]:
+    """
+    Names after all cells of the page were executed with the parameters `given` that it has.
+
+    What a cell ends in is turned into what a reader sees, so that a table that cannot be drawn is an error here, too.
+    """
+    names: dict[str, Any] = {"__name__": slug, "display": _shown}
+    for name, source in sources(slug).items():
+        if name == "setup":
+            continue
+        cell, last = ast.parse(source), None
+        if cell.body and isinstance(cell.body[-1], ast.Expr):
+            last = ast.Expression(cell.body.pop().value)
+        exec(compile(cell, f"<{slug} {name}>", "exec", dont_inherit=True), names)
+        if last:
+            _shown(eval(compile(last, f"<{slug} {name}>", "eval", dont_inherit=True), names))
+        if source.startswith("preset = "):
+            names |= {key: value for key, value in given.items() if key in names}
+    return names
+
+
+def _shown(value: Any) -> None:
+    if hasattr(value, "_repr_html_"):
+        value._repr_html_()

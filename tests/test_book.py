@@ -232,8 +232,9 @@ def reports(html, tab) -> dict[str, dict]:
     with Server(html) as server:
         for name in names:
             for width in (375, 1280):
-                for theme in ("light", "dark"):
-                    tab.open(f"{server.address}/{name}", width, theme=theme)
+                tab.open(f"{server.address}/{name}", width, theme="dark" if width < 600 else "light")
+                for theme in ("dark", "light"):
+                    tab.run(f"for (const key of ['mode', 'theme']) document.documentElement.dataset[key] = '{theme}'")
                     found[f"{name} {width} {theme}"] = tab.run(REPORT) | {"pale": tab.run(PALE)}
                     found[f"{name} {width} {theme}"]["unnamed"] = tab.run(UNNAMED)
             with tab.printing(PAPER):

@@ -37,6 +37,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         monkeypatch.setattr(fixed_prompt, name, value)
     monkeypatch.setattr(fixed_prompt, "RECORDS", str(tmp_path))
     monkeypatch.setattr(fixed_prompt, "_task", lambda task: tasks.load_task(task, "generated"))
+    monkeypatch.setattr(parameters, "_default_source", lambda *_arguments: "generated")
     return tmp_path
 
 
