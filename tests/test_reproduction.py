@@ -414,7 +414,9 @@ def test_the_short_list_says_what_the_verdicts_say(page: dict[str, Any], turned:
 def test_chosen_rate_is_judged_from_its_own_arms(page: dict[str, Any]) -> None:
     def chosen(record: Record) -> Record:  # at the chosen rate layer-causal finetuning is less similar
         swapped = {"sim_aou/joint_chosen": "sim_aou/standard", "sim_aou/standard_chosen": "sim_aou/joint"}
-        return edited(record, swapped)
+        found = record.json["comparisons"]
+        chosen = {"joint_chosen": found["standard"], "standard_chosen": found["joint"]}
+        return edited(record, swapped, comparisons=found | chosen)
 
     made, _effects = page["judge_all"]([chosen(record) for record in a_grid()])
     found = made[made["id"] == "R13"].set_index("rate")["verdict"].to_dict()
