@@ -22,6 +22,8 @@ from iclgd_helpers.identity import engine_hash
 from iclgd_helpers.parameters import ExperimentParameters, Parameters, notebook_parameters, own, validate_for_notebook
 from iclgd_helpers.paths import records_folder, resolve_here, resolve_path
 
+BENCH_KEYS = {"sections", "targets", "machine"}  # of what `make bench` writes
+
 main = partial(commands.main, "run")
 
 
@@ -99,5 +101,9 @@ def _looked_for(notebook: Path, given: Mapping[str, Any], parameters: Experiment
 
 
 def _check_bench(path: Path) -> None:
-    if path.is_file() and not {"sections", "targets", "machine"} <= storage.read_json(path).keys():
-        raise InputError(f"bench_file {path} is no measurement: pass what `make bench` wrote")
+    try:
+        known = storage.read_json(path).keys() if path.is_file() else BENCH_KEYS
+    except InputError:
+        known = set()
+    if not BENCH_KEYS <= known:
+        raise InputError(f"bench_file {path} is no measurement, or damaged: pass what `make bench` wrote")

@@ -214,7 +214,7 @@ MISSING = [
     ("run", [PAGE, *SMOKE, "-p", "data_folder", "2024"], "2024"),
     ("run", [OWN_PAGE, *SMOKE, "-p", "other_model", "./none"], "config.json"),
     ("run", [OWN_PAGE, *SMOKE, "-p", "model", "./none"], "config.json"),
-    ("run", [str(PAGES / "80_cost_and_speed.ipynb"), *SMOKE, "-p", "bench_file", "file"], "is damaged"),
+    ("run", [str(PAGES / "80_cost_and_speed.ipynb"), *SMOKE, "-p", "bench_file", "file"], "or damaged: pass"),
     ("run", [str(PAGES / "80_cost_and_speed.ipynb"), "-p", "bench_file", "results/claims.json"], "no measurement"),
     ("sweep", [*SWEEP, "--model", "./none"], "config.json"),
     ("sweep", [*SWEEP, "-p", "n_demonstrations", "100000"], "n_demonstrations=100000"),
