@@ -26,7 +26,7 @@ book: environment
 test: environment
 	@rm -rf _build/smoke _build/test-records
 	@$(PY) -m iclgd_helpers.pipeline smoke-copies _build/smoke
-	@$(TEST_ENV) $(PY) -m pytest -q -rs -n 2 --dist loadscope $(NBVAL) tests _build/smoke
+	@$(TEST_ENV) $(PY) -m pytest -q -rs -n 2 --dist loadscope --no-loadscope-reorder $(NBVAL) tests _build/smoke
 
 refresh: environment
 	@$(PY) -m iclgd_helpers.pipeline refresh
