@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from iclgd_helpers import parameters, plans, storage
+from iclgd_helpers import notebook_files, parameters, plans, storage
 from iclgd_helpers.command_line import (
     MOST_THREADS,
     Given,
@@ -173,7 +173,7 @@ def smoke_copies(folder: Path) -> None:
 def refresh(notebooks: tuple[Path, ...]) -> None:
     """Store new outputs in notebooks/, or in the NOTEBOOKS that are named."""
     for notebook in notebooks:
-        parameters.notebook_parameters(notebook)
+        notebook_files.parameters_cell(notebook)
     from iclgd_helpers import pipeline
 
     pipeline.refresh(notebooks or pipeline.notebooks())

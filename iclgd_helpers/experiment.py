@@ -119,8 +119,8 @@ def run_cell(given: ExperimentParameters, progress: bool = True) -> Record:
         storage.require_writable(paths.records_folder())
         record = compute(prepare(given), progress)
         records.save(record)
-    if diverged := [name for name in record.json["arms"] if name not in record.arms]:
-        print("Diverged, so without accuracy, similarities and verdict: " + ", ".join(diverged))
+    if record.diverged:
+        print("Diverged, so without accuracy, similarities and verdict: " + ", ".join(record.diverged))
     return record
 
 

@@ -262,11 +262,6 @@ def own(namespace: Mapping[str, Any]) -> dict[str, Any]:
     return _validated(PageParameters, given).model_dump(include=set(given))
 
 
-def notebook_parameters(notebook: Path) -> dict[str, Any]:
-    """Names and literal defaults in the cell of `notebook` that is tagged `parameters`; errors as of that cell."""
-    return notebook_files.parameters_cell(notebook)
-
-
 def validate_for_notebook(notebook: str | Path, given: Mapping[str, Any]) -> Parameters:
     """
     The complete parameters that `notebook` would run with, given some.
@@ -277,7 +272,7 @@ def validate_for_notebook(notebook: str | Path, given: Mapping[str, Any]) -> Par
         if the notebook is missing, has no such parameter, or a value is wrong.
     """
     notebook = Path(notebook)
-    defaults = notebook_parameters(notebook)
+    defaults = notebook_files.parameters_cell(notebook)
     for name in given:
         _one_of(f"parameter of {notebook.name}", name, defaults)
     values = defaults | dict(given)

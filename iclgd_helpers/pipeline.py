@@ -31,7 +31,7 @@ import yaml
 from iclgd_helpers import commands, ledger, records, storage
 from iclgd_helpers.errors import CellError, InputError, reason
 from iclgd_helpers.execution import execute, prepared
-from iclgd_helpers.parameters import notebook_parameters
+from iclgd_helpers.notebook_files import parameters_cell
 from iclgd_helpers.paths import repository_root
 
 ROOT = repository_root()
@@ -308,7 +308,7 @@ def smoke_copies(folder: Path) -> None:
 
 def preset_values(notebook: Path, preset: str) -> dict[str, Any]:
     """What to inject for `preset`: nothing for the notebooks' own default, or where a page has no presets."""
-    own = notebook_parameters(notebook).get("preset", preset)
+    own = parameters_cell(notebook).get("preset", preset)
     return {} if own == preset else {"preset": preset}
 
 
@@ -316,7 +316,7 @@ def refresh(chosen: Iterable[Path]) -> None:
     """Execute at the default preset and store the outputs in `notebooks/`; nothing else writes there."""
     chosen = list(chosen)
     for notebook in chosen:
-        notebook_parameters(notebook)  # refuses what is no notebook, before anything runs
+        parameters_cell(notebook)  # refuses what is no notebook, before anything runs
     os.environ["ICLGD_RECORDS"] = str(ROOT / "_build" / "records")
     os.environ["ICLGD_TABLES"] = str(ROOT / TABLES)
     for notebook in chosen:

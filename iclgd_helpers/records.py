@@ -44,6 +44,11 @@ class Record:
         return {name: arm for name, arm in self.json["arms"].items() if not arm.get("diverged")}
 
     @property
+    def diverged(self) -> list[str]:
+        """The other arms."""
+        return [name for name in self.json["arms"] if name not in self.arms]
+
+    @property
     def comparisons(self) -> dict[str, Any]:
         """The same of the comparisons: those of which no arm has diverged."""
         return {name: found for name, found in self.json["comparisons"].items() if not found.get("diverged")}

@@ -116,19 +116,16 @@ def notes(found: Sequence[Record]) -> list[str]:
     if older:
         names = "; ".join(_grouped((short(m), task, seed) for m, task, seed in map(cell, older)))
         lines.append(f"Computed by an older version of the helpers than this page's ({len(older)}): {names}.")
-    if diverged := [line for record in found if (line := _diverged(record))]:
-        lines.append(f"Diverged, so without values and without part in a verdict: {'; '.join(diverged)}.")
+    if diverged := [record for record in found if record.diverged]:
+        named = "; ".join(
+            f"{mark(record)}, run {record.json['id']}: {', '.join(record.diverged)}" for record in diverged
+        )
+        lines.append(f"Diverged, so without values and without part in a verdict: {named}.")
     empty = [record for record in found if not is_evidence(record)]
     if empty:
         names = ", ".join(sorted({f"{mark(record)}, run {record.json['id']}" for record in empty}))
         lines.append(f"No evidence, shown but never part of a verdict: {names}.")
     return lines
-
-
-def _diverged(record: Record) -> str:
-    arms = [figures.ARMS[name].label for name in figures.ARMS if name in record.json["arms"].keys() - record.arms]
-    model, task, seed = cell(record)
-    return f"{model} on {TASKS[task]}, seed {seed} ({', '.join(arms)})" if arms else ""
 
 
 def _grouped(keys: Iterable[tuple[str, str, int]]) -> list[str]:

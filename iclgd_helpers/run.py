@@ -19,7 +19,7 @@ from typing import Any
 from iclgd_helpers import checkpoints, commands, notebook_files, storage
 from iclgd_helpers.errors import InputError
 from iclgd_helpers.identity import engine_hash
-from iclgd_helpers.parameters import ExperimentParameters, Parameters, notebook_parameters, own, validate_for_notebook
+from iclgd_helpers.parameters import ExperimentParameters, Parameters, own, validate_for_notebook
 from iclgd_helpers.paths import records_folder, resolve_here, resolve_path
 
 BENCH_KEYS = {"sections", "targets", "machine"}  # of what `make bench` writes
@@ -85,7 +85,7 @@ def _looked_for(notebook: Path, given: Mapping[str, Any], parameters: Experiment
     """The identity of the page's cell when all that it names is there; None where the page brings its own text."""
     from iclgd_helpers import preflight
 
-    values = own(notebook_parameters(notebook) | dict(given))
+    values = own(notebook_files.parameters_cell(notebook) | dict(given))
     if "bench_file" in values:
         _check_bench(resolve_path(values["bench_file"]))
     if "other_model" in values:

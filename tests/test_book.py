@@ -233,7 +233,7 @@ def reports(html, tab) -> dict[str, dict]:
         for name in names:
             for width in (375, 1280):
                 tab.open(f"{server.address}/{name}", width, theme="dark" if width < 600 else "light")
-                for theme in ("dark", "light"):
+                for theme in ("light", "dark"):
                     tab.run(f"for (const key of ['mode', 'theme']) document.documentElement.dataset[key] = '{theme}'")
                     found[f"{name} {width} {theme}"] = tab.run(REPORT) | {"pale": tab.run(PALE)}
                     found[f"{name} {width} {theme}"]["unnamed"] = tab.run(UNNAMED)

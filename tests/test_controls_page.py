@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from notebook_cells import run
-from test_reproduction import MODEL, a_grid, answers, edited, made_up
+from test_reproduction import MODEL, a_grid, answers, diverged, edited, made_up
 
 from iclgd_helpers import grid_plots, reproduction, statistics
 from iclgd_helpers.records import Record
@@ -87,6 +87,14 @@ def test_labels_that_do_not_matter_are_not_found(page: dict[str, Any]) -> None:
     same = answers() | {"in_context_shuffled": answers()["in_context"]}
     other = [made_up(MODEL, *reproduction.cell(record)[1:], arms=same) for record in a_grid()]
     assert verdicts(page, other, "accuracy")["C10"] == "inconclusive"
+
+
+def test_what_has_diverged_is_never_judged(page: dict[str, Any]) -> None:
+    found = [diverged(record, "standard") for record in a_grid()]
+    for measure in page["MEASURES"]:
+        decided = {name for name, said in verdicts(page, found, measure).items() if said != "inconclusive"}
+        assert not decided & {"C1", "C2", "C3", "C4", "C5", "C8", "C9", "C11"}, measure
+    assert verdicts(page, found)["C6"] == "more than the control", "the other arms are judged as before"
 
 
 def test_highest_of_several_controls_counts(page: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 import papermill
 import pytest
 
-from iclgd_helpers import experiment, parameters, records, run, sweep
+from iclgd_helpers import experiment, notebook_files, parameters, records, run, sweep
 from iclgd_helpers.errors import InputError
 from iclgd_helpers.grammar import generate_rows
 from iclgd_helpers.pipeline import ROOT
@@ -305,6 +305,6 @@ def test_the_arms_see_the_readers_prompts(table):
 def test_every_page_on_a_language_model_takes_a_table(table):
     for page in sorted((ROOT / "notebooks").glob("*.ipynb")):
         source = "".join(cell.source for cell in nbformat.read(page, 4).cells if cell.cell_type == "code")
-        if "run_cell" in source and "preset" in parameters.notebook_parameters(page):
+        if "run_cell" in source and "preset" in notebook_files.parameters_cell(page):
             given = arguments(table(), {"preset": "smoke"})
             assert parameters.validate_for_notebook(page, given).task == "own", page.stem

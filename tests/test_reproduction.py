@@ -14,7 +14,7 @@ import pytest
 from bs4 import BeautifulSoup
 from IPython.display import Image
 
-from iclgd_helpers import grid, metrics, parameters, records, reproduction, statistics, storage
+from iclgd_helpers import figures, grid, metrics, parameters, records, reproduction, statistics, storage
 from iclgd_helpers.experiment import arm_summary
 from iclgd_helpers.parameters import repository_root
 from iclgd_helpers.records import Record
@@ -114,6 +114,17 @@ def edited(record: Record, columns: dict[str, str] | None = None, **json_changes
     """The record with some example columns taken from others (`{column: taken from}`)."""
     examples = record.examples.assign(**{new: record.examples[old] for new, old in (columns or {}).items()})
     return dataclasses.replace(record, json=record.json | json_changes, examples=examples)
+
+
+def diverged(record: Record, *names: str) -> Record:
+    """The record with these arms marked, and their finite numbers left for whoever does not look at the mark."""
+    marked = {
+        part: {n: one | {"diverged": n in names} for n, one in record.json[part].items()}
+        for part in ("arms", "comparisons")
+    }
+    for name in names:
+        marked["arms"][name] |= {"accuracy": None, "accuracy_interval": (None, None), "predicted": []}
+    return edited(record, **marked)
 
 
 def a_sweep(values: dict[Any, tuple[float, float, float]], points: list[dict[str, Any]]) -> dict[str, Any]:
@@ -421,6 +432,35 @@ def test_chosen_rate_is_judged_from_its_own_arms(page: dict[str, Any]) -> None:
     made, _effects = page["judge_all"]([chosen(record) for record in a_grid()])
     found = made[made["id"] == "R13"].set_index("rate")["verdict"].to_dict()
     assert found == {"protocol": "reproduced", "chosen": "not reproduced"}
+
+
+@pytest.mark.parametrize(
+    ("arm", "which"), [("standard", "R2"), ("standard", "R10"), ("joint", "R13"), ("joint", "R18")]
+)
+def test_what_has_diverged_is_never_judged(page: dict[str, Any], arm: str, which: str) -> None:
+    assert verdicts(page, a_grid(), which) == ["reproduced"]
+    assert verdicts(page, [diverged(record, arm) for record in a_grid()], which) == ["inconclusive"]
+
+
+def test_a_bound_that_diverges_hides_no_other(page: dict[str, Any]) -> None:
+    points = [{"method": m, "clip": "none"} for m in ("joint", "standard")]
+    points += [{"method": "joint", "clip": "global", "clip_value": bound} for bound in (1.0, 2.0)]
+    levels = {0: (0.9, 0.5, 0.5), 1: (0.2, 0.6, 0.5), 2: (None, None, None), 3: (0.8, 0.7, 0.5)}
+    sweep = {"points": [
+        point | {name: {"value": value, "interval": [value and value - 0.01, value and value + 0.01]}
+                 for name, value in zip(("sim_aou", "sim_am_direct", "accuracy"), levels[number], strict=True)}
+        for number, point in enumerate(points)
+    ]}  # fmt: skip
+    assert page["clipping_restores"](sweep)[0] == pytest.approx(0.2)
+
+
+def test_what_has_diverged_is_said(page: dict[str, Any]) -> None:
+    record = diverged(made_up(), "joint")
+    shown = figures.accuracy_table(record)["accuracy [95 % interval]"]
+    assert shown[figures.ARMS["joint"].label] == "diverged" != shown[figures.ARMS["standard"].label]
+    (line,) = [line for line in reproduction.notes([record]) if "Diverged" in line]
+    assert record.json["id"] in line and "joint" in line
+    assert not any("Diverged" in line for line in reproduction.notes([made_up()]))
 
 
 def test_a_models_name_is_text_in_tables_lists_and_figures(page: dict[str, Any]) -> None:

@@ -17,7 +17,8 @@ from papermill.cli import _resolve_type
 
 from iclgd_helpers import command_line, run
 from iclgd_helpers.errors import InputError
-from iclgd_helpers.parameters import notebook_parameters, validate_for_notebook
+from iclgd_helpers.notebook_files import parameters_cell
+from iclgd_helpers.parameters import validate_for_notebook
 from iclgd_helpers.pipeline import ROOT
 
 PAGE = ROOT / "notebooks" / "50_prediction_alignment.ipynb"
@@ -99,7 +100,7 @@ def test_cell_of_parameters_holds_literals(line, tmp_path):
     next(c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])).source = line
     nbformat.write(notebook, path)
     with pytest.raises(InputError, match="may only hold lines such as seed = 3"):
-        notebook_parameters(path)
+        parameters_cell(path)
 
 
 def test_a_pages_own_parameters_have_a_folder_of_their_own():

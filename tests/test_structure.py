@@ -8,7 +8,8 @@ import papermill
 import pytest
 
 from iclgd_helpers import pipeline
-from iclgd_helpers.parameters import TheoryParameters, notebook_parameters, validate_for_notebook
+from iclgd_helpers.notebook_files import parameters_cell
+from iclgd_helpers.parameters import TheoryParameters, validate_for_notebook
 
 NOTEBOOKS = pipeline.notebooks()
 EXPERIMENT_PARAMETERS = dict.fromkeys(
@@ -54,7 +55,7 @@ def test_opening_cells(path):
 def test_one_parameters_cell_of_literals(path):
     (cell,) = cells(path, "code", "parameters")
     assert all(isinstance(statement, ast.Assign) for statement in ast.parse(cell.source).body)
-    given = notebook_parameters(path)
+    given = parameters_cell(path)
     assert set(papermill.inspect_notebook(str(path))) == set(given), "papermill knows every one of them, too"
     if "preset" in given:
         assert {name: given.get(name, "missing") for name in EXPERIMENT_PARAMETERS} == EXPERIMENT_PARAMETERS
