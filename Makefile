@@ -12,7 +12,7 @@ help:
 	@echo "make book      execute the notebooks and build the book: _build/html/index.html"
 	@echo "make test      check everything (notebooks at the smoke preset, then the unit tests)"
 	@echo "make run       one notebook: make run NOTEBOOK=notebooks/50_prediction_alignment.ipynb ARGS='-p seed 3'"
-	@echo "make sweep     many cells: make sweep ARGS='--preset paper --cost-only' says what the six tasks would cost"
+	@echo "make sweep     many runs: make sweep ARGS='--preset paper --task cb --cost-only' says what CB would cost"
 	@echo "make grid      the reproduction: what of results/ is not recorded; ARGS='--cost-only' says what it would cost"
 	@echo "make rehearse  the 1.3 B model's exact shape with random weights, all arms on a few rows (DTYPE=bfloat16)"
 	@echo "make lab       open JupyterLab in the project's environment"
@@ -21,29 +21,31 @@ help:
 	@echo "make clean     remove what was built (not the environment, not single runs)"
 
 book: environment
-	@$(PY) -m iclgd_helpers.pipeline book
+	@$(PY) -m iclgd_helpers book
 
 test: environment
 	@rm -rf _build/smoke _build/test-records
-	@$(PY) -m iclgd_helpers.pipeline smoke-copies _build/smoke
+	@$(PY) -m tools.notebooks smoke-copies _build/smoke
 	@$(TEST_ENV) $(PY) -m pytest -q -rs -n 2 --dist loadscope --no-loadscope-reorder $(NBVAL) tests _build/smoke
 
 refresh: environment
-	@$(PY) -m iclgd_helpers.pipeline refresh
+	@$(PY) -m tools.notebooks refresh
 
 run: environment
-	@$(PY) -m iclgd_helpers.run "$$NOTEBOOK" $(ARGS)
-
-sweep: environment
-	@$(PY) -m iclgd_helpers.sweep $(ARGS)
+	@$(PY) -m iclgd_helpers run "$$NOTEBOOK" $(ARGS)
 
 grid: environment
-	@$(PY) -m iclgd_helpers.grid $(ARGS)
+	@$(PY) -m iclgd_helpers grid --plan reproduction $(ARGS)
+
+SIX_TASKS := $(foreach task,cb sst2 sst5 subj mr agnews,--task $(task))
+sweep: environment
+	@$(PY) -m iclgd_helpers grid $(or $(ARGS),--preset paper $(SIX_TASKS))
 
 # What a lab's first run on the paper's model will do, without its weights; time and memory: the status page.
 DTYPE := float32
+THREADS := 2
 rehearse: environment
-	@$(PY) -m iclgd_helpers.sweep --preset paper --model random-fairseq-dense-1.3B --task sst2 \
+	@$(PY) -m iclgd_helpers grid --preset paper --model random-fairseq-dense-1.3B --task sst2 --threads $(THREADS) \
 	  -p data_source $(if $(ICLGD_DATA),folder,generated) -p max_examples 8 -p dtype $(DTYPE) $(ARGS)
 
 lab: environment

@@ -8,7 +8,7 @@ bench goes on where it stopped. `--fresh` measures all of them again. Nothing el
 from __future__ import annotations
 
 if __name__ == "__main__":
-    from iclgd_helpers.start import start
+    from iclgd_helpers.signals import start
 
     start("bench.__main__")
 
@@ -28,10 +28,12 @@ from typing import TYPE_CHECKING, Any
 import click
 import psutil
 
-from iclgd_helpers import parameters, storage, tasks
+from iclgd_helpers import storage
 from iclgd_helpers.command_line import Here, exit_status
+from iclgd_helpers.data import sources
 from iclgd_helpers.errors import InputError
-from iclgd_helpers.identity import code_hash, engine_hash, same_engine
+from iclgd_helpers.experiments import inputs, parameters
+from iclgd_helpers.experiments.provenance import code_hash, engine_hash, same_engine
 from iclgd_helpers.paths import PACKAGE, repository_root
 
 if TYPE_CHECKING:
@@ -176,7 +178,7 @@ def text() -> dict[str, str]:
     """What to change in the setting where SST-2 cannot be had: the book's default text takes its place."""
     given = parameters.resolve({"preset": "quick", "task": "sst2"})
     try:
-        tasks.load_task(given.task, given.data_source, parameters.data_folder(given))
+        sources.load_task(given.task, given.data_source, inputs.data_folder(given))
     except InputError as error:
         if os.environ.get("ICLGD_DATA"):  # named, so no other text will do
             raise
@@ -236,4 +238,4 @@ def command(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status 0 if every target is met, 1 if one is missed or was not measured, 2 for bad input."""
-    return exit_status(command, arguments, "bench")
+    return exit_status(command, arguments, "python -m bench")

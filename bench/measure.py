@@ -26,12 +26,15 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from bench import peers
-from iclgd_helpers import cost, downloads, experiment, finetune, models, parameters, records, tasks
-from iclgd_helpers.experiment import Cell
-from iclgd_helpers.models import LanguageModel
-from iclgd_helpers.observe import Arm, Observation, observe
-from iclgd_helpers.parameters import repository_root
-from iclgd_helpers.sequences import Query
+from iclgd_helpers import paths, pinned_downloads
+from iclgd_helpers.data.demonstrations import select_demonstrations
+from iclgd_helpers.data.token_layout import Query
+from iclgd_helpers.engine import finetune, models
+from iclgd_helpers.engine.models import LanguageModel
+from iclgd_helpers.engine.observe import Arm, Observation, observe
+from iclgd_helpers.experiments import comparison, cost, experiment, parameters, records, runs, updates
+from iclgd_helpers.experiments.runs import Run
+from iclgd_helpers.paths import repository_root
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,8 @@ class Bench:
         self.setting, self.folder, self.done = setting, folder, done
 
     @cached_property
-    def cell(self) -> Cell:
-        return experiment.prepare(self.setting.parameters())
+    def cell(self) -> Run:
+        return runs.prepare(self.setting.parameters())
 
     @cached_property
     def shape(self) -> cost.Shape:
@@ -344,7 +347,7 @@ def lm_eval(bench: Bench) -> dict[str, Any]:
     """lm-evaluation-harness: whole processes, model load included, predictions only."""
     peers.make_environment()
     cell, n = bench.cell, len(bench.cell.queries)
-    model = downloads.model_folder(bench.setting.model)
+    model = pinned_downloads.model_folder(bench.setting.model)
     seconds: dict[str, list[float]] = {"lm_eval": [], "engine": []}
     for _round in range(bench.setting.lm_eval_rounds):
         theirs = peers.lm_eval(cell, model, n, bench.folder / "lm_eval")
@@ -404,7 +407,7 @@ def record(bench: Bench) -> dict[str, Any]:
 
 
 def _whole_size(stored: records.Record) -> dict[str, Any]:
-    folder = parameters.resolve_path("results/records") / stored.json["id"]
+    folder = paths.resolve_path("results/records") / stored.json["id"]
     whole = sum(path.stat().st_size for path in folder.iterdir())
     return {"bytes": whole, "n_queries": stored.json["n_examples"], "n_compared": stored.json["n_compared"]}
 
@@ -430,10 +433,10 @@ def finetune_step(bench: Bench) -> dict[str, Any]:
     return {"finetune_step": result, "rounds": bench.setting.rounds}
 
 
-def _steps(cell: Cell, sequences: Sequence[Sequence[int]], method: str) -> list[float]:
+def _steps(cell: Run, sequences: Sequence[Sequence[int]], method: str) -> list[float]:
     """Seconds of the step on each of `sequences`; a first one, on the last of them, is not counted."""
     times = [time.perf_counter()]
-    settings = experiment.settings(cell.parameters, method)
+    settings = updates.settings(cell.parameters, method)
     finetune.finetune(
         cell.model, [sequences[-1], *sequences], cell.layout.labels, method, settings,
         lambda: times.append(time.perf_counter()),
@@ -454,7 +457,7 @@ def growth(bench: Bench) -> dict[str, Any]:
 
     model, shape, arm = cell.model, bench.shape, bench.in_context
     train, most = peers.task_data(cell).train, max(setting.growth_demonstrations)
-    data = tasks.select_demonstrations(train, most, cell.parameters.seed, cell.parameters.balanced)
+    data = select_demonstrations(train, most, cell.parameters.seed, cell.parameters.balanced)
     arms = {k: Arm(cell.layout.prefix(data[:k])) for k in setting.growth_demonstrations}
     layers = sorted({max(1, round(share * shape.n_layers)) for share in setting.growth_layers})
     result = {
@@ -581,7 +584,7 @@ def run_child(job: Mapping[str, Any]) -> dict[str, Any]:
     queries = bench.some(n)
     for indices, seen in observe(cell.model, queries, arms, cell.layout.labels):
         rows = [queries[i].row for i in indices]
-        compared = experiment.similarities(*seen.values(), cell, rows)
+        compared = comparison.similarities(*seen.values(), cell, rows)
         table.append([value.half() for value in compared.values()])
         if job["keep"]:
             kept.append(seen)

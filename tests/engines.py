@@ -14,7 +14,8 @@ from pathlib import Path
 
 import golden
 
-from iclgd_helpers import identity, storage
+from iclgd_helpers import storage
+from iclgd_helpers.experiments import provenance
 from iclgd_helpers.paths import repository_root
 
 PATH = repository_root() / "results" / "engines.json"
@@ -46,7 +47,7 @@ def accept(path: Path = PATH) -> None:
     content = storage.read_json(path) if path.is_file() else {"engines": {}}
     entry = content["engines"].setdefault(stored["engine"], {"equal": {}, "shown_by": TEST})
     equal = {engine: what for engine, what in entry["equal"].items() if what != now}
-    entry["equal"] = equal | {identity.source_hash(): now}
+    entry["equal"] = equal | {provenance.source_hash(): now}
     storage.write_json(path, content)
 
 
@@ -61,7 +62,7 @@ def main() -> int:
         print("generated text differs", file=sys.stderr)
         return 1
     accept()
-    print(f"{identity.source_hash()} computes what {stored['engine']} did")
+    print(f"{provenance.source_hash()} computes what {stored['engine']} did")
     return 0
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 import float64
 
-from iclgd_helpers import experiment, parameters, tasks
+from iclgd_helpers.data import sources, tasks
+from iclgd_helpers.experiments import experiment, parameters, provenance, runs
 
 PATH = Path(__file__).with_suffix(".json")
 SMALL = {"preset": "smoke", "dtype": "float64", "n_demonstrations": 4, "max_examples": 6, "learning_rate": 0.02}
@@ -47,7 +48,7 @@ def cell(family: str) -> dict[str, list[float | None]]:
     """The numbers of one cell: of its record, and the log-probabilities of its examples."""
     with float64.uncast():
         given = parameters.resolve(SMALL | CELLS[family] | {"model": f"tiny-{family}"})
-        record = experiment.compute(experiment.prepare(given), progress=False)
+        record = experiment.compute(runs.prepare(given), progress=False)
     kept = "arms comparisons finetuning n_demonstrations n_training_demonstrations prefix_tokens".split()
     found = dict(numbers({name: record.json[name] for name in kept}))
     columns = [name for name in record.examples if name.startswith("log_probability/")]
@@ -57,12 +58,12 @@ def cell(family: str) -> dict[str, list[float | None]]:
 
 def checksums() -> dict[str, str]:
     """Of the generated text of every task."""
-    return {name: tasks.load_task(name, "generated").checksum for name in tasks.TASKS}
+    return {name: sources.load_task(name, "generated").checksum for name in tasks.TASKS}
 
 
 def main() -> int:
     """Write the numbers of the helpers that are imported; exit status 0."""
-    content = {"engine": parameters.engine_hash(), "checksums": checksums()}
+    content = {"engine": provenance.engine_hash(), "checksums": checksums()}
     content["cells"] = {family: cell(family) for family in CELLS}
     PATH.write_text(json.dumps(content, separators=(",", ":")) + "\n", encoding="utf-8")
     print(f"{PATH.name}: engine {content['engine']}, {sum(map(len, content['cells'].values()))} lists of numbers")

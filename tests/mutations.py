@@ -20,7 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE = ROOT / "results" / "mutations.json", ROOT / "book" / "mutations.md"
-COPIED = ("iclgd_helpers", "tests", "pyproject.toml", "_toc.yml", "_config.yml")
+COPIED = ("iclgd_helpers", "tools", "tests", "pyproject.toml", "_toc.yml", "_config.yml")
 AT_ONCE = 2
 LONGEST, LONGEST_IN_ALL = 120, 480  # seconds: of one test, of everything
 MARK = "<!-- What follows is written by `python tests/mutations.py`. -->\n"
@@ -43,7 +43,7 @@ def _faults(file: str, tests: str, *rows: tuple[str, str, str, str]) -> list[Fau
 
 FAULTS = [
     *_faults(
-        "one_step.py", "test_one_step.py",
+        "theory/gradient_step.py", "test_one_step.py",
         ("The step climbs.", "(weight - learning_rate * gradient)", "(weight + learning_rate * gradient)",
          "test_a_step_is_the_written_out_one"),
         ("The half is missing from the loss.", "/ (2 * residual.shape[1])", "/ residual.shape[1]",
@@ -87,7 +87,7 @@ FAULTS = [
          "test_monomials_are_the_series_of_the_exponential"),
     ),
     *_faults(
-        "transformer.py", "test_transformer.py",
+        "theory/transformer.py", "test_transformer.py",
         ("The norm's bias is left out.", "gain.shape, gain, bias)", "gain.shape, gain)",
          "test_forward_is_the_plain_loop"),
         ("RoPE does not rotate.", "(even * angles.cos() - odd * angles.sin(),",
@@ -124,7 +124,7 @@ FAULTS = [
          "torch.arange(x.shape[1])", "test_forward_is_the_plain_loop"),
     ),
     *_faults(
-        "attention.py", "test_exactness.py",
+        "engine/prefix_attention.py", "test_exactness.py",
         ("Recorded scores lack the scale.", "grouped, key) * scaling)", "grouped, key))",
          "test_scores_through_softmax_are_attention_weights[float64-llama]"),
         ("The sliding window is one token too wide.", "(distance < (window or n_tokens))",
@@ -141,7 +141,7 @@ FAULTS = [
          "test_observation_equals_naive[float64-xglm-1-label]"),
     ),
     *_faults(
-        "models.py", "test_exactness.py",
+        "engine/models.py", "test_exactness.py",
         ("Query rows of GPT-NeoX are taken for keys.", "% (3 * module.head_size) >= module.head_size",
          ">= parameter.shape[0] // 3", "test_query_rows_of_fused_projections_stay[gpt_neox-standard]"),
         ("Value projections are not trained.", '("k_proj", "v_proj")', '("k_proj",)',
@@ -154,7 +154,7 @@ FAULTS = [
          "test_untrained_weights[llama-blocks]"),
     ),
     *_faults(
-        "observe.py", "test_exactness.py",
+        "engine/observe.py", "test_exactness.py",
         ("Attention outputs are read where the label is predicted.", "at_predict = packing.start + read",
          "at_predict = packing.start + predict", "test_observation_equals_naive[float64-llama-1-label]"),
         ("Questions stand at the first positions, not behind their prefix.", "start=prefix.length, call",
@@ -163,7 +163,7 @@ FAULTS = [
          "head.weight[: len(labels)]", "test_observation_equals_naive[float64-llama-0-label]"),
     ),
     *_faults(
-        "finetune.py", "test_exactness.py",
+        "engine/finetune.py", "test_exactness.py",
         ("Finetuning climbs.", "[index] -= self.rates", "[index] += self.rates",
          "test_finetuning_equals_naive[float64-llama-standard-all]"),
         ("Layers are not detached from those below.", "return (inputs[0].detach(),", "return (inputs[0],",
@@ -194,14 +194,14 @@ FAULTS = [
          "test_sequential_differs_from_joint[llama]"),
     ),
     *_faults(
-        "experiment.py", "test_exactness.py",
+        "experiments/experiment.py", "test_exactness.py",
         ("The delta of attention maps compares swapped arms.", "sim_am_delta(*scores,",
          "sim_am_delta(*reversed(scores),", "test_record_equals_naive[gpt2-as the original]"),
         ("The norm-matched control rescales the standard update.", 'scaled_to(model, updates["joint"]',
          'scaled_to(model, updates["standard"]', "test_record_equals_naive[gpt2-as the original]"),
     ),
     *_faults(
-        "metrics.py", "test_metrics.py",
+        "measures/metrics.py", "test_metrics.py",
         ("The null of SimAOU lacks its half.", "return 0.5 * (", "return 1.0 * (",
          "test_null_is_what_independent_updates_score"),
         ("SimAOU forgets to subtract zero-shot once.", "return cosine(in_context - zero_shot, finetuned - zero_shot)",
@@ -216,7 +216,7 @@ FAULTS = [
          "(finetuned == labels)", "test_rec2ftp_equals_its_definition"),
     ),
     *_faults(
-        "statistics.py", "test_statistics.py",
+        "measures/intervals.py", "test_statistics.py",
         ("All values are averaged at once, not layers after examples.", '"mean": _mean(per_layer)',
          '"mean": float(np.nanmean(values))', "test_layer_means_average_examples_first_then_layers"),
         ("The lower end of an interval leaves out too much.", "[(1 - LEVEL) / 2,", "[(1 - LEVEL) * 2,",
@@ -225,21 +225,21 @@ FAULTS = [
          "*(column[(i + n) % len(i)] for n, column in enumerate(columns))", "test_columns_are_resampled_jointly"),
     ),
     *_faults(
-        "statistics.py", "test_statistics.py",
+        "measures/intervals.py", "test_statistics.py",
         ("The interval over seeds takes the spread for the error of the mean.", ".std(ddof=1) / np.sqrt(len(found))",
          ".std(ddof=1)", "test_interval_over_seeds_is_students"),
         ("The interval over seeds has one degree of freedom too many.", "len(found) - 1)", "len(found))",
          "test_interval_over_seeds_is_students"),
     ),
     *_faults(
-        "rates.py", "test_grid.py",
+        "experiments/learning_rates.py", "test_grid.py",
         ("Of equal rates the larger one is chosen.", '-point["learning_rate"]', 'point["learning_rate"]',
          "test_the_best_rate_wins_and_ties_go_to_the_smaller[values3-0]"),
         ("A label's log-probability is not compared with the other labels'.", " - np.logaddexp.reduce(scores, -1)", "",
          "test_a_point_of_the_rates_equals_an_independent_computation"),
     ),
     *_faults(
-        "grid.py", "test_grid.py",
+        "experiments/grid.py", "test_grid.py",
         ("The gate reads the rows of the demonstrations.", "for example in drawn[whole:]]", "for example in drawn]",
          "test_the_gate_equals_an_independent_computation"),
         ("A sweep of an older engine counts as stored.", '{"engine": identity.engine_hash(), ', "{",
@@ -248,7 +248,7 @@ FAULTS = [
          "test_a_cell_is_not_done_before_its_rates_are_chosen"),
     ),
     *_faults(
-        "reproduction.py", "test_reproduction.py",
+        "pages/reproduction.py", "test_reproduction.py",
         ("A record of older helpers comes before the present one.", "return record.is_current, found",
          "return not record.is_current, found", "test_current_helpers_come_first_then_more_rows"),
         ("The gate opens when the difference itself is above 0.", '_minus_zero_shot"]["interval"][0]',
@@ -261,12 +261,12 @@ FAULTS = [
          "test_jackknife_of_a_mean_is_the_textbook_interval"),
     ),
     *_faults(
-        "published.py", "test_published.py",
+        "pages/published.py", "test_published.py",
         ("A printed digit is taken for exact to a whole unit.", "tolerance=0.5 * 10.0**-decimals",
          "tolerance=10.0**-decimals", "test_tolerance_is_half_a_unit_of_the_last_printed_digit"),
     ),
     *_faults(
-        "sequences.py", "test_sequences.py",
+        "data/token_layout.py", "test_sequences.py",
         ("Attention is read one token early.", "read = predict + 1 if", "read = predict if",
          "test_query_and_its_two_positions"),
         ("The prediction is read one token late.", "predict = len(prompt) - 1", "predict = len(prompt)",
@@ -277,12 +277,12 @@ FAULTS = [
          "length + longest_query >= limit", "test_demonstrations_that_do_not_fit_are_dropped_in_order"),
     ),
     *_faults(
-        "sequences.py", "test_exactness.py",
+        "data/token_layout.py", "test_exactness.py",
         ("Demonstrations are not separated.", "(*self.demonstration(example), *self.separator)",
          "self.demonstration(example)", "test_separators[llama-eos]"),
     ),
     *_faults(
-        "tasks.py", "test_tasks.py",
+        "data/tasks.py", "test_tasks.py",
         ("Evaluation rows are shuffled with another seed.", "EVALUATION_SEED = 1 ", "EVALUATION_SEED = 2 ",
          "test_evaluation_is_shuffled_with_seed_1_and_capped"),
         ("Balancing gives the places left over to one class.", "left_over -= 1", "left_over -= 0",
@@ -291,19 +291,19 @@ FAULTS = [
          "test_shuffled_labels_differ_and_stay_the_same_multiset"),
     ),
     *_faults(
-        "parameters.py", "test_parameters.py",
+        "experiments/parameters.py", "test_parameters.py",
         ("Of two caps on rows the larger one holds.", 'min(settings.pop("row_cap")', 'max(settings.pop("row_cap")',
          "test_given_before_task_before_preset[subj-smoke]"),
     ),
     *_faults(
-        "identity.py", "test_engines.py",
+        "experiments/provenance.py", "test_engines.py",
         ("A docstring changes the engine's hash.", "for line in _lines(source) if _computes(line)]",
          "for line in _lines(source)]", "test_what_computes_nothing_is_not_hashed"),
         ("Indentation is not hashed.", 'yield ["{" if found.type == token.INDENT else "}"]', "pass",
          "test_what_computes_is_hashed"),
     ),
     *_faults(
-        "identity.py", "test_records.py",
+        "experiments/provenance.py", "test_records.py",
         ("A record's identity leaves out the model's content.", '{"model": model, "device": "auto"}',
          '{"device": "auto"}', "test_identity_depends_on_every_parameter_on_the_data_and_on_the_model"),
     ),
@@ -315,14 +315,14 @@ FAULTS = [
          "test_leftovers_of_a_killed_process_are_removed_and_a_living_ones_are_not"),
     ),
     *_faults(
-        "records.py", "test_records.py",
+        "experiments/records.py", "test_records.py",
         ("A record of another run is taken for its folder's.", 'if not content["id"] == found == path.name:',
          'if not content["id"] == path.name:', "test_a_record_that_is_not_its_folders_is_refused"),
         ("A sound record is written again.", "    if _is_sound(final):", "    if False:",
          "test_a_sound_record_stays_and_a_damaged_one_is_replaced"),
     ),
     *_faults(
-        "checkpoints.py", "test_checkpoints.py",
+        "engine/checkpoints.py", "test_checkpoints.py",
         ("A folder's configuration is not part of its content.",
          '"pytorch_model*.bin", "*.json", ', '"pytorch_model*.bin", ', "test_a_changed_folder_is_another_model"),
         ("A file's checksum is kept whatever happens to the file.", "if entry and entry[:-1] == state:", "if entry:",
@@ -333,12 +333,12 @@ FAULTS = [
          "test_a_checkpoint_that_is_not_what_it_says_is_refused_in_one_line"),
     ),
     *_faults(
-        "models.py", "test_checkpoints.py",
+        "engine/models.py", "test_checkpoints.py",
         ("Weights that are no numbers are taken.", "if not bool(weight.isfinite().all())]", "if False]",
          "test_a_checkpoint_that_is_not_what_it_says_is_refused_in_one_line"),
     ),
     *_faults(
-        "models.py", "test_model_edges.py",
+        "engine/models.py", "test_model_edges.py",
         ("Every model's layer 0 sees the prompt.", "return bool((scores[1] - scores[0]).norm() >",
          "return bool((scores[1] - scores[0]).norm() >= 0 *",
          "test_whether_the_first_layer_sees_the_prompt_is_measured"),
@@ -346,23 +346,23 @@ FAULTS = [
          "test_nothing_is_computed_beyond_the_context"),
     ),
     *_faults(
-        "sequences.py", "test_model_edges.py",
+        "data/token_layout.py", "test_model_edges.py",
         ("The spelling of a special token becomes the token.", "split_special_tokens=True",
          "split_special_tokens=False", "test_the_spelling_of_a_special_token_is_text"),
         ("A prompt may be empty.", "if not prompt:", "if False:", "test_a_prompt_without_tokens_is_refused"),
     ),
     *_faults(
-        "experiment.py", "test_model_edges.py",
+        "experiments/experiment.py", "test_model_edges.py",
         ("An arm that has diverged gets an accuracy.", "if is_diverged(log_probabilities):", "if False:",
          "test_an_arm_that_diverges_is_marked_and_has_no_numbers"),
     ),
     *_faults(
-        "observe.py", "test_model_edges.py",
+        "engine/observe.py", "test_model_edges.py",
         ("A model without numbers answers class 0.", "if arm.update is None and not", "if False and not",
          "test_a_model_whose_own_numbers_are_not_finite_ends_the_run"),
     ),
     *_faults(
-        "rates.py", "test_model_edges.py",
+        "experiments/learning_rates.py", "test_model_edges.py",
         ("A rate that diverges gets an accuracy.", "if not np.isfinite(scores).all():", "if False:",
          "test_rates_that_diverge_are_marked_and_never_chosen"),
     ),

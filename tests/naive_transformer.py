@@ -1,4 +1,4 @@
-"""The small transformer once more, token by token in plain loops, sharing no code with `iclgd_helpers.transformer`."""
+"""The small transformer once more, token by token in plain loops, sharing no code with `theory.transformer`."""
 
 import math
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import nbformat
 
-from iclgd_helpers.pipeline import ROOT
+from tools.book_pages import ROOT
 
 
 @cache

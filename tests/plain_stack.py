@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from iclgd_helpers.one_step import feature_map
+from iclgd_helpers.theory.gradient_step import feature_map
 
 
 @dataclass(frozen=True)

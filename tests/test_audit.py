@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from iclgd_helpers import published, reproduction
+from iclgd_helpers.pages import published, reproduction
 
 PAGE = "84_audit_of_the_published_numbers"
 SOURCES = ("archive", "archived_gradient_norms", "class_counts", "dai_accuracies", "table", "text")

@@ -12,9 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench import __main__ as bench_main
 from bench import measure, peers
 from bench.measure import Bench, Setting
-from iclgd_helpers import cost
 from iclgd_helpers.errors import InputError
-from iclgd_helpers.pipeline import ROOT
+from iclgd_helpers.experiments import cost
+from tools.book_pages import ROOT
 
 WITHOUT_CHILDREN = ["scoring", "recompute", "record", "finetune_step", "growth", "ablations"]
 

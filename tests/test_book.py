@@ -14,7 +14,7 @@ import pytest
 from bs4 import BeautifulSoup
 from nbclient import NotebookClient
 
-from iclgd_helpers import pipeline
+from tools import book_pages, build_book
 
 LOADING = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "embed": "src"}
 LOADING_LINKS = {"stylesheet", "preload", "icon", "shortcut", "modulepreload"}
@@ -23,7 +23,7 @@ LOADING_LINKS = {"stylesheet", "preload", "icon", "shortcut", "modulepreload"}
 @pytest.fixture(scope="session")
 def html(tmp_path_factory) -> Path:
     """The book built strictly from the outputs that are stored in the notebooks."""
-    return pipeline.book(tmp_path_factory.mktemp("book"), stored=True)
+    return build_book.book(tmp_path_factory.mktemp("book"), stored=True)
 
 
 @pytest.fixture(scope="session")
@@ -37,11 +37,14 @@ def is_external(address: str) -> bool:
 
 def test_every_notebook_is_a_page_with_its_outputs(html, pages):
     assert (html / "index.html").exists()
-    for notebook in pipeline.notebooks():
+    for notebook in book_pages.notebooks():
         page = pages[html / "notebooks" / f"{notebook.stem}.html"]
         assert page.select(".cell_output") and "PASS" in page.text
         stored = {
-            out for cell in pipeline.read(notebook).cells for o in cell.get("outputs", []) for out in o.get("data", {})
+            out
+            for cell in book_pages.read(notebook).cells
+            for o in cell.get("outputs", [])
+            for out in o.get("data", {})
         }
         assert bool(page.select(".cell_output img")) == bool(stored & {"image/png", "image/svg+xml"})
 
@@ -71,7 +74,7 @@ def test_images_are_there_and_described(pages):
 
 
 def test_figures_have_numbered_captions(html, pages):
-    for notebook in pipeline.notebooks():
+    for notebook in book_pages.notebooks():
         page = pages[html / "notebooks" / f"{notebook.stem}.html"]
         for image in page.select(".cell_output img"):
             assert image.find_parent("figure").select_one(".caption-number"), image["src"]
@@ -97,7 +100,9 @@ ABSOLUTE = re.compile(
 
 
 def test_no_page_names_a_folder_of_the_machine(html):
-    texts = {path: path.read_text() for path in [*pipeline.notebooks(), *html.rglob("*.html"), *html.rglob("*.ipynb")]}
+    texts = {
+        path: path.read_text() for path in [*book_pages.notebooks(), *html.rglob("*.html"), *html.rglob("*.ipynb")]
+    }
     for path, text in texts.items():
         assert not ABSOLUTE.findall(re.sub(r"base64,[\w+/=]+", "", text)), path.name
     for path in ("/".join(["at ", "home", "me", "auto.py:21"]), "in (/tmp/x)", "at /usr/lib"):
@@ -106,9 +111,9 @@ def test_no_page_names_a_folder_of_the_machine(html):
 
 def test_the_first_cells_of_a_page_warn_of_nothing():
     """Its rendered page and the notebook behind it hold what a cell writes to stderr, with paths of the machine."""
-    page = pipeline.read(pipeline.ROOT / "notebooks" / "78_results_of_the_reproduction.ipynb")
+    page = book_pages.read(book_pages.ROOT / "notebooks" / "78_results_of_the_reproduction.ipynb")
     first = nbformat.v4.new_notebook(cells=[cell for cell in page.cells if cell.id in ("parameters", "imports")])
-    NotebookClient(first, kernel_name="python3", timeout=300).execute(cwd=str(pipeline.ROOT))
+    NotebookClient(first, kernel_name="python3", timeout=300).execute(cwd=str(book_pages.ROOT))
     assert [output.get("name") for output in first.cells[-1].outputs] == ["stdout"]
 
 
@@ -244,7 +249,7 @@ def reports(html, tab) -> dict[str, dict]:
 
 
 def test_browser_sees_no_error(reports):
-    assert len(reports) >= 4 * (len(pipeline.notebooks()) + 3)
+    assert len(reports) >= 4 * (len(book_pages.notebooks()) + 3)
     for name, seen in reports.items():
         assert seen["errors"] == [], name
         assert seen["outside"] == [] and seen["broken"] == [], name

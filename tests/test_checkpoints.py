@@ -12,8 +12,10 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from iclgd_helpers import checkpoints, downloads, experiment, families, models, parameters, records
+from iclgd_helpers import pinned_downloads
+from iclgd_helpers.engine import checkpoints, families, models
 from iclgd_helpers.errors import InputError
+from iclgd_helpers.experiments import experiment, parameters, records
 
 HEAD, LAYER = "lm_head.weight", "model.layers.1.mlp.up_proj.weight"
 Edit = Callable[[Path], object]
@@ -225,10 +227,10 @@ def test_a_trained_folder_gets_a_second_record(folder: Path, tmp_path: Path, mon
     monkeypatch.setenv("ICLGD_RECORDS", str(tmp_path / "records"))
     given = {"preset": "smoke", "model": str(folder), "n_demonstrations": 2, "max_examples": 2, "controls": False}
     given = parameters.resolve(given | {"conditioning": False})
-    first = experiment.run_cell(given, progress=False)
-    assert experiment.run_cell(given, progress=False).json["created"] == first.json["created"]
+    first = experiment.run(given, progress=False)
+    assert experiment.run(given, progress=False).json["created"] == first.json["created"]
     weights(lambda tensors: tensors[HEAD].mul_(-1))(folder)
-    second = experiment.run_cell(given, progress=False)
+    second = experiment.run(given, progress=False)
     assert len(list((tmp_path / "records").iterdir())) == 2
     assert first.json["arms"]["zero_shot"] != second.json["arms"]["zero_shot"]
     assert first.json["model_content"] != second.json["model_content"]
@@ -282,7 +284,9 @@ def test_built_in_models_are_their_names(monkeypatch):
     monkeypatch.setattr(checkpoints, "find", lambda name: pytest.fail("looked for a folder"))
     for name in checkpoints.BUILT_IN:
         assert checkpoints.content(name) == checkpoints.label(name) == name
-    assert set(families.TINY) == set(models._tiny_configs(8)) and set(downloads.MODELS) < set(checkpoints.BUILT_IN)
+    assert set(families.TINY) == set(models._tiny_configs(8)) and set(pinned_downloads.MODELS) < set(
+        checkpoints.BUILT_IN
+    )
 
 
 def test_a_hub_model_is_its_commit(folder: Path, tmp_path: Path, monkeypatch):

@@ -11,12 +11,13 @@ from claims import registry
 from claims.registry import Claim, Exact, Measured
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from iclgd_helpers import ledger, pipeline
+from iclgd_helpers.pages import claims
+from tools import book_pages, claims_pages
 
 CLAIMS = registry.load()
-LEDGER = {entry["id"]: entry for entry in ledger.load()}
+LEDGER = {entry["id"]: entry for entry in claims.load()}
 KEYS = set("id statement source notebook test tolerance residual control control_error status".split())
-BOOK = pipeline.ROOT / "book"
+BOOK = book_pages.ROOT / "book"
 WORDING_ONLY = "Nothing to measure"
 
 
@@ -38,18 +39,18 @@ def test_ledger_is_current(claim):
 def test_ledger_holds_the_claims_and_no_others():
     assert list(LEDGER) == list(CLAIMS)
     assert len(CLAIMS) >= 45
-    assert len({ledger.anchor(name) for name in CLAIMS}) == len(CLAIMS)
+    assert len({claims_pages.anchor(name) for name in CLAIMS}) == len(CLAIMS)
 
 
 @pytest.mark.parametrize("claim", LEDGER.values(), ids=lambda claim: claim["id"])
 def test_notebook_prints_the_verdict(claim):
-    assert pipeline.ROOT / "notebooks" / f"{claim['notebook']}.ipynb" in pipeline.notebooks()
+    assert book_pages.ROOT / "notebooks" / f"{claim['notebook']}.ipynb" in book_pages.notebooks()
     assert claims_ledger.missing_verdicts(claim) == []
 
 
 def test_statements_and_claims_name_each_other():
-    named = ledger.theorems((BOOK / "theorems.md").read_text())
-    anchors = {ledger.anchor(name): entry for name, entry in LEDGER.items()}
+    named = claims_pages.theorems((BOOK / "theorems.md").read_text())
+    anchors = {claims_pages.anchor(name): entry for name, entry in LEDGER.items()}
     assert len(named) >= 30 and all(label.split("-")[0] in {"thm", "def", "alg"} for label in named)
     assert {a for found in named.values() for a in found} <= set(anchors)
     assert [label for label, found in named.items() if not label.startswith("def-") and not found] == []
@@ -60,9 +61,9 @@ def test_statements_and_claims_name_each_other():
 def test_errata_are_shown_by_controls():
     page = (BOOK / "errata.md").read_text()
     parts = re.split(r"^\(erratum-(\d\d)\)=$", page, flags=re.M)
-    assert sorted(int(n) for n in parts[1::2]) == list(ledger.ERRATA)
+    assert sorted(int(n) for n in parts[1::2]) == list(claims_pages.ERRATA)
     shown = {n for entry in LEDGER.values() for n in entry["erratum"]}
-    assert shown <= set(ledger.ERRATA) - {26}
+    assert shown <= set(claims_pages.ERRATA) - {26}
     shown.add(26)  # arithmetic on a printed table
     for number, text in zip(parts[1::2], parts[2::2], strict=True):
         included = f"_generated/erratum-{number}.md" in text
@@ -147,9 +148,9 @@ def test_a_missing_verdict_is_seen(tmp_path):
 def test_erratum_26_is_the_mean_of_the_printed_table():
     arms = {"zero_shot": (50, 10), "standard": (60, 10), "in_context": (80, 9)}
     cells = [("accuracy", arm, task, v) for arm, two in arms.items() for task, v in zip("ab", two, strict=True)]
-    gap = ledger.printed_gap(pd.DataFrame(cells, columns=["quantity", "arm", "task", "value"]))
+    gap = claims_pages.printed_gap(pd.DataFrame(cells, columns=["quantity", "arm", "task", "value"]))
     assert "25.00 percent" in gap and "10.50 points" in gap and "2 tasks" in gap
-    assert "19.38" not in ledger.printed_gap() and "6 tasks" in ledger.printed_gap()
+    assert "19.38" not in claims_pages.printed_gap() and "6 tasks" in claims_pages.printed_gap()
 
 
 def test_the_pages_are_made_from_the_ledger():
@@ -158,9 +159,11 @@ def test_the_pages_are_made_from_the_ledger():
     exact |= {"tolerance": 1e-9, "residual": 4.3e-14, "control_error": 110.4}
     measured = exact | {"id": "V-y", "erratum": [], "tolerance": None, "residual": None, "control_error": None}
     measured |= {"interval": [0.1, 0.2], "control_interval": [0.3, 0.4], "level": 0.95, "n": 7}
-    page = ledger.claims_page([exact, measured], ":label: thm-one\ntext [T3.1-x](#claim-t3-1-x)\n")
+    page = claims_pages.claims_page([exact, measured], ":label: thm-one\ntext [T3.1-x](#claim-t3-1-x)\n")
     for text in ("(claim-t3-1-x)=", r"$4.3\cdot10^{-14}$", "$10^{-9}$", "$110$", "{prf:ref}`thm-one`", "#erratum-03"):
         assert page.count(text) == 1, text
     assert "[0.1, 0.2] (level 0.95, $n=7$)" in page and "[0.3, 0.4]" in page
-    assert "#claim-t3-1-x" in ledger.erratum([exact, measured], 3) and "No check" in ledger.erratum([exact], 4)
-    assert ledger.summary([exact, measured]) == "2 claims: 2 identity.\n"
+    assert "#claim-t3-1-x" in claims_pages.erratum([exact, measured], 3) and "No check" in claims_pages.erratum(
+        [exact], 4
+    )
+    assert claims_pages.summary([exact, measured]) == "2 claims: 2 identity.\n"

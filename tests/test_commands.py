@@ -11,17 +11,20 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as bench_main
-from iclgd_helpers import command_line, commands, execution, notebook_files, plans, preflight
+from iclgd_helpers import cli, command_line
+from iclgd_helpers.data.tasks import TASKS
 from iclgd_helpers.errors import InputError
-from iclgd_helpers.pipeline import ROOT
-from iclgd_helpers.tasks import TASKS
+from iclgd_helpers.experiments import inputs, notebook_execution, notebook_files, protocol
+from tools import notebooks
+from tools.book_pages import ROOT
 
 PAGES = ROOT / "notebooks"
 PAGE, OWN_PAGE = (str(PAGES / name) for name in ("50_prediction_alignment.ipynb", "90_your_own_model.ipynb"))
 LONG = "x" * 300
 HALF = b"\xff".decode("utf-8", "surrogateescape")
 SMOKE = ["--preset", "smoke"]
-SWEEP = [*SMOKE, "--task", "cb", "-p", "data_source", "generated"]
+NAMED = {name: ["grid", "--plan", name] for name in ("reproduction", "prompts")}
+RUNS = [*SMOKE, "--task", "cb", "-p", "data_source", "generated"]
 TABLE = ["-p", "data_file", "one.csv", "-p", "template", "{text} is", "-p", "verbalizers", "bad,good"]
 
 
@@ -55,14 +58,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("ICLGD_RECORDS", str(tmp_path / "records"))
     monkeypatch.delenv("ICLGD_DATA", raising=False)
-    monkeypatch.setattr(execution, "execute", lambda *_: pytest.fail("a kernel was started"))
+    monkeypatch.setattr(notebook_execution, "execute", lambda *_: pytest.fail("a kernel was started"))
     return folder
 
 
 def refused(name: str, arguments: list[str], fault: str, capfd: pytest.CaptureFixture) -> None:
     """Assert that the command ends with status 2 and one line that holds `fault`."""
-    main = bench_main.main if name == "bench" else lambda words: commands.main(name, words)
-    status = main(arguments)
+    tool = {"bench": bench_main.main, "notebooks": notebooks.main}.get(name)
+    status = tool(arguments) if tool else cli.main([*NAMED.get(name, [name]), *arguments])
     said = capfd.readouterr().err
     assert status == 2, said
     assert said.count("\n") == 1 and said.startswith("error: ") and len(said) < 1000, said
@@ -91,28 +94,37 @@ WORDS = [
     ("run", [str(PAGES / "80_cost_and_speed.ipynb"), "-p", "device_tflops", "inf"], "device_tflops=inf"),
     ("run", [str(PAGES / "01_one_step.ipynb"), "-p", "n_demonstrations", "1000000000"], "n_demonstrations=10000"),
     ("run", [str(PAGES / "01_one_step.ipynb"), "-p", "learning_rate", "1e300"], "learning_rate=1e+300"),
-    ("sweep", ["--preset", ""], "it is empty"),
-    ("sweep", ["--task", "sst3"], "unknown task 'sst3'"),
-    ("sweep", ["--seed", "x"], "'x' is not a valid integer"),
-    ("sweep", [*SWEEP, "-p", "task", "mr"], "--task and -p task are both given"),
-    ("sweep", [*SWEEP, "-p", "seed", "1", "-p", "seed", "1"], "-p seed is given twice"),
-    ("sweep", [*SWEEP, "--seed", "-1"], "seed=-1"),
+    ("grid", ["--preset", ""], "it is empty"),
+    ("grid", ["--task", "sst3"], "unknown task 'sst3'"),
+    ("grid", ["--seed", "x"], "'x' is not a valid integer"),
+    ("grid", [*RUNS, "-p", "task", "mr"], "--task and -p task are both given"),
+    ("grid", [*RUNS, "--plan", "reproduction"], "--preset: --plan reproduction fixes it"),
+    ("grid", ["--stage", "rates"], "--stage: give it with --plan reproduction"),
+    ("prompts", ["--stage", "rates"], "--stage: give it with --plan reproduction"),
+    ("grid", ["--plan", "x"], "'x' is not one of"),
+    ("grid", [*RUNS, "--workers", "0"], "1<=x<=1024"),
+    ("cost", [*SMOKE, "--task", "sst3"], "unknown task 'sst3'"),
+    ("records", ["shwo"], "No such command 'shwo'"),
+    ("records", ["show", "zz"], "0 records in"),
+    ("records", ["compare", "a"], "Missing argument 'SECOND'"),
+    ("doctor", ["more"], "more"),
+    ("grid", [*RUNS, "--seed", "-1"], "seed=-1"),
     *(
-        ("sweep", [*SWEEP, "--rate", rate], "positive number of TFLOP/s")
+        ("grid", [*RUNS, "--tflops", rate], "positive number of TFLOP/s")
         for rate in ("0", "nan", "1e-400", "1e300", "x")
     ),
-    ("grid", ["--stage", "x"], "'x' is not one of 'rates'"),
-    ("grid", ["--task", "snippets"], "'snippets' is not one of"),
-    ("grid", ["--threads", "1e5"], "'1e5' is not a valid integer"),
-    ("grid", ["--threads", "1000000000000"], "1<=x<=1024"),
-    ("grid", ["--model", ""], "it is empty"),
-    ("fixed_prompt", ["--task", "cb"], "'cb' is not one of"),
-    ("fixed_prompt", ["--rate", "-1"], "positive number of TFLOP/s"),
-    ("choose_settings", ["more"], "more"),
-    ("pipeline", [], "Missing command"),
-    ("pipeline", ["bok"], "No such command 'bok'"),
-    ("pipeline", ["book", "--preset", "huge"], "unknown preset 'huge'"),
-    ("pipeline", ["smoke-copies"], "Missing argument 'FOLDER'"),
+    ("reproduction", ["--stage", "x"], "unknown stage 'x'"),
+    ("reproduction", ["--task", "snippets"], "unknown task of the plan 'snippets'"),
+    ("reproduction", ["--threads", "1e5"], "'1e5' is not a valid integer"),
+    ("reproduction", ["--threads", "1000000000000"], "1<=x<=1024"),
+    ("reproduction", ["--model", ""], "it is empty"),
+    ("prompts", ["--task", "cb"], "unknown task of the plan 'cb'"),
+    ("prompts", ["--tflops", "-1"], "positive number of TFLOP/s"),
+    ("settings", ["more"], "more"),
+    ("notebooks", [], "Missing command"),
+    ("notebooks", ["bok"], "No such command 'bok'"),
+    ("book", ["--preset", "huge"], "unknown preset 'huge'"),
+    ("notebooks", ["smoke-copies"], "Missing argument 'FOLDER'"),
     ("bench", ["--only", "nothing"], "'nothing' is not one of"),
     ("bench", ["more"], "more"),
 ]
@@ -134,13 +146,13 @@ USES = {
     "model": lambda path: ["run", PAGE, *SMOKE, "-p", "model", path],
     "data_folder": lambda path: ["run", PAGE, *SMOKE, "-p", "data_folder", path],
     "data_file": lambda path: ["run", PAGE, *SMOKE, "-p", "data_file", path, *TABLE[3:]],
-    "records": lambda path: ["sweep", *SWEEP, "--records", path],
-    "sweep_model": lambda path: ["sweep", *SWEEP, "--model", path],
-    "grid_model": lambda path: ["grid", "--task", "mr", "--model", path],
-    "prompt_model": lambda path: ["fixed_prompt", "--model", path],
-    "book": lambda path: ["pipeline", "book", "--folder", path],
-    "copies": lambda path: ["pipeline", "smoke-copies", path],
-    "refresh": lambda path: ["pipeline", "refresh", path],
+    "records": lambda path: ["grid", *RUNS, "--records", path],
+    "sweep_model": lambda path: ["grid", *RUNS, "--model", path],
+    "grid_model": lambda path: ["reproduction", "--task", "mr", "--model", path],
+    "prompt_model": lambda path: ["prompts", "--model", path],
+    "book": lambda path: ["book", "--folder", path],
+    "copies": lambda path: ["notebooks", "smoke-copies", path],
+    "refresh": lambda path: ["notebooks", "refresh", path],
     "bench": lambda path: ["bench", "--quick", "--output", path],
     "bench_data": lambda path: ["bench", "--data-folder", path],
 }
@@ -157,7 +169,7 @@ def test_paths_that_nothing_can_have(use: str, path: str, fault: str, capfd):
 @pytest.mark.parametrize(("path", "fault"), PATHS[:3], ids=[fault for _path, fault in PATHS[:3]])
 def test_the_same_paths_in_the_environment(variable: str, path: str, fault: str, capfd, monkeypatch):
     monkeypatch.setenv(variable, path)
-    refused("sweep", ["--preset", "quick", "--task", "cb"] if variable == "ICLGD_DATA" else SWEEP, fault, capfd)
+    refused("grid", ["--preset", "quick", "--task", "cb"] if variable == "ICLGD_DATA" else RUNS, fault, capfd)
 
 
 NOT_WRITABLE = [
@@ -166,10 +178,10 @@ NOT_WRITABLE = [
     ("run", ["good.ipynb", "--output", "/proc/x"], "cannot write to /proc/x"),
     ("run", ["good.ipynb", "--output", "."], "no output of a run"),
     ("run", [PAGE, *SMOKE, "--output", str(PAGES)], "no output of a run"),
-    ("sweep", [*SWEEP, "--records", "file"], "cannot write to"),
-    ("sweep", [*SWEEP, "--records", "/proc/x"], "cannot write to /proc/x"),
-    ("pipeline", ["book", "--folder", "file"], "cannot write to"),
-    ("pipeline", ["smoke-copies", "/proc/x"], "cannot write to /proc/x"),
+    ("grid", [*RUNS, "--records", "file"], "cannot write to"),
+    ("grid", [*RUNS, "--records", "/proc/x"], "cannot write to /proc/x"),
+    ("book", ["--folder", "file"], "cannot write to"),
+    ("notebooks", ["smoke-copies", "/proc/x"], "cannot write to /proc/x"),
     ("bench", ["--quick", "--output", "file/bench.json"], "cannot write to"),
     ("bench", ["--quick", "--output", "/proc/x/bench.json"], "cannot write to /proc/x"),
     ("bench", ["--quick", "--output", "."], "is a folder: name a file"),
@@ -186,7 +198,7 @@ def test_records_that_could_not_be_stored_stop_a_page_that_computes_them(capfd, 
     monkeypatch.setenv("ICLGD_RECORDS", "/proc/x")
     refused("run", [PAGE, *SMOKE], "cannot write to /proc/x", capfd)
     with pytest.raises(pytest.fail.Exception, match="a kernel was started"):  # this one keeps none
-        commands.main("run", [str(PAGES / "10_inside_a_pretrained_model.ipynb"), *SMOKE, "--output", "out"])
+        cli.main(["run", str(PAGES / "10_inside_a_pretrained_model.ipynb"), *SMOKE, "--output", "out"])
 
 
 @pytest.mark.parametrize("link", [False, True])
@@ -198,7 +210,7 @@ def test_only_what_a_run_has_written_is_written_over(link: bool, here: Path, cap
     (out / "good.ipynb").unlink()
     (out / "good.ipynb").write_text(json.dumps(notebook(cell(), metadata={"papermill": {}})))
     with pytest.raises(pytest.fail.Exception, match="a kernel was started"):  # an earlier run's
-        commands.main("run", ["good.ipynb", "--output", "out"])
+        cli.main(["run", "good.ipynb", "--output", "out"])
 
 
 # ------------------------------------------------------------------------------------------------- models, data, rows
@@ -216,11 +228,11 @@ MISSING = [
     ("run", [OWN_PAGE, *SMOKE, "-p", "model", "./none"], "config.json"),
     ("run", [str(PAGES / "80_cost_and_speed.ipynb"), *SMOKE, "-p", "bench_file", "file"], "or damaged: pass"),
     ("run", [str(PAGES / "80_cost_and_speed.ipynb"), "-p", "bench_file", "results/claims.json"], "no measurement"),
-    ("sweep", [*SWEEP, "--model", "./none"], "config.json"),
-    ("sweep", [*SWEEP, "-p", "n_demonstrations", "100000"], "n_demonstrations=100000"),
-    ("sweep", [*SMOKE, *TABLE], "n_demonstrations=16"),
-    ("grid", ["--task", "mr", "--model", "./none"], "config.json"),
-    ("fixed_prompt", ["--model", "./none"], "config.json"),
+    ("grid", [*RUNS, "--model", "./none"], "config.json"),
+    ("grid", [*RUNS, "-p", "n_demonstrations", "100000"], "n_demonstrations=100000"),
+    ("grid", [*SMOKE, *TABLE], "n_demonstrations=16"),
+    ("reproduction", ["--task", "mr", "--model", "./none"], "config.json"),
+    ("prompts", ["--model", "./none"], "config.json"),
 ]
 
 
@@ -229,7 +241,7 @@ def test_what_is_not_there_is_missed_before_anything_slow(name: str, arguments: 
     refused(name, arguments, fault, capfd)
 
 
-@pytest.mark.parametrize("name", ["grid", "fixed_prompt", "bench"])
+@pytest.mark.parametrize("name", ["reproduction", "prompts", "bench"])
 def test_a_data_folder_without_the_tasks(name: str, capfd, monkeypatch):
     monkeypatch.setenv("ICLGD_DATA", "/nowhere")
     refused(name, [], "'/nowhere'", capfd)
@@ -237,10 +249,10 @@ def test_a_data_folder_without_the_tasks(name: str, capfd, monkeypatch):
 
 def test_the_page_that_brings_its_text_asks_for_no_other(here: Path, monkeypatch):
     """Its default is a table that it writes; the preset's text need not be there."""
-    monkeypatch.setattr(preflight, "task_data", lambda _given: pytest.fail("looked for another text"))
+    monkeypatch.setattr(inputs, "task_data", lambda _given: pytest.fail("looked for another text"))
     for more, stopped in (([], "a kernel was started"), (["-p", "task", "cb"], "looked for another text")):
         with pytest.raises(pytest.fail.Exception, match=stopped):
-            commands.main("run", [OWN_PAGE, *SMOKE, "--output", "out", *more])
+            cli.main(["run", OWN_PAGE, *SMOKE, "--output", "out", *more])
 
 
 def test_a_built_in_name_is_that_model_whatever_lies_here(here: Path):
@@ -250,8 +262,8 @@ def test_a_built_in_name_is_that_model_whatever_lies_here(here: Path):
 
 
 def test_the_six_tasks_are_all_but_the_default_one():
-    assert plans.SIX_TASKS == tuple(name for name in TASKS if name != "snippets")
-    assert set(plans.SEEDS) == set(plans.SIX_TASKS)
+    assert protocol.SIX_TASKS == tuple(name for name in TASKS if name != "snippets")
+    assert set(protocol.SEEDS) == set(protocol.SIX_TASKS)
 
 
 # ------------------------------------------------------------------------------------------------------------ notebooks
@@ -294,7 +306,7 @@ WRONG_DEFAULTS |= {"preset = 'smoke'\ntask = {1}": "unknown task {1}", "preset =
 
 
 @pytest.mark.parametrize("what", BROKEN)
-@pytest.mark.parametrize("words", [["run"], ["pipeline", "refresh"]], ids=["run", "refresh"])
+@pytest.mark.parametrize("words", [["run"], ["notebooks", "refresh"]], ids=["run", "refresh"])
 def test_broken_notebooks(what: str, words: list[str], here: Path, capfd):
     content, fault = BROKEN[what]
     (here / "page.ipynb").write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
@@ -331,7 +343,8 @@ def test_a_large_file_is_not_read(here: Path, capfd):
 
 
 # -------------------------------------------------------------------------------------------- the commands as processes
-COMMANDS = [[f"iclgd_helpers.{name}"] for name in commands.COMMANDS] + [["bench"]]
+MODULES = {"iclgd_helpers": [[name] for name in cli.iclgd.commands], "bench": [[]], "tools.notebooks": [[]]}
+COMMANDS = [[module, *words] for module, several in MODULES.items() for words in several]
 
 
 def process(words: list[str], here: Path, **options) -> subprocess.Popen:
@@ -340,23 +353,28 @@ def process(words: list[str], here: Path, **options) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-m", *words], cwd=here, env=environment, **streams, **options)
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_help_and_a_slip_of_every_command(words: list[str], here: Path):
     said, _ = process([*words, "--help"], here).communicate()
-    assert said.startswith(f"Usage: python -m {words[0]} ")
+    name = (
+        "python -m bench" if "bench" in words else {"iclgd_helpers": "iclgd"}.get(words[0], "python -m tools.notebooks")
+    )
+    assert said.startswith(f"Usage: {name} ")
     started = process([*words, "--nope"], here)
     said, fault = started.communicate()
     assert (started.returncode, said, fault.count("\n")) == (2, "", 1) and "--nope" in fault
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_a_command_is_read_before_anything_slow_is_imported(words: list[str], here: Path):
     slow = ["torch", "transformers", "papermill", "nbformat", "IPython", "matplotlib"]
-    module = words[0] if words != ["bench"] else "bench.__main__"
-    program = f"import sys; sys.modules.update(dict.fromkeys({slow})); sys.argv = ['', '--nope']\n"
-    start = ("bench.__main__",) if words == ["bench"] else ("iclgd_helpers.commands", module.split(".")[1])
-    done = subprocess.run([sys.executable, "-c", program + f"from iclgd_helpers.start import start; start(*{start})"],
-                          capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
+    if words[0] == "tools.notebooks":
+        pytest.skip("a maintainer's tool, which may be slow")
+    module = {"iclgd_helpers": "iclgd_helpers.cli", "bench": "bench.__main__"}[words[0]]
+    program = f"import sys; sys.modules.update(dict.fromkeys({slow})); sys.argv = {['', *words[1:], '--nope']}\n"
+    program += f"from iclgd_helpers.signals import start; start({module!r})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)})  # fmt: skip
     assert done.returncode == 2 and "--nope" in done.stderr, done.stderr
 
 
@@ -368,7 +386,7 @@ SLEEPS = notebook(cell(), cell("open('started', 'w').close()\nimport time\ntime.
 def test_a_signal_ends_a_run_with_one_line_and_leaves_nothing(number: int, status: int, moment: str, here: Path):
     (here / "page.ipynb").write_text(json.dumps(SLEEPS).replace("'started'", repr(str(here / "started"))))
     before = set(here.iterdir())
-    started = process(["iclgd_helpers.run", "page.ipynb", "--output", "out"], here)
+    started = process(["iclgd_helpers", "run", "page.ipynb", "--output", "out"], here)
     time.sleep(0.3)
     while moment == "in a cell" and not (here / "started").exists():
         time.sleep(0.1)

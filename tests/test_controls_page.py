@@ -10,8 +10,9 @@ import pytest
 from notebook_cells import run
 from test_reproduction import MODEL, a_grid, answers, diverged, edited, made_up
 
-from iclgd_helpers import grid_plots, reproduction, statistics
-from iclgd_helpers.records import Record
+from iclgd_helpers.experiments.records import Record
+from iclgd_helpers.measures import intervals
+from iclgd_helpers.pages import grid_figures, reproduction
 
 RULE = ("claims", "reading", "columns", "effects", "effect", "rule", "effects-of")
 
@@ -19,7 +20,7 @@ RULE = ("claims", "reading", "columns", "effects", "effect", "rule", "effects-of
 @pytest.fixture
 def page(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Names of page 62 up to the judging of an empty grid, every gate open."""
-    monkeypatch.setattr(statistics, "RESAMPLES", 200)
+    monkeypatch.setattr(intervals, "RESAMPLES", 200)
     monkeypatch.setattr(reproduction, "gate", lambda *_: True)
     return run("62_controls", "parameters", "imports", *RULE, "judge", found=[], rates={})
 
@@ -36,7 +37,7 @@ def swapped(record: Record, a: str, b: str) -> Record:
 
 # ---------------------------------------------------------------------------------------------------------- page 62
 def test_rule_is_that_of_the_page_of_results(page: dict[str, Any]) -> None:
-    other = run("78_results_of_the_reproduction", "rule", np=np, statistics=statistics)
+    other = run("78_results_of_the_reproduction", "rule", np=np, statistics=intervals)
     names = {
         "reproduced": "more than the control",
         "not reproduced": "not more",
@@ -115,7 +116,7 @@ def test_jaccard_is_the_records_own(page: dict[str, Any]) -> None:
 def test_few_cells_closed_gates_and_random_weights_decide_nothing(
     page: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    firsts = grid_plots.first_seeds(a_grid())
+    firsts = grid_figures.first_seeds(a_grid())
     assert len(firsts) == 6 and set(verdicts(page, firsts).values()) == {"inconclusive"}
     random = [edited(r, parameters=r.json["parameters"] | {"model": "random-x"}) for r in a_grid()]
     assert verdicts(page, random) == {}
@@ -167,18 +168,18 @@ def test_clipping_is_counted() -> None:
 
 # ------------------------------------------------------------------------------------------------------------ helper
 def test_two_uncertainties_stay_apart() -> None:
-    long = grid_plots.collect(a_grid(), {"one": "sim_aou/joint", "two": "sim_aou/standard"})
+    long = grid_figures.collect(a_grid(), {"one": "sim_aou/joint", "two": "sim_aou/standard"})
     assert list(long.columns) == ["quantity", *reproduction.LONG] and len(long) == 36
-    summary = grid_plots.by_task(long)
+    summary = grid_figures.by_task(long)
     assert len(summary) == 12 and (summary["n_seeds"] == 3).all()
-    one = grid_plots.by_task(grid_plots.collect(grid_plots.first_seeds(a_grid()), {"one": "sim_aou/joint"}))
+    one = grid_figures.by_task(grid_figures.collect(grid_figures.first_seeds(a_grid()), {"one": "sim_aou/joint"}))
     assert one["seeds_low"].isna().all() and one["examples_low"].notna().all()
-    assert grid_plots.by_task(long.iloc[:0]).empty
+    assert grid_figures.by_task(long.iloc[:0]).empty
 
 
 def test_shown_table_has_every_cell_and_its_download() -> None:
-    long = grid_plots.collect(a_grid(), {"one": "sim_aou/joint"})
-    page, nothing = grid_plots.show(long, "some").data, grid_plots.show(long.iloc[:0], "some").data
+    long = grid_figures.collect(a_grid(), {"one": "sim_aou/joint"})
+    page, nothing = grid_figures.show(long, "some").data, grid_figures.show(long.iloc[:0], "some").data
     assert page.count("<br>s [") == 6 and page.count("<br>e [") == 6 and page.count("n 3 × ") == 6
     text = base64.b64decode(re.search(r"base64,([^\"]+)", page)[1]).decode()
     assert all(record.json["id"] in text for record in a_grid())
@@ -189,8 +190,8 @@ def test_drawing_any_subset() -> None:
     arms = {"finetuned": "standard", "finetuned, chosen rate": "standard_chosen"}
     named = {"finetuned": "sim_aou/standard", "finetuned, chosen rate": "sim_aou/joint"}
     for found in ([], a_grid()[:1], a_grid(), [*a_grid(), *a_grid("SmolLM2-135M-Instruct")]):
-        long = grid_plots.collect(found, named)
-        figure = grid_plots.draw(long, arms, "SimAOU", marks=long, line=0)
+        long = grid_figures.collect(found, named)
+        figure = grid_figures.draw(long, arms, "SimAOU", marks=long, line=0)
         assert len(figure.axes) == max(1, len({reproduction.cell(record)[0] for record in found}))
         if found:
             low, high = figure.axes[0].get_xlim()

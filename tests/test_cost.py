@@ -8,8 +8,10 @@ import transformers
 from conftest import FAMILIES
 from torch.utils.flop_counter import FlopCounterMode
 
-from iclgd_helpers import cost, downloads, experiment, finetune, models, parameters
+from iclgd_helpers import paths, pinned_downloads
+from iclgd_helpers.engine import finetune, models
 from iclgd_helpers.errors import InputError
+from iclgd_helpers.experiments import cost, experiment, parameters, runs
 
 TOKENS = 17
 OTHERS = {
@@ -142,13 +144,13 @@ def test_a_whole_cell(dtype):
     given = parameters.resolve(
         {"preset": "smoke", "max_examples": 12, "max_compared": 8, "n_demonstrations": 3, "dtype": dtype}
     )
-    cell = experiment.prepare(given)
+    cell = runs.prepare(given)
     measured = counted_in_matrices(lambda: experiment.compute(cell, progress=False))
-    expected = cost.of_cell(cell)
+    expected = cost.of_run(cell)
     linear = sum(work.linear + work.head for work in expected.stages.values())
     assert measured == linear
     fewer = replace(cell, parameters=given.model_copy(update={"controls": False}))
-    without = cost.of_cell(fewer).flops
+    without = cost.of_run(fewer).flops
     assert without < 0.8 * expected.flops and without < measured, "control: arms that are forgotten"
     assert expected.table(1e9)[-1]["seconds"] == pytest.approx(expected.flops / 1e9)
     assert ("conditioning" in expected.stages) == (dtype == "float32")
@@ -172,7 +174,7 @@ def test_the_papers_model_and_unknown_ones():
 
 
 def test_memory_is_near_that_of_the_rehearsals():
-    from iclgd_helpers import records
+    from iclgd_helpers.experiments import records
 
     sizes = {"num_layers": 24, "d_model": 2048, "attention_heads": 32, "ffn_dim": 8192, "vocab_size": 51200}
     shape = cost.Shape.of(transformers.XGLMConfig(**sizes))
@@ -181,7 +183,7 @@ def test_memory_is_near_that_of_the_rehearsals():
     for record in rehearsals:
         queries, training = [60] * record.json["n_examples"], [60] * record.json["n_training_demonstrations"]
         dtype = record.json["parameters"]["dtype"]
-        one = cost.cell_cost(shape, record.json["prefix_tokens"], queries, training, dtype=dtype)
+        one = cost.run_cost(shape, record.json["prefix_tokens"], queries, training, dtype=dtype)
         measured = record.json["environment"]["peak_memory_mib"] * 2**20
         assert 0.75 < one.peak_memory_bytes / measured < 1.1, dtype
         weights = cost.weights_bytes(shape, dtype)
@@ -189,14 +191,14 @@ def test_memory_is_near_that_of_the_rehearsals():
 
 
 def test_record_size_is_near_the_stored_ones():
-    from iclgd_helpers import records
+    from iclgd_helpers.experiments import records
 
-    known = [r for r in records.load_all("results/records") if r.json["parameters"]["model"] in downloads.MODELS]
+    known = [r for r in records.load_all("results/records") if r.json["parameters"]["model"] in pinned_downloads.MODELS]
     assert known
     sizes = {"SmolLM2-135M-Instruct": 30, "Gemma-3-270M": 18}
     for record in known:
         shape = replace(cost.Shape.of(CONFIGURATIONS["llama"]), n_layers=sizes[record.json["parameters"]["model"]])
-        folder = parameters.resolve_path("results/records") / record.json["id"]
+        folder = paths.resolve_path("results/records") / record.json["id"]
         stored = sum(path.stat().st_size for path in folder.iterdir())
         chosen = len(record.json["parameters"].get("chosen_rates") or ())
         steps, n = record.json["n_training_demonstrations"], record.json["n_compared"]

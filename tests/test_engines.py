@@ -10,8 +10,9 @@ import golden
 import numpy as np
 import pytest
 
-from iclgd_helpers import experiment, identity, parameters, records, storage
-from iclgd_helpers.observe import Arm, observe
+from iclgd_helpers import storage
+from iclgd_helpers.engine.observe import Arm, observe
+from iclgd_helpers.experiments import parameters, provenance, records, runs
 from iclgd_helpers.paths import PACKAGE, repository_root
 
 STORED = storage.parse_json(golden.PATH.read_bytes())
@@ -48,7 +49,7 @@ def test_a_committed_record_is_what_the_present_engine_computes():
     record = next(r for r in loaded if wanted.items() <= r.json["parameters"].items())
     given = parameters.resolve(record.json["parameters"] | {"data_folder": folder})
     assert records.record_id(given) == record.json["id"]
-    cell = experiment.prepare(given)
+    cell = runs.prepare(given)
     arms = {"zero_shot": Arm(cell.layout.prefix()), "in_context": Arm(cell.layout.prefix(cell.demonstrations))}
     for indices, seen in observe(cell.model, cell.queries[:8], arms, cell.layout.labels):
         for arm, observation in seen.items():
@@ -69,13 +70,13 @@ def test_hashes_are_the_same_in_every_python(version):
     python = interpreter(version)
     if python is None:
         pytest.skip(f"no Python {version} on this machine")
-    code = "from iclgd_helpers import identity; print(identity.source_hash(), identity.engine_hash())"
+    code = "from iclgd_helpers.experiments import provenance as p; print(p.source_hash(), p.engine_hash())"
     done = subprocess.run([python, "-c", code], capture_output=True, text=True, cwd=repository_root(), check=True)
-    assert done.stdout.split() == [identity.source_hash(), identity.engine_hash()]
+    assert done.stdout.split() == [provenance.source_hash(), provenance.engine_hash()]
 
 
 def test_the_present_engine_is_that_of_the_committed_records():
-    assert identity.engine_hash() == STORED["engine"], "run `python tests/engines.py`"
+    assert provenance.engine_hash() == STORED["engine"], "run `python tests/engines.py`"
     entries = storage.read_json(engines.PATH)["engines"]
     assert entries[STORED["engine"]]["shown_by"] == engines.TEST
     name = engines.TEST.split("::")[1]
@@ -89,7 +90,7 @@ def test_accepting_keeps_one_engine_a_version(tmp_path, monkeypatch):
     shutil.copy(engines.PATH, path)
     before = storage.read_json(path)["engines"][STORED["engine"]]["equal"]
     for changed in ("one", "two"):
-        monkeypatch.setattr(identity, "source_hash", lambda changed=changed: changed)
+        monkeypatch.setattr(provenance, "source_hash", lambda changed=changed: changed)
         engines.accept(path)
     after = storage.read_json(path)["engines"][STORED["engine"]]["equal"]
     assert "two" in after and "one" not in after and len(after) == len(before)
@@ -125,28 +126,28 @@ OTHER += [("    return", "        return")]
 @pytest.mark.parametrize(("before", "after"), SAME)
 def test_what_computes_nothing_is_not_hashed(before, after):
     assert SOURCE.count(before) == 1
-    assert identity.source_form(SOURCE.replace(before, after)) == identity.source_form(SOURCE)
+    assert provenance.source_form(SOURCE.replace(before, after)) == provenance.source_form(SOURCE)
 
 
 @pytest.mark.parametrize(("before", "after"), OTHER)
 def test_what_computes_is_hashed(before, after):
     assert SOURCE.count(before) == 1
-    assert identity.source_form(SOURCE.replace(before, after)) != identity.source_form(SOURCE)
+    assert provenance.source_form(SOURCE.replace(before, after)) != provenance.source_form(SOURCE)
 
 
 def test_every_engine_module_counts_and_a_missing_one_is_an_error(tmp_path, monkeypatch):
     shutil.copytree(PACKAGE, tmp_path / "package", ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(identity, "PACKAGE", tmp_path / "package")
-    before = identity.source_hash.__wrapped__()
-    assert before == identity.source_hash()
-    (tmp_path / "package" / "figures.py").write_text("raise SystemExit")
-    assert identity.source_hash.__wrapped__() == before
-    for name in identity.ENGINE:
+    monkeypatch.setattr(provenance, "PACKAGE", tmp_path / "package")
+    before = provenance.source_hash.__wrapped__()
+    assert before == provenance.source_hash()
+    (tmp_path / "package" / "pages" / "figures.py").write_text("raise SystemExit")
+    assert provenance.source_hash.__wrapped__() == before
+    for name in provenance.ENGINE:
         path = tmp_path / "package" / f"{name}.py"
         source = path.read_text()
         path.write_text(source + "\nADDED = 1\n")
-        assert identity.source_hash.__wrapped__() != before, name
+        assert provenance.source_hash.__wrapped__() != before, name
         path.unlink()
         with pytest.raises(FileNotFoundError):
-            identity.source_hash.__wrapped__()
+            provenance.source_hash.__wrapped__()
         path.write_text(source)

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from iclgd_helpers.pipeline import ROOT, repository
+from tools.book_pages import ROOT, repository
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
@@ -93,9 +93,11 @@ def test_pages_need_no_extra():
     cells = [c for path in (ROOT / "notebooks").glob("*.ipynb") for c in nbformat.read(path, 4).cells]
     lines = [node for c in cells if c.cell_type == "code" for node in ast.walk(ast.parse(c.source))]
     lines = [node for node in lines if isinstance(node, ast.ImportFrom)]
-    modules = {alias.name for node in lines if node.module == "iclgd_helpers" for alias in node.names}
-    modules |= {node.module.split(".")[1] for node in lines if node.module.startswith("iclgd_helpers.")}
-    assert {"grid_plots", "reproduction", "records", "one_step"} <= modules
+    lines = [node for node in lines if node.module.split(".")[0] == "iclgd_helpers"]
+    modules = {f"{node.module}.{alias.name}" for node in lines for alias in node.names}
+    files = {name: ROOT / f"{name.replace('.', '/')}.py" for name in modules}
+    modules = {name if file.is_file() else name.rpartition(".")[0] for name, file in files.items()}
+    assert {"iclgd_helpers.pages.grid_figures", "iclgd_helpers.theory.gradient_step"} <= modules
     extras, base = (
         {canonicalize_name(Requirement(x).name) for x in lines} for lines in (EXTRAS, PROJECT["dependencies"])
     )
@@ -103,7 +105,7 @@ def test_pages_need_no_extra():
     names = importlib.metadata.packages_distributions()
     blocked = [name for name, found in names.items() if extras & set(map(canonicalize_name, found))]
     assert {"papermill", "nbclient", "pytest"} <= set(blocked)
-    program = "import sys; sys.modules.update(dict.fromkeys({}, None)); from iclgd_helpers import {}"
+    program = "import sys; sys.modules.update(dict.fromkeys({}, None)); import {}"
     for missing, passes in ((blocked, True), ([*blocked, "seaborn"], False)):
         command = [sys.executable, "-c", program.format(missing, ", ".join(sorted(modules)))]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -118,7 +120,7 @@ def imported(folder: Path) -> set[str]:
                 names |= {alias.name for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and node.level == 0:
                 names.add(node.module)
-    own = {path.stem for path in files} | {"iclgd_helpers", "bench"}
+    own = {path.stem for path in files} | {"iclgd_helpers", "bench", "tools"}
     tops = {name.split(".")[0] for name in names} - own - set(sys.stdlib_module_names)
     return {canonicalize_name(IMPORT_NAMES.get(name, name)) for name in tops}
 

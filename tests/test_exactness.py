@@ -9,12 +9,16 @@ import torch
 import torch.nn.functional as F
 from conftest import Material
 
-from iclgd_helpers import attention, experiment, finetune, models, parameters, statistics, tasks
-from iclgd_helpers.attention import Call
+from iclgd_helpers.data import sources
+from iclgd_helpers.data.demonstrations import select_demonstrations, shuffle_labels
+from iclgd_helpers.engine import finetune, models, prefix_attention
+from iclgd_helpers.engine.finetune import Settings
+from iclgd_helpers.engine.models import KVUpdate
+from iclgd_helpers.engine.observe import Arm, Observation, batches, observe
+from iclgd_helpers.engine.prefix_attention import Call
 from iclgd_helpers.errors import InputError
-from iclgd_helpers.finetune import Settings
-from iclgd_helpers.models import KVUpdate
-from iclgd_helpers.observe import Arm, Observation, batches, observe
+from iclgd_helpers.experiments import experiment, parameters, runs, updates
+from iclgd_helpers.measures import intervals
 
 METHODS = ("standard", "joint", "sequential")
 OBSERVED = ("label_log_probabilities", "lens_log_odds", "attention_output", "attention_scores")
@@ -111,7 +115,7 @@ def test_cached_equals_recomputed(material: Material, length: int):
     prefix = material.layout.prefix(material.demonstrations)[:length]
     assert len(prefix) == length
     queries = [torch.tensor(query.tokens) for query in material.queries()]
-    packing = attention.Packing.of([len(tokens) for tokens in queries], torch.device("cpu"))
+    packing = prefix_attention.Packing.of([len(tokens) for tokens in queries], torch.device("cpu"))
     call = Call(prefix=language_model.prefix(prefix), packing=packing)
     with torch.no_grad():
         cached = language_model.hidden(torch.cat(queries)[None], start=length, call=call)[0]
@@ -138,11 +142,11 @@ def test_attention_without_the_fused_kernel(double: Material, at_once: int, monk
     """What other devices run: the same numbers, whatever the size of the parts."""
     prefix = double.layout.prefix(double.demonstrations)
     fused = seen(double, prefix)
-    in_parts, n_parts = attention._attend_in_parts, []
+    in_parts, n_parts = prefix_attention._attend_in_parts, []
     with monkeypatch.context() as patch:
-        patch.setattr(attention, "SCORES_AT_ONCE", at_once)
-        patch.setattr(attention, "FUSED_ON", ())
-        patch.setattr(attention, "_attend_in_parts", lambda *given: n_parts.append(given) or in_parts(*given))
+        patch.setattr(prefix_attention, "SCORES_AT_ONCE", at_once)
+        patch.setattr(prefix_attention, "FUSED_ON", ())
+        patch.setattr(prefix_attention, "_attend_in_parts", lambda *given: n_parts.append(given) or in_parts(*given))
         plain = seen(double, prefix)
     assert len(n_parts) >= 2 * double.model.n_layers
     for name in OBSERVED:
@@ -464,7 +468,7 @@ def test_unknown_method(double: Material):
 def test_half_precision_keeps_a_master_copy(family: str, method: str, monkeypatch: pytest.MonkeyPatch):
     """Steps too small for bfloat16 add up in the float32 copy; without it they would all be lost."""
     single, half = (models.tiny_model(f"tiny-{family}", dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
-    data = tasks.load_task("snippets", "generated")
+    data = sources.load_task("snippets", "generated")
     layout = experiment.Layout.make(half.tokenizer, data.task, "eos")
     sequence = layout.training_sequence(data.train[0])
 
@@ -479,7 +483,9 @@ def test_half_precision_keeps_a_master_copy(family: str, method: str, monkeypatc
     added_up = changes(half, 24, rate)
     assert added_up.abs().max() >= 2**-11
     exact = changes(single, 24, rate)
-    monkeypatch.setattr(attention, "precise_dtype", lambda tensor: tensor.dtype)  # negative control: no float32 copy
+    monkeypatch.setattr(
+        prefix_attention, "precise_dtype", lambda tensor: tensor.dtype
+    )  # negative control: no float32 copy
     assert not changes(half, 24, rate).any()
     assert exact.abs().max() > 2**-11
 
@@ -555,24 +561,24 @@ def test_untrained_weights(double: Material, what: str):
 @pytest.fixture
 def few_resamples(monkeypatch: pytest.MonkeyPatch):
     """Intervals are tested elsewhere and take most of the time."""
-    monkeypatch.setattr(statistics, "RESAMPLES", 10)
+    monkeypatch.setattr(intervals, "RESAMPLES", 10)
 
 
-def cell_of(family: str, **given) -> experiment.Cell:
+def cell_of(family: str, **given) -> runs.Run:
     given = {
         "preset": "smoke", "task": "sst5", "model": f"tiny-{family}", "dtype": "float64", "seed": 4,
         "n_demonstrations": 4, "max_examples": 6,
         "learning_rate": 3.0 if family in ("gemma3", "xglm") else 0.3,
     } | given  # fmt: skip
-    return experiment.prepare(parameters.resolve(given))
+    return runs.prepare(parameters.resolve(given))
 
 
-def naive_experiment(cell: experiment.Cell) -> dict:
+def naive_experiment(cell: runs.Run) -> dict:
     """Everything that a record says of a cell, computed without the engine (random draws apart)."""
     given, language_model, task = cell.parameters, cell.model, cell.layout.task
-    data = tasks.load_task(given.task, given.data_source)
-    demonstrations = tasks.select_demonstrations(data.train, given.n_demonstrations, given.seed, given.balanced)
-    shuffled = tasks.shuffle_labels(demonstrations, given.seed + 1000)
+    data = sources.load_task(given.task, given.data_source)
+    demonstrations = select_demonstrations(data.train, given.n_demonstrations, given.seed, given.balanced)
+    shuffled = shuffle_labels(demonstrations, given.seed + 1000)
     examples = data.evaluation[: given.max_examples]
     tokenizer = language_model.tokenizer
     labels = [naive.encode(tokenizer, " " + word)[0] for word in task.verbalizers]
@@ -608,7 +614,7 @@ def naive_experiment(cell: experiment.Cell) -> dict:
     for method, model in trained.items():
         add(method, model, bare)
     add("standard_shuffled", train("standard_shuffled", "standard", shuffled), bare)
-    moved = finetune.perturbed(language_model, given.seed + 1000, experiment.PERTURBATION)
+    moved = finetune.perturbed(language_model, given.seed + 1000, updates.PERTURBATION)
     with language_model.using(moved):  # the draw is the engine's, what it does is not
         again = {method: train(f"{method} again", method, demonstrations) for method in METHODS}
     for method, model in again.items():
@@ -648,7 +654,7 @@ def layerwise(metric, *arms: list[dict], tensor: str) -> np.ndarray:
     ])  # fmt: skip
 
 
-def check_comparison(cell: experiment.Cell, close, got: dict, triple: list[list[dict]], truth: dict) -> None:
+def check_comparison(cell: runs.Run, close, got: dict, triple: list[list[dict]], truth: dict) -> None:
     zero_shot, in_context, finetuned = triple
     labels, rows, seed = truth["labels"], [e.row for e in truth["examples"]], cell.parameters.seed
     delta = layerwise(naive.sim_am_delta, *triple, tensor="attention_scores")

@@ -1,6 +1,7 @@
 """The grid as a command: what it covers, that its sweeps are what its text says, that it can be stopped anywhere."""
 
 import copy
+import importlib
 import json
 import math
 import shutil
@@ -16,82 +17,94 @@ import numpy as np
 import pytest
 import torch
 
-from iclgd_helpers import downloads, experiment, grid, parameters, records, reproduction, statistics, storage
+from iclgd_helpers import cli, pinned_downloads, storage
+from iclgd_helpers.data import tasks
+from iclgd_helpers.engine.finetune import METHODS
 from iclgd_helpers.errors import InputError
-from iclgd_helpers.finetune import METHODS
-from iclgd_helpers.rates import best_rate
-from iclgd_helpers.tasks import task_data
+from iclgd_helpers.experiments import (
+    clipping,
+    experiment,
+    learning_rates,
+    parameters,
+    plans,
+    protocol,
+    records,
+    runner,
+    runs,
+    sweeps,
+)
+from iclgd_helpers.experiments.inputs import task_data
+from iclgd_helpers.experiments.learning_rates import best
+from iclgd_helpers.measures import intervals
+from iclgd_helpers.pages import reproduction
 
 FEW = 10
+REPRODUCTION = ["grid", "--plan", "reproduction", "--on", "here"]
 
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Intervals are tested elsewhere and take most of the time."""
-    monkeypatch.setattr(statistics, "RESAMPLES", FEW)
+    monkeypatch.setattr(intervals, "RESAMPLES", FEW)
 
 
 # ---------------------------------------------------------------------------------------------- what it consists of
-def cells_of(jobs: list[grid.Job], stage: str) -> list[tuple[str, str, int]]:
-    return [(job.model, job.given["task"], job.given["seed"]) for job in jobs if job.stage == stage]
+def cells_of(items: list[plans.Item], stage: str) -> list[tuple[str, str, int]]:
+    return [(item.model, item.task, item.seed) for item in items if item.stage == stage]
 
 
 def test_the_grid_is_six_tasks_three_seeds_two_models():
-    jobs = grid.jobs(grid.MODELS, grid.STAGES, tuple(grid.SEEDS))
-    expected = {(model, task, seed) for model in grid.MODELS for task, seeds in grid.SEEDS.items() for seed in seeds}
+    jobs = plans.items(protocol.MODELS, protocol.STAGES, tuple(protocol.SEEDS))
+    expected = {
+        (model, task, seed) for model in protocol.MODELS for task, seeds in protocol.SEEDS.items() for seed in seeds
+    }
     assert len(expected) == 36 and Counter(cells_of(jobs, "cells")) == Counter(expected)
-    firsts = {(model, task, seeds[0]) for model in grid.MODELS for task, seeds in grid.SEEDS.items()}
+    firsts = {(model, task, seeds[0]) for model in protocol.MODELS for task, seeds in protocol.SEEDS.items()}
     assert Counter(cells_of(jobs, "rates")) == Counter(firsts)
-    unequal = {key for key in firsts if key[0] == grid.MODELS[0] and key[1] in ("cb", "agnews")}
+    unequal = {key for key in firsts if key[0] == protocol.MODELS[0] and key[1] in ("cb", "agnews")}
     assert set(cells_of(jobs, "unequal")) == unequal
 
 
 def test_what_is_asked_for_twice_is_one_job():
-    once = grid.jobs(grid.MODELS[:1], ["rates", "cells"], ["cb"])
-    assert len(once) == 4 and grid.jobs(grid.MODELS[:1] * 2, ["rates", "cells"] * 2, ["cb"] * 2) == once
+    once = plans.items(protocol.MODELS[:1], ["rates", "cells"], ["cb"])
+    assert len(once) == 4 and plans.items(protocol.MODELS[:1] * 2, ["rates", "cells"] * 2, ["cb"] * 2) == once
 
 
 def test_every_task_of_the_grid_has_its_place_in_the_tables():
-    assert set(grid.SEEDS) == set(reproduction.TASKS)
+    assert set(protocol.SEEDS) == set(reproduction.TASKS)
 
 
 def test_orders_and_clips_are_of_the_first_model():
-    jobs = grid.jobs(grid.MODELS, grid.STAGES, tuple(grid.SEEDS))
+    jobs = plans.items(protocol.MODELS, protocol.STAGES, tuple(protocol.SEEDS))
     orders = [job for job in jobs if job.stage == "orders"]
-    assert {job.model for job in orders} == {grid.MODELS[0]}
-    found = Counter((job.given["task"], job.given["seed"], job.changed.get("order", 0)) for job in orders)
-    first = {(task, grid.SEEDS[task][0], order) for task in ("sst2", "subj") for order in (1, 2, 3, 4)}
+    assert {job.model for job in orders} == {protocol.MODELS[0]}
+    found = Counter((job.task, job.seed, job.changed.get("order", 0)) for job in orders)
+    first = {(task, protocol.SEEDS[task][0], order) for task in ("sst2", "subj") for order in (1, 2, 3, 4)}
     assert found == Counter(first | {(task, seed, 0) for task in ("sst2", "subj") for seed in (11, 12)})
-    assert {key[:2] for key in cells_of(jobs, "clips")} == {(grid.MODELS[0], task) for task in grid.CLIP_TASKS}
+    assert {key[:2] for key in cells_of(jobs, "clips")} == {(protocol.MODELS[0], task) for task in protocol.CLIP_TASKS}
 
 
 def test_rates_come_before_the_cells_that_need_them():
-    jobs = grid.jobs(grid.MODELS, grid.STAGES, tuple(grid.SEEDS))
+    jobs = plans.items(protocol.MODELS, protocol.STAGES, tuple(protocol.SEEDS))
     compared = set()
     for job in jobs:
-        key = job.model, job.given["task"]
+        key = job.model, job.task
         if job.stage == "rates":
             compared.add(key)
         assert job.stage == "clips" or key in compared
 
 
-@pytest.fixture
-def no_rates(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whether stored rates answer depends on the data, which need not be here."""
-    monkeypatch.setattr(grid, "chosen_rates", lambda _model, _task: None)
-
-
-def test_conditioning_is_measured_with_each_tasks_first_seed(no_rates: None):
-    for job in grid.jobs(grid.MODELS, ["cells"], tuple(grid.SEEDS)):
-        task, is_first_model = job.given["task"], job.model == grid.MODELS[0]
-        is_first_seed = job.given["seed"] == grid.SEEDS[task][0]
-        assert job.parameters.conditioning == (is_first_seed and (is_first_model or task in ("sst2", "subj")))
+def test_conditioning_is_measured_with_each_tasks_first_seed():
+    for job in plans.items(protocol.MODELS, ["cells"], tuple(protocol.SEEDS)):
+        task, is_first_model = job.task, job.model == protocol.MODELS[0]
+        is_first_seed = job.seed == protocol.SEEDS[task][0]
+        assert job.parameters().conditioning == (is_first_seed and (is_first_model or task in ("sst2", "subj")))
 
 
 def test_other_models_compare_rates_with_half_as_many_demonstrations():
-    jobs = grid.jobs([*grid.MODELS, "somebody/else"], ["rates", "clips"], ["mr"])
-    found = [(job.stage, job.model, job.parameters.n_demonstrations) for job in jobs]
-    first, second = grid.MODELS
+    jobs = plans.items([*protocol.MODELS, "somebody/else"], ["rates", "clips"], ["mr"])
+    found = [(job.stage, job.model, job.parameters().n_demonstrations) for job in jobs]
+    first, second = protocol.MODELS
     assert found == [
         ("rates", first, 16),
         ("clips", first, 16),
@@ -100,24 +113,24 @@ def test_other_models_compare_rates_with_half_as_many_demonstrations():
     ]
 
 
-@pytest.mark.parametrize("task", grid.SEEDS)
-def test_cells_have_the_protocols_settings(no_rates: None, task: str):
-    protocol = parameters.resolve({"preset": "quick", "task": task})
+@pytest.mark.parametrize("task", protocol.SEEDS)
+def test_cells_have_the_protocols_settings(task: str):
+    usual = parameters.resolve({"preset": "quick", "task": task})
     differs = {"seed", "max_examples", "max_compared", "model", "chosen_rates", "conditioning"}
-    for job in grid.jobs(grid.MODELS, ["cells"], [task]):
-        assert job.parameters.model_dump(exclude=differs) == protocol.model_dump(exclude=differs)
-        assert job.parameters.max_examples == grid.N_ROWS
+    for job in plans.items(protocol.MODELS, ["cells"], [task]):
+        assert job.parameters().model_dump(exclude=differs) == usual.model_dump(exclude=differs)
+        assert job.parameters().max_examples == protocol.N_ROWS
 
 
 def test_less_can_be_asked_for():
-    jobs = grid.jobs(["somebody/else"], ["cells"], ["mr"])
+    jobs = plans.items(["somebody/else"], ["cells"], ["mr"])
     assert cells_of(jobs, "cells") == [("somebody/else", "mr", seed) for seed in (5, 6, 7)] and len(jobs) == 3
 
 
 # ------------------------------------------------------------------------------------------------------- rule of choice
 def points(*log_probabilities: float | None) -> list[dict[str, Any]]:
     """One point a rate, from the smallest rate."""
-    pairs = zip(grid.RATES, log_probabilities, strict=False)
+    pairs = zip(protocol.LEARNING_RATES, log_probabilities, strict=False)
     return [{"learning_rate": r, "class_log_probability": v} for r, v in pairs]  # None: the arm has diverged
 
 
@@ -134,22 +147,22 @@ def points(*log_probabilities: float | None) -> list[dict[str, Any]]:
 )
 def test_the_best_rate_wins_and_ties_go_to_the_smaller(values: tuple[float | None, ...], place: int):
     found = points(*values)
-    assert best_rate(found) == grid.RATES[place]
-    assert best_rate(found[::-1]) == grid.RATES[place], "the order of the points decides nothing"
+    assert best(found) == protocol.LEARNING_RATES[place]
+    assert best(found[::-1]) == protocol.LEARNING_RATES[place], "the order of the points decides nothing"
 
 
 def test_the_choice_follows_the_numbers():
     """Negative control: the same numbers turned round choose another rate; where there is none, a line says so."""
     values = (-3.0, -2.0, -1.0)
-    assert best_rate(points(*values)) != best_rate(points(*values[::-1]))
+    assert best(points(*values)) != best(points(*values[::-1]))
     with pytest.raises(InputError, match="smaller ones"):
-        best_rate(points(None, None))
+        best(points(None, None))
 
 
 def test_accuracy_does_not_choose():
     found = points(-3.0, -1.0)
     found[0]["accuracy"], found[1]["accuracy"] = {"value": 1.0}, {"value": 0.0}
-    assert best_rate(found) == grid.RATES[1]
+    assert best(found) == protocol.LEARNING_RATES[1]
 
 
 # ------------------------------------------------------------------------------------- sweeps against the naive engine
@@ -159,17 +172,18 @@ WHOLE = 8
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few rates, rows, bounds and demonstrations; the tasks' own number of them becomes 8."""
-    for name, value in {"RATES": (0.03, 0.3), "RATE_ROWS": 6, "GATE_ROWS": 9, "CLIP_FACTORS": (0.25, 1.0)}.items():
-        monkeypatch.setattr(grid, name, value)
-    monkeypatch.setattr(grid, "SWEEP_DEMONSTRATIONS_OF_OTHERS", 4)
-    for task in grid.SEEDS:
-        monkeypatch.setitem(parameters._yaml("tasks")[task], "n_demonstrations", WHOLE)
+    values = {"LEARNING_RATES": (0.03, 0.3), "N_RATE_ROWS": 6, "N_GATE_ROWS": 9, "CLIP_FACTORS": (0.25, 1.0)}
+    for name, value in values.items():
+        monkeypatch.setattr(protocol, name, value)
+    monkeypatch.setattr(protocol, "N_SWEEP_DEMONSTRATIONS_OF_OTHERS", 4)
+    for task in protocol.SEEDS:
+        monkeypatch.setitem(tasks.SETTINGS[task], "n_demonstrations", WHOLE)
 
 
 class Naive:
     """What the naive engine finds on given rows, arm by arm."""
 
-    def __init__(self, cell: experiment.Cell, examples: list) -> None:
+    def __init__(self, cell: runs.Run, examples: list) -> None:
         self.cell, self.examples, self.task = cell, examples, cell.layout.task
         self.labels = [naive.encode(cell.model.tokenizer, " " + word)[0] for word in self.task.verbalizers]
         self.bare = naive.context(cell.model.tokenizer, self.task, [], "eos")
@@ -229,15 +243,15 @@ def assert_same_point(point: dict[str, Any], expected: dict[str, Any]) -> None:
         assert found == pytest.approx(value, abs=1e-8, nan_ok=True), name
 
 
-def tiny_cell(task: str = "subj", **given: Any) -> experiment.Cell:
+def tiny_cell(task: str = "subj", **given: Any) -> runs.Run:
     given = {"preset": "smoke", "task": task, "dtype": "float64", "n_demonstrations": 3, "max_examples": 5} | given
-    return experiment.prepare(parameters.resolve({**given, "controls": False, "conditioning": False}))
+    return runs.prepare(parameters.resolve({**given, "controls": False, "conditioning": False}))
 
 
 def test_a_point_of_the_rates_equals_an_independent_computation(small: None):
     with float64.uncast():
         cell = tiny_cell()
-        found = grid.compare_rates(cell)
+        found = learning_rates.compare(cell, task_data(cell.parameters))
         train, whole = task_data(cell.parameters).train, WHOLE
         order = np.random.default_rng(cell.parameters.seed).permutation(len(train))
         assert found["rows"] == [train[i].row for i in order[whole : whole + 6]]
@@ -246,16 +260,18 @@ def test_a_point_of_the_rates_equals_an_independent_computation(small: None):
         for method in METHODS:
             (point,) = (p for p in found["points"] if p["method"] == method and p["learning_rate"] == 0.3)
             assert_same_point(point, other.summary(other.finetuned(method, 0.3)[0]))
-    assert {(p["method"], p["learning_rate"]) for p in found["points"]} == {(m, r) for m in METHODS for r in grid.RATES}
+    assert {(p["method"], p["learning_rate"]) for p in found["points"]} == {
+        (m, r) for m in METHODS for r in protocol.LEARNING_RATES
+    }
     own = {method: [p for p in found["points"] if p["method"] == method] for method in METHODS}
-    assert found["chosen"] == {method: best_rate(of_method) for method, of_method in own.items()}
+    assert found["chosen"] == {method: best(of_method) for method, of_method in own.items()}
 
 
 def test_the_gate_equals_an_independent_computation(small: None):
     """In-context learning with all demonstrations of the seed, on training rows that follow them."""
     with float64.uncast():
         cell = tiny_cell("agnews", seed=3)
-        gate = grid.compare_rates(cell)["gate"]
+        gate = learning_rates.compare(cell, task_data(cell.parameters))["gate"]
         train = task_data(cell.parameters).train
         order = np.random.default_rng(3).permutation(len(train))
         other = Naive(cell, [train[i] for i in order[WHOLE : WHOLE + 9]])
@@ -276,7 +292,7 @@ def test_the_gate_equals_an_independent_computation(small: None):
 def test_points_of_the_clips_equal_an_independent_computation(small: None):
     with float64.uncast():
         cell = tiny_cell(learning_rate=0.3)
-        found = grid.compare_clips(cell)
+        found = clipping.compare(cell)
         evaluation = task_data(cell.parameters).evaluation
         other = Naive(cell, evaluation[:5])
         unclipped, norms = other.finetuned("joint", 0.3)
@@ -290,7 +306,7 @@ def test_points_of_the_clips_equal_an_independent_computation(small: None):
         typical = {"per_layer": of_layer, "elementwise": of_layer / math.sqrt(size)}
         typical["global"] = median([math.sqrt(sum(norm**2 for norm in step)) for step in norms])
         assert found["typical_norms"] == pytest.approx(typical)
-        for kind in grid.CLIP_KINDS:
+        for kind in protocol.CLIP_KINDS:
             point = by["joint", kind, 0.25]
             assert point["clip_value"] == pytest.approx(typical[kind] / 4)
             clipped = other.finetuned("joint", 0.3, clip=kind, clip_value=typical[kind] / 4)[0]
@@ -300,18 +316,17 @@ def test_points_of_the_clips_equal_an_independent_computation(small: None):
 
 
 # ------------------------------------------------------------------------------------------------------ the command
-ARGUMENTS = ["--model", "tiny-llama", "--task", "subj", "--stage", "rates", "--stage", "cells", "--rate", "1"]
+ARGUMENTS = ["--model", "tiny-llama", "--task", "subj", "--stage", "rates", "--stage", "cells", "--tflops", "1"]
 
 
 @pytest.fixture
 def results(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder of results; few rows, and generated text in place of the task's."""
-    monkeypatch.setattr(grid, "N_ROWS", 4)
-    monkeypatch.setattr(grid, "RECORDS", str(tmp_path / "records"))
-    monkeypatch.setattr(grid, "SWEEPS", str(tmp_path / "sweeps"))
+    monkeypatch.setattr(protocol, "N_ROWS", 4)
+    monkeypatch.setattr(protocol, "RECORDS", str(tmp_path / "records"))
+    monkeypatch.setattr(protocol, "SWEEPS", str(tmp_path / "sweeps"))
     monkeypatch.setattr(parameters, "_default_source", lambda *_arguments: "generated")
     monkeypatch.setenv("ICLGD_RECORDS", str(tmp_path / "records"))  # the command sets it; put back afterwards
-    grid._plan_of_first_seed.cache_clear()
     return tmp_path
 
 
@@ -326,32 +341,32 @@ def stored(results: Path) -> dict[str, dict[str, Any]]:
 
 def test_nothing_is_computed_that_could_not_be_stored(results: Path, monkeypatch, capsys):
     (results / "file").touch()
-    monkeypatch.setattr(grid, "RECORDS", str(results / "file"))
-    monkeypatch.setattr(grid, "run", lambda *_: pytest.fail("computed what cannot be stored"))
-    assert grid.main(["--model", "tiny-llama", "--task", "mr", "--stage", "rates", "--rate", "1"]) == 2
+    monkeypatch.setattr(protocol, "SWEEPS", str(results / "file"))
+    monkeypatch.setattr(runner, "run", lambda *_, **__: pytest.fail("computed what cannot be stored"))
+    assert cli.main([*REPRODUCTION, "--model", "tiny-llama", "--task", "mr", "--stage", "rates", "--tflops", "1"]) == 2
     said = capsys.readouterr().err
     assert f"cannot write to {results / 'file'}" in said and said.count("\n") == 1
 
 
 def test_stop_resume_skip_and_make_again(results: Path, capsys, monkeypatch):
     """One run that is stopped in the middle, its continuation, a third that has nothing to do, and a lost record."""
-    compute, n_computed = experiment.run_cell, []
+    compute, n_computed = experiment.run, []
 
-    def stopped(given: parameters.ExperimentParameters) -> records.Record:
+    def stopped(given: parameters.ExperimentParameters, **options: Any) -> records.Record:
         if len(n_computed) == 2:
             raise KeyboardInterrupt
         n_computed.append(given.seed)
-        return compute(given)
+        return compute(given, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "run_cell", stopped)
-        assert grid.main(ARGUMENTS) == 130
+        patch.setattr(experiment, "run", stopped)
+        assert cli.main([*REPRODUCTION, *ARGUMENTS]) == 130
     said = capsys.readouterr()
     assert "0 of 4 jobs are stored" in said.out and "start it again to go on" in said.err
     before = stored(results)
     assert sorted(record["parameters"]["seed"] for record in before.values()) == [4, 5]
 
-    assert grid.main(ARGUMENTS) == 0
+    assert cli.main([*REPRODUCTION, *ARGUMENTS]) == 0
     said = capsys.readouterr().out
     assert "3 of 4 jobs are stored" in said and "cells: tiny-llama/subj/6" in said and "subj/5 " not in said
     complete = stored(results)
@@ -364,80 +379,99 @@ def test_stop_resume_skip_and_make_again(results: Path, capsys, monkeypatch):
             assert ("conditioning" in record["finetuning"][method]) == (record["parameters"]["seed"] == 4)
 
     times = {path: path.stat().st_mtime_ns for path in results.rglob("*") if path.is_file()}
-    assert grid.main(ARGUMENTS) == 0
+    assert cli.main([*REPRODUCTION, *ARGUMENTS]) == 0
     assert "4 of 4 jobs are stored" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in results.rglob("*") if path.is_file()} == times
 
     lost = sorted(complete)[0]
     shutil.rmtree(results / "records" / lost)
     (results / "sweeps" / "rates-tiny-llama-subj.json").rename(results / "sweeps" / "kept")
-    assert grid.main(ARGUMENTS) == 0
+    assert cli.main([*REPRODUCTION, *ARGUMENTS]) == 0
     assert stored(results) == complete, "the examples' checksum is part of what is compared"
     again = json.loads((results / "sweeps" / "rates-tiny-llama-subj.json").read_text())
     assert again == json.loads((results / "sweeps" / "kept").read_text())
 
 
+def one(stage: str, model: str = "tiny-llama", task: str = "subj") -> plans.Planned:
+    """The only job of one stage, as it stands now."""
+    (planned,) = [planned for planned in plans.reproduction([model], [stage], [task])]
+    return planned
+
+
+def perform(planned: plans.Planned, **more: Any) -> tuple[str, Any]:
+    module, _, name = planned.job.call.partition(":")
+    return getattr(importlib.import_module(module), name)(**planned.job.arguments, **more)
+
+
 def test_a_sweep_of_other_helpers_data_settings_or_rule_is_made_again(results: Path, monkeypatch):
-    (job,) = grid.jobs(["tiny-llama"], ["rates"], ["subj"])
-    job.run()
-    sweep = storage.read_json(job.sweep_file)
-    assert job.is_answered_by(sweep)
-    chosen = sweep["chosen"] | {"joint": 0.5}
+    message, chosen = perform(one("rates"))
+    path = sweeps.path("rates", "tiny-llama", "subj")
+    sweep = storage.read_json(path)
+    assert one("rates").is_stored and "chosen" in message and chosen == sweep["chosen"]
+    assert perform(one("rates")) == (runner.STORED, chosen), "a job that is handed out twice computes once"
     points = [point | {"learning_rate": 2 * point["learning_rate"]} for point in sweep["points"]]
     changes = [{"engine": "0" * 16}, {"data_checksum": "x"}, {"model_content": "one/tiny-llama"}, {"rows": []}]
-    changes += [{"chosen": chosen}, {"points": points}, {"parameters": sweep["parameters"] | {"n_demonstrations": 3}}]
+    changes += [{"chosen": chosen | {"joint": 0.5}}, {"points": points}]
+    changes += [{"parameters": sweep["parameters"] | {"n_demonstrations": 3}}]
     for change in changes:
-        storage.write_json(job.sweep_file, sweep | change)
-        assert not job.is_done() and not job.is_answered_by(sweep | change)
-        assert grid.chosen_rates("tiny-llama", "subj") is None, "cells take no rates that are not answered for"
-    monkeypatch.setattr(grid, "RATES", grid.RATES[1:])
-    assert not job.is_answered_by(sweep)
+        storage.write_json(path, sweep | change)
+        assert not one("rates").is_stored
+        (cell, *_others) = plans.reproduction(["tiny-llama"], ["cells"], ["subj"])
+        assert cell.job.after and not cell.job.arguments["given"]["chosen_rates"], "no rates that do not answer"
+    storage.write_json(path, sweep)
+    assert one("rates").is_stored
+    monkeypatch.setattr(protocol, "LEARNING_RATES", protocol.LEARNING_RATES[1:])
+    assert not one("rates").is_stored
 
 
 def test_sweeps_of_clips_answer_for_their_bounds(results: Path, monkeypatch):
-    (job,) = [job for job in grid.jobs(grid.MODELS, ["clips"], ["mr"]) if job.stage == "clips"]
-    job = grid.Job("clips", {**job.given, "model": "tiny-llama"}, job.changed)
-    job.run()
-    assert job.is_done()
-    monkeypatch.setattr(grid, "CLIP_FACTORS", (*grid.CLIP_FACTORS, 64.0))
-    assert not job.is_done()
+    monkeypatch.setattr(protocol, "MODELS", ("tiny-llama",))
+    perform(one("clips", task="mr"))
+    assert one("clips", task="mr").is_stored
+    monkeypatch.setattr(protocol, "CLIP_FACTORS", (*protocol.CLIP_FACTORS, 64.0))
+    assert not one("clips", task="mr").is_stored
 
 
-def test_a_cell_is_not_done_before_its_rates_are_chosen(results: Path, capsys):
-    (job, *_others) = grid.jobs(["tiny-llama"], ["cells"], ["subj"])
-    assert job.parameters.chosen_rates is None and not job.is_done()
-    assert grid.main(["--model", "tiny-llama", "--task", "subj", "--stage", "cells", "--rate", "1"]) == 2
+def test_a_run_is_not_stored_before_its_rates_are_chosen(results: Path, capsys):
+    (cell, *_others) = plans.reproduction(["tiny-llama"], ["cells"], ["subj"])
+    assert not cell.is_stored and cell.job.after == ("rates: tiny-llama/subj/4",)
+    asked = ["--model", "tiny-llama", "--task", "subj", "--stage", "cells", "--tflops", "1"]
+    assert cli.main([*REPRODUCTION, *asked]) == 2
     said = capsys.readouterr().err
     assert "run --stage rates first" in said and said.count("\n") == 1 and not list(results.glob("records/*"))
 
 
 def test_what_another_process_has_stored_meanwhile_is_not_computed(results: Path, monkeypatch):
-    (job,) = grid.jobs(["tiny-llama"], ["rates"], ["subj"])
-    job.run()
-    monkeypatch.setattr(grid.Job, "run", lambda _job: pytest.fail("computed what is stored"))
+    planned = one("rates")
+    perform(planned)
+    monkeypatch.setattr(learning_rates, "compare", lambda *_: pytest.fail("computed what is stored"))
     said: list[str] = []
-    grid.run([(job, 1.0)], said.append)
-    assert said == []
+    assert runner.run([planned.job], None, said.append) == [] and "stored already" in said[0]
 
 
 def test_unequal_demonstrations_are_counted_as_such(results: Path, monkeypatch):
-    asked, plan = [], grid._plan_of_first_seed
-    monkeypatch.setattr(grid, "_plan_of_first_seed", lambda *given: asked.append(given) or plan(*given))
-    (job,) = grid.jobs([grid.MODELS[0]], ["unequal"], ["agnews"])
-    for changed in (job.changed, {}):
-        grid.Job("unequal", {**job.given, "model": "tiny-llama"}, changed).flops()
-    assert asked == [("tiny-llama", "agnews", False), ("tiny-llama", "agnews", True)]
+    monkeypatch.setattr(protocol, "MODELS", ("tiny-llama",))
+    monkeypatch.setattr(protocol, "UNEQUAL_TASKS", ("agnews",))
+    known = plans._Known.of("tiny-llama", "agnews")
+    assert known.unequal is not None and not known.unequal.parameters.equal_demonstrations
+    (item,) = plans.items(["tiny-llama"], ["unequal"], ["agnews"])
+    given = item.parameters()
+    assert plans._plan_of(given, known) is known.unequal
+    assert plans._plan_of(given.model_copy(update={"equal_demonstrations": True}), known) is known.plan
 
 
 def test_cost_only_computes_nothing(results: Path, capsys, monkeypatch):
     def never(*_arguments: object) -> None:
         raise AssertionError("something was computed")
 
-    monkeypatch.setattr(grid.Job, "run", never)
-    for name in ("prepare", "run_cell", "compute"):
-        monkeypatch.setattr(experiment, name, never)
-    everything = [a for stage in grid.STAGES for a in ("--stage", stage)]
-    assert grid.main(["--model", "tiny-llama", "--task", "cb", "--cost-only", "--rate", "1", *everything]) == 0
+    monkeypatch.setattr(runner, "run", never)
+    for module, name in ((runs, "prepare"), (experiment, "run"), (experiment, "compute")):
+        monkeypatch.setattr(module, name, never)
+    everything = [a for stage in protocol.STAGES for a in ("--stage", stage)]
+    assert (
+        cli.main([*REPRODUCTION, "--model", "tiny-llama", "--task", "cb", "--cost-only", "--tflops", "1", *everything])
+        == 0
+    )
     said = capsys.readouterr().out
     assert "0 of 4 jobs are stored" in said and "TFLOP" in said and "tiny-llama cells" in said
     assert not list(results.iterdir())
@@ -448,7 +482,10 @@ def test_one_thread_computes_unless_more_are_asked_for(results: Path, asked: lis
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        assert grid.main(["--model", "tiny-llama", "--task", "mr", "--cost-only", "--rate", "1", *asked]) == 0
+        assert (
+            cli.main([*REPRODUCTION, "--model", "tiny-llama", "--task", "mr", "--cost-only", "--tflops", "1", *asked])
+            == 0
+        )
         assert torch.get_num_threads() == expected
     finally:
         torch.set_num_threads(before)
@@ -457,17 +494,16 @@ def test_one_thread_computes_unless_more_are_asked_for(results: Path, asked: lis
 @pytest.mark.parametrize(
     ("arguments", "fault"),
     [
-        (["--task", "snippets"], "'snippets' is not one of"),
-        (["--stage", "nonsense"], "'nonsense' is not one of"),
-        (["--rate", "fast"], "'fast': give a positive number"),
-        (["--seed", "3"], "--seed"),
+        (["--task", "snippets"], "unknown task of the plan 'snippets'"),
+        (["--stage", "nonsense"], "unknown stage 'nonsense'"),
+        (["--tflops", "fast"], "'fast': give a positive number"),
+        (["--seed", "3"], "--seed: --plan reproduction fixes it"),
         (["--model", "no/such-model", "--task", "cb"], "cannot load model 'no/such-model'"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(results: Path, arguments: list[str], fault: str, capsys, monkeypatch):
-    monkeypatch.setattr(downloads, "hub_is_reachable", lambda: False)
-    monkeypatch.setattr("iclgd_helpers.models.downloads.hub_is_reachable", lambda: False)
-    assert grid.main(arguments) == 2
+    monkeypatch.setattr(pinned_downloads, "hub_is_reachable", lambda: False)
+    assert cli.main([*REPRODUCTION, *arguments]) == 2
     said = capsys.readouterr().err
     assert fault in said and said.startswith("error: ") and said.count("\n") == 1
 
@@ -475,7 +511,7 @@ def test_bad_input_is_one_line_and_status_2(results: Path, arguments: list[str],
 def test_missing_data_is_one_line_and_status_2(results: Path, capsys, monkeypatch):
     monkeypatch.setattr(parameters, "_default_source", lambda *_arguments: "folder")
     monkeypatch.setenv("ICLGD_DATA", str(results))
-    assert grid.main(["--model", "tiny-llama", "--task", "mr"]) == 2
+    assert cli.main([*REPRODUCTION, "--model", "tiny-llama", "--task", "mr"]) == 2
     said = capsys.readouterr().err
     assert "no folder 'mr' in the data folder" in said and said.count("\n") == 1
 
@@ -485,7 +521,7 @@ def record_of(**given: Any) -> records.Record:
     fixed = {"preset": "smoke", "task": "sst5", "dtype": "float64", "n_demonstrations": 4, "max_examples": 6}
     fixed |= {"learning_rate": 0.3, "controls": False}
     with float64.uncast():
-        return experiment.compute(experiment.prepare(parameters.resolve(fixed | given)), progress=False)
+        return experiment.compute(runs.prepare(parameters.resolve(fixed | given)), progress=False)
 
 
 def log_probabilities(record: records.Record, arm: str) -> np.ndarray:
@@ -504,7 +540,7 @@ def same(one: Any, other: Any) -> bool:
 @pytest.fixture(scope="module")
 def reference() -> Iterator[records.Record]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "RESAMPLES", FEW)
+        patch.setattr(intervals, "RESAMPLES", FEW)
         yield record_of()
 
 
@@ -533,7 +569,7 @@ def test_another_order_changes_in_context_learning_and_not_zero_shot(reference: 
     found = record_of(order=2)  # of four demonstrations, order 1 happens to be that drawn
     assert same(found.json["arms"]["zero_shot"], reference.json["arms"]["zero_shot"])
     assert not np.allclose(log_probabilities(found, "in_context"), log_probabilities(reference, "in_context"))
-    plans = [experiment.plan(parameters.resolve({"preset": "smoke", "task": "sst5", "order": i})) for i in (0, 1, 2)]
+    plans = [runs.plan(parameters.resolve({"preset": "smoke", "task": "sst5", "order": i})) for i in (0, 1, 2)]
     drawn = [[example.row for example in plan.demonstrations] for plan in plans]
     assert sorted(drawn[0]) == sorted(drawn[1]) == sorted(drawn[2])
     assert len({tuple(rows) for rows in drawn}) == 3

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iclgd_helpers import metrics
+from iclgd_helpers.measures import metrics
 
 WHICH, RULES = ("all", "correct", "incorrect"), ("code", "set")
 

@@ -9,14 +9,16 @@ import torch
 import transformers
 from torch.nn import functional as F
 
-from iclgd_helpers import experiment, finetune, grammar, grid, models, parameters, rates, tasks
+from iclgd_helpers.data import sources, synthetic
+from iclgd_helpers.data.tasks import Example
+from iclgd_helpers.data.token_layout import Layout
+from iclgd_helpers.engine import finetune, models
+from iclgd_helpers.engine.finetune import Learner, Settings
+from iclgd_helpers.engine.observe import Arm, observe
 from iclgd_helpers.errors import InputError
-from iclgd_helpers.finetune import Learner, Settings
-from iclgd_helpers.observe import Arm, observe
-from iclgd_helpers.sequences import Layout
-from iclgd_helpers.tasks import Example
+from iclgd_helpers.experiments import experiment, grid, learning_rates, parameters, runs, sweeps
 
-TOKENIZER = grammar.tiny_tokenizer()
+TOKENIZER = synthetic.tiny_tokenizer()
 IDS = {"vocab_size": len(TOKENIZER), "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
 SHAPE |= {"num_hidden_layers": 3, "max_position_embeddings": 512}
@@ -57,7 +59,7 @@ def stock_logits(config: transformers.PretrainedConfig, model: models.LanguageMo
 
 
 def material() -> tuple[Layout, list[Example], list[Example]]:
-    data = tasks.load_task("cb", "generated")
+    data = sources.load_task("cb", "generated")
     return Layout.make(TOKENIZER, data.task, "eos"), data.train[:4], data.evaluation[:5]
 
 
@@ -172,9 +174,9 @@ def test_a_prompt_without_tokens_is_refused():
 
 
 def test_a_newline_that_the_tokenizer_does_not_know_is_no_separator(monkeypatch: pytest.MonkeyPatch):
-    data = tasks.load_task("cb", "generated")
+    data = sources.load_task("cb", "generated")
     assert Layout.make(TOKENIZER, data.task, "newline").separator
-    other = grammar.tiny_tokenizer.__wrapped__()
+    other = synthetic.tiny_tokenizer.__wrapped__()
     from tokenizers import normalizers
 
     other.backend_tokenizer.normalizer = normalizers.Replace("\n", " ")
@@ -184,20 +186,20 @@ def test_a_newline_that_the_tokenizer_does_not_know_is_no_separator(monkeypatch:
 
 def test_a_demonstration_longer_than_the_context_is_one_line():
     given = {"preset": "smoke", "task": "cb", "n_demonstrations": 4, "max_examples": 2, "max_context": 70}
-    planned = experiment.plan(parameters.resolve(given))
+    planned = runs.plan(parameters.resolve(given))
     longest = max(len(planned.layout.training_sequence(example)) for example in planned.training)
     original = Layout.training_sequence
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Layout, "training_sequence", lambda self, example: original(self, example) * 3)
         with pytest.raises(InputError, match=r"the demonstration in row \d+ has \d+ tokens, the context holds 70"):
-            experiment.plan(parameters.resolve(given | {"equal_demonstrations": False}))
+            runs.plan(parameters.resolve(given | {"equal_demonstrations": False}))
     assert longest <= 70
 
 
 # --------------------------------------------------------------------------------------------------- divergence
 def diverging() -> dict:
     given = {"preset": "smoke", "n_demonstrations": 4, "max_examples": 6, "learning_rate": 1e39}
-    return experiment.compute(experiment.prepare(parameters.resolve(given)), progress=False).json
+    return experiment.compute(runs.prepare(parameters.resolve(given)), progress=False).json
 
 
 def test_an_arm_that_diverges_is_marked_and_has_no_numbers():
@@ -251,18 +253,18 @@ def test_rates_that_diverge_are_marked_and_never_chosen():
     points = []
     for rate in (1e39, 0.01):
         tuned = finetune.finetune(model, sequences, layout.labels, "standard", Settings(rate))
-        scores = rates.label_scores(model, layout.labels, queries, {"arm": Arm(layout.prefix(), tuned.update)})["arm"]
+        scores = sweeps.label_scores(model, layout.labels, queries, {"arm": Arm(layout.prefix(), tuned.update)})["arm"]
         labels = np.array([query.label for query in queries])
-        points.append({"learning_rate": rate} | rates.score_summary(scores, labels))
+        points.append({"learning_rate": rate} | sweeps.score_summary(scores, labels))
     assert points[0]["diverged"] and points[0]["accuracy"]["value"] is None and not points[1]["diverged"]
-    assert rates.best_rate(points) == 0.01
+    assert learning_rates.best(points) == 0.01
     with pytest.raises(InputError, match="smaller ones"):
-        rates.best_rate(points[:1])
+        learning_rates.best(points[:1])
 
 
 def test_sweeps_mark_what_diverges(monkeypatch: pytest.MonkeyPatch):
     given = {"preset": "smoke", "task": "subj", "n_demonstrations": 2, "max_examples": 4, "controls": False}
-    cell = experiment.prepare(parameters.resolve(given))
+    cell = runs.prepare(parameters.resolve(given))
     sequences = [cell.layout.training_sequence(example) for example in cell.training]
     tuned = finetune.finetune(cell.model, sequences, cell.layout.labels, "joint", Settings(1e39))
     found = grid.compare(cell, cell.queries, {"wild": tuned.update})["wild"]

@@ -9,10 +9,13 @@ import pytest
 from bs4 import BeautifulSoup
 from matplotlib import pyplot as plt
 
-from iclgd_helpers import figures, grid_plots, models, pipeline, reproduction, run
-from iclgd_helpers.grammar import generate_rows
-from iclgd_helpers.pipeline import ROOT
-from iclgd_helpers.tasks import TASKS
+from iclgd_helpers import cli
+from iclgd_helpers.data.synthetic import generate_rows
+from iclgd_helpers.data.tasks import TASKS
+from iclgd_helpers.engine import models
+from iclgd_helpers.pages import figures, grid_figures, reproduction
+from tools import book_pages
+from tools.book_pages import ROOT
 
 TAG, FORMULA = "<img src=x onerror=alert(1)>", r"$\frac{$"
 HOSTILE = f"{TAG} {FORMULA}"
@@ -36,7 +39,7 @@ def hostile_frame() -> pd.DataFrame:
 def test_tables_and_lists_hold_names_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = []
     monkeypatch.setattr(reproduction, "display", lambda data, **_: shown.append(data["text/html"]))
-    table = grid_plots.table(hostile_frame(), (hostile_frame(), "some"), caption=HOSTILE)
+    table = grid_figures.table(hostile_frame(), (hostile_frame(), "some"), caption=HOSTILE)
     reproduction.share("some", TAG, [TAG, (TAG, HOSTILE)], table, folded=HOSTILE)
     (page,) = shown
     assert not markup(page) and "base64" in page
@@ -97,8 +100,8 @@ def html_made_by_hand(sources: dict[str, str]) -> list[str]:
 
 def test_html_is_made_in_one_place() -> None:
     sources = {path.stem: path.read_text() for path in (ROOT / "iclgd_helpers").glob("*.py")}
-    for path in pipeline.notebooks():
-        sources |= {f"{path.stem} {c.id}": c.source for c in pipeline.read(path).cells if c.cell_type == "code"}
+    for path in book_pages.notebooks():
+        sources |= {f"{path.stem} {c.id}": c.source for c in book_pages.read(path).cells if c.cell_type == "code"}
     assert set(html_made_by_hand(sources)) == {"reproduction", "grid_plots", "figures"}
     assert not any("escape=False" in source for source in sources.values())
     assert html_made_by_hand({"the control": 'share("x", "<b>" + model + "</b>")'})
@@ -120,7 +123,7 @@ def test_a_page_shows_a_readers_names_as_they_are(tmp_path: Path, monkeypatch: p
     options = [word for pair in given.items() for word in ("-p", pair[0], str(pair[1]))]
     options += ["--preset", "smoke", "-p", "n_demonstrations", "4", "-p", "max_examples", "6"]
     page = ROOT / "notebooks" / "90_your_own_model.ipynb"
-    assert run.main([str(page), "--output", str(tmp_path / "out"), *options]) == 0
+    assert cli.main(["run", str(page), "--output", str(tmp_path / "out"), *options]) == 0
     cells = nbformat.read(tmp_path / "out" / page.name, as_version=4).cells
     pages = [output["data"]["text/html"] for cell in cells for output in cell.get("outputs", []) if "data" in output
              and "text/html" in output["data"]]  # fmt: skip

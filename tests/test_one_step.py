@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iclgd_helpers import figures
-from iclgd_helpers.one_step import (
+from iclgd_helpers.pages import figures
+from iclgd_helpers.theory.gradient_step import (
     FEATURE_MAPS,
     KernelExpansion,
     TrainingSet,

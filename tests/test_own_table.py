@@ -9,11 +9,17 @@ import pandas as pd
 import papermill
 import pytest
 
-from iclgd_helpers import experiment, notebook_files, parameters, records, run, sweep
+from iclgd_helpers import cli
+from iclgd_helpers.data.demonstrations import select_demonstrations
+from iclgd_helpers.data.sources import load_table
+from iclgd_helpers.data.synthetic import generate_rows
+from iclgd_helpers.data.tasks import TASKS, own_task
 from iclgd_helpers.errors import InputError
-from iclgd_helpers.grammar import generate_rows
-from iclgd_helpers.pipeline import ROOT
-from iclgd_helpers.tasks import TASKS, load_table, own_task, select_demonstrations, task_data
+from iclgd_helpers.experiments import notebook_files, parameters, records, runs
+from iclgd_helpers.experiments.inputs import task_data
+from tools.book_pages import ROOT
+
+GRID = ["grid", "--on", "here"]
 
 PAGE = ROOT / "notebooks" / "50_prediction_alignment.ipynb"
 SHORT_PAGE = ROOT / "notebooks" / "00_quickstart.ipynb"
@@ -199,14 +205,31 @@ def test_a_fault_is_one_line(table, fault: str, capsys):
     changed, columns, expected = FAULTS[fault]
     given = arguments(table(".jsonl", **columns), changed)
     task = given.pop("task", "snippets" if fault == "no file" else "own")
-    assert sweep.main(["--preset", "smoke", "--task", task, "--cost-only", *as_options(given)]) == 2
+    assert cli.main([*GRID, "--preset", "smoke", "--task", task, "--cost-only", *as_options(given)]) == 2
     assert expected in the_line(capsys.readouterr().err)
 
 
 def test_the_faults_are_faults_of_what_was_changed(table, capsys):
     """The control of all the tests above: the unchanged call is accepted."""
     given = arguments(table(".jsonl"), {})
-    assert sweep.main(["--preset", "smoke", "--task", "own", "--cost-only", "--rate", "1", *as_options(given)]) == 0
+    assert (
+        cli.main(
+            [
+                "grid",
+                "--on",
+                "here",
+                "--preset",
+                "smoke",
+                "--task",
+                "own",
+                "--cost-only",
+                "--tflops",
+                "1",
+                *as_options(given),
+            ]
+        )
+        == 0
+    )
     assert "tiny-llama/own/0" in capsys.readouterr().out
 
 
@@ -219,7 +242,7 @@ def test_parameters_that_do_not_fit_start_no_notebook(table, fault: str, capsys,
     changed, columns, expected = FAULTS[fault]
     output = ["--output", str(tmp_path / "out")]
     options = as_options(arguments(table(**columns), changed))
-    assert run.main([str(PAGE), "--preset", "smoke", *output, *options]) == 2
+    assert cli.main(["run", str(PAGE), "--preset", "smoke", *output, *options]) == 2
     assert expected in the_line(capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
 
@@ -228,7 +251,7 @@ def test_a_fault_in_the_table_ends_the_run_of_a_page_in_one_line(table, capsys, 
     changed, columns, expected = FAULTS["a label that is no class"]
     output = ["--output", str(tmp_path / "out")]
     options = as_options(arguments(table(**columns), changed))
-    assert run.main([str(PAGE), "--preset", "smoke", *output, *options]) == 2
+    assert cli.main(["run", str(PAGE), "--preset", "smoke", *output, *options]) == 2
     assert expected in the_line(capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
 
@@ -281,7 +304,7 @@ def test_a_page_draws_the_readers_table_and_leaves_its_record(table, tmp_path: P
     given |= {"verbalizers": WORDS, "label_column": "stars", "label_values": "bad,good"}
     given |= {"n_demonstrations": 4, "max_examples": 6}
     options = ["--preset", "smoke", "--output", str(tmp_path / "out"), *as_options(given)]
-    assert run.main([str(SHORT_PAGE), *options]) == 0
+    assert cli.main(["run", str(SHORT_PAGE), *options]) == 0
     stored = json.loads((tmp_path / "out" / "record.json").read_text())
     assert stored["parameters"]["task"] == "own" and stored["verbalizers"] == WORDS.split(",")
     assert "mine.csv" not in json.dumps(stored), "a record says nothing of where the table lies"
@@ -293,7 +316,7 @@ def test_a_page_draws_the_readers_table_and_leaves_its_record(table, tmp_path: P
 
 def test_the_arms_see_the_readers_prompts(table):
     given = arguments(table(), {"preset": "smoke", "max_examples": 6})
-    plan = experiment.plan(parameters.resolve(given))
+    plan = runs.plan(parameters.resolve(given))
     data = task_data(plan.parameters)
     encode = plan.layout.tokenizer.encode
     for query, example in zip(plan.queries, data.evaluation, strict=False):

@@ -11,7 +11,9 @@ import torch
 import transformers
 from notebook_cells import sources, whole_page
 
-from iclgd_helpers import models, records, reproduction
+from iclgd_helpers.engine import models
+from iclgd_helpers.experiments import records
+from iclgd_helpers.pages import reproduction
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 PAGES = (

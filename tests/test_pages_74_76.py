@@ -12,11 +12,16 @@ import pytest
 import torch
 from conftest import Material
 
-from iclgd_helpers import cost, finetune, fixed_prompt, identity, models, parameters, storage, tasks
-from iclgd_helpers.attention import Call
-from iclgd_helpers.fixed_prompt import ARMS, SEEDS, STEPS
+from iclgd_helpers import cli, paths, storage
+from iclgd_helpers.data import sources
+from iclgd_helpers.data.demonstrations import select_demonstrations
+from iclgd_helpers.data.token_layout import Layout
+from iclgd_helpers.engine import finetune, models
+from iclgd_helpers.engine.prefix_attention import Call
+from iclgd_helpers.experiments import cost, fixed_prompt, parameters, plans, protocol, provenance, runner
+from iclgd_helpers.experiments.fixed_prompt import ARMS
+from iclgd_helpers.experiments.protocol import PROMPT_SEEDS, PROMPT_STEPS
 from iclgd_helpers.paths import repository_root
-from iclgd_helpers.sequences import Layout
 
 
 def run_cells(page: str, *names: str, **given: Any) -> dict[str, Any]:
@@ -30,25 +35,32 @@ def tiny() -> models.LanguageModel:
     return models.load_model("tiny-llama", "float32", "cpu")
 
 
+PROMPTS = ["grid", "--plan", "prompts", "--on", "here"]
+
+
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Few steps and rows of generated text, recorded in an empty folder."""
-    for name, value in {"STEPS": (0, 1, 3), "N_ROWS": 5, "CHOICE_STEPS": 2, "CHOICE_ROWS": 4}.items():
-        monkeypatch.setattr(fixed_prompt, name, value)
-    monkeypatch.setattr(fixed_prompt, "RECORDS", str(tmp_path))
-    monkeypatch.setattr(fixed_prompt, "_task", lambda task: tasks.load_task(task, "generated"))
+    for name, value in {"PROMPT_STEPS": (0, 1, 3), "N_PROMPT_ROWS": 5, "N_CHOICE_STEPS": 2, "N_CHOICE_ROWS": 4}.items():
+        monkeypatch.setattr(protocol, name, value)
+    monkeypatch.setattr(protocol, "PROMPTS", str(tmp_path))
+    monkeypatch.setattr(fixed_prompt, "_task", lambda task: sources.load_task(task, "generated"))
     monkeypatch.setattr(parameters, "_default_source", lambda *_arguments: "generated")
     return tmp_path
 
 
 def test_material_keeps_apart_what_is_shown_trained_on_and_chosen_on(tiny: models.LanguageModel) -> None:
-    data = tasks.load_task("mr", "generated")
+    data = sources.load_task("mr", "generated")
     layout = Layout.make(tiny.tokenizer, data.task, "eos")
     given = fixed_prompt.material(layout, data.train, seed=5)
-    demonstrations = tasks.select_demonstrations(data.train, fixed_prompt.N_DEMONSTRATIONS, 5, balanced=True)
+    demonstrations = select_demonstrations(data.train, protocol.N_PROMPT_DEMONSTRATIONS, 5, balanced=True)
     rows = [{example.row for example in part} for part in (demonstrations, given.training, given.choice)]
     assert all(not a & b for a, b in itertools.combinations(rows, 2))
-    assert [len(part) for part in rows] == [fixed_prompt.N_DEMONSTRATIONS, STEPS[-1], fixed_prompt.CHOICE_ROWS]
+    assert [len(part) for part in rows] == [
+        protocol.N_PROMPT_DEMONSTRATIONS,
+        protocol.PROMPT_STEPS[-1],
+        protocol.N_CHOICE_ROWS,
+    ]
     shown, shuffled = given.prompts["demonstrations"], given.prompts["shuffled"]
     differ = [i for i, (a, b) in enumerate(zip(shown, shuffled, strict=True)) if a != b]
     assert differ and all(shown[i] in layout.labels and shuffled[i] in layout.labels for i in differ)
@@ -58,7 +70,7 @@ def test_material_keeps_apart_what_is_shown_trained_on_and_chosen_on(tiny: model
 
 
 def test_arms_side_by_side_are_what_each_is_alone_and_go_on_from_a_snapshot(tiny: models.LanguageModel) -> None:
-    data = tasks.load_task("sst2", "generated")
+    data = sources.load_task("sst2", "generated")
     layout = Layout.make(tiny.tokenizer, data.task, "eos")
     given = fixed_prompt.material(layout, data.train, seed=2)
     arms = {arm: (given.prompts[arm], 0.05, None) for arm in ARMS}
@@ -76,7 +88,7 @@ def test_arms_side_by_side_are_what_each_is_alone_and_go_on_from_a_snapshot(tiny
 
 
 def test_points_count_the_steps_so_far_and_agree_with_their_rows(tiny: models.LanguageModel) -> None:
-    data = tasks.load_task("sst2", "generated")
+    data = sources.load_task("sst2", "generated")
     layout = Layout.make(tiny.tokenizer, data.task, "eos")
     given = fixed_prompt.material(layout, data.train, seed=2)
     queries = [layout.query(example, "label") for example in data.evaluation[:6]]
@@ -101,10 +113,17 @@ def seeds_of(folder: Path) -> set[str]:
     return set(record["seeds"])
 
 
-def test_a_run_goes_on_where_it_stopped(
-    tiny: models.LanguageModel, small: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = fixed_prompt.flops("tiny-llama", "sst2")
+def waiting(*seeds: int) -> list[runner.Job]:
+    """What is not stored of a task: rates and seeds, or what the named seeds need."""
+    found = [one for one in plans.prompts("tiny-llama", ["sst2"]) if not one.is_stored]
+    return [one.job for one in found if not seeds or one.job.arguments.get("seed", seeds[0]) in seeds]
+
+
+def compute(*seeds: int) -> None:
+    assert runner.run(waiting(*seeds), None, lambda line: None) == []
+
+
+def test_a_run_goes_on_where_it_stopped(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     original, calls = fixed_prompt.curves, []
 
     def interrupted(*arguments: Any, **options: Any) -> Any:
@@ -114,49 +133,45 @@ def test_a_run_goes_on_where_it_stopped(
         return original(*arguments, **options)
 
     monkeypatch.setattr(fixed_prompt, "curves", interrupted)
+    assert len(waiting()) == 4 and waiting()[1].after == (waiting()[0].name,)
     with pytest.raises(KeyboardInterrupt):
-        fixed_prompt.run_task(tiny, "sst2", SEEDS["sst2"], print)
+        compute()
     (before,) = fixed_prompt.load_all(small)
-    assert list(before["seeds"]) == ["2"] and 0 < fixed_prompt.flops("tiny-llama", "sst2") < whole
-    fixed_prompt.run_task(tiny, "sst2", SEEDS["sst2"], print)
+    assert list(before["seeds"]) == ["2"] and len(waiting()) == 2 and not waiting()[0].after
+    compute()
     (complete,) = fixed_prompt.load_all(small)
     assert list(complete["seeds"]) == ["2", "3", "4"] and complete["seeds"]["2"] == before["seeds"]["2"]
-    assert complete["rates"] == before["rates"] and len(calls) == 4
-    assert fixed_prompt.flops("tiny-llama", "sst2") == 0
-    fixed_prompt.run_task(tiny, "sst2", SEEDS["sst2"], print)
-    assert len(calls) == 4
+    assert complete["rates"] == before["rates"] and len(calls) == 4 and not waiting()
 
 
-def test_two_processes_that_finish_two_seeds_at_once_store_both(
-    tiny: models.LanguageModel, small: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_processes_that_finish_two_seeds_at_once_store_both(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While one seed is stored, another process stores another one."""
     write, inside = storage.write_json, []
 
     def meanwhile(path: Path, content: dict[str, Any]) -> None:
         if content.get("seed") == 2 and not inside:
             inside.append(True)
-            fixed_prompt.run_task(tiny, "sst2", SEEDS["sst2"][1:2], print)
+            compute(3)
         write(path, content)
 
     monkeypatch.setattr(storage, "write_json", meanwhile)
-    fixed_prompt.run_task(tiny, "sst2", SEEDS["sst2"][:1], print)
+    compute(2)
     assert inside and seeds_of(small) == {"2", "3"}
 
 
-def test_an_older_record_stays_until_a_new_seed_is_there(
-    tiny: models.LanguageModel, small: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fixed_prompt.run_task(tiny, "sst2", SEEDS["sst2"], print)
+def test_an_older_record_stays_until_a_new_seed_is_there(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compute()
     before = {path.name: path.read_bytes() for path in small.iterdir()}
-    monkeypatch.setattr(identity, "engine_hash", lambda: "another")
+    monkeypatch.setattr(provenance, "engine_hash", lambda: "another")
 
     def interrupted(*_arguments: Any, **_options: Any) -> Any:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(fixed_prompt, "curves", interrupted)
+    runner.identities.cache_clear()
     with pytest.raises(KeyboardInterrupt):
-        fixed_prompt.run_task(tiny, "sst2", SEEDS["sst2"], print)
+        compute()
+    runner.identities.cache_clear()
     assert {name: (small / name).read_bytes() for name in before if "rates" not in name} == {
         name: content for name, content in before.items() if "rates" not in name
     }
@@ -164,12 +179,12 @@ def test_an_older_record_stays_until_a_new_seed_is_there(
 
 @pytest.mark.parametrize("part", [2, "rates"])
 def test_a_record_of_other_sizes_helpers_data_or_model_is_not_taken_for_this_one(
-    tiny: models.LanguageModel, small: Path, monkeypatch: pytest.MonkeyPatch, part: str | int
+    small: Path, monkeypatch: pytest.MonkeyPatch, part: str | int
 ) -> None:
-    fixed_prompt.run_task(tiny, "sst2", SEEDS["sst2"], print)
+    compute()
     assert fixed_prompt.stored("tiny-llama", "sst2", part)
-    others = [(fixed_prompt, "N_ROWS", 6), (identity, "engine_hash", lambda: "another")]
-    others += [(fixed_prompt, "_task", lambda task: tasks.load_task("mr", "generated"))]
+    others = [(protocol, "N_PROMPT_ROWS", 6), (provenance, "engine_hash", lambda: "another")]
+    others += [(fixed_prompt, "_task", lambda task: sources.load_task("mr", "generated"))]
     for module, name, value in others:
         with monkeypatch.context() as patch:
             patch.setattr(module, name, value)
@@ -180,11 +195,11 @@ def test_a_record_of_other_sizes_helpers_data_or_model_is_not_taken_for_this_one
 
 
 def test_the_command_says_its_cost_and_refuses_in_one_line(small: Path, capsys: pytest.CaptureFixture) -> None:
-    options = ["--model", "tiny-llama", "--rate", "0.1"]
-    assert fixed_prompt.main([*options, "--task", "sst2", "--cost-only"]) == 0
+    options = ["--model", "tiny-llama", "--tflops", "0.1"]
+    assert cli.main([*PROMPTS, *options, "--task", "sst2", "--cost-only"]) == 0
     assert "TFLOP" in capsys.readouterr().out and not list(small.iterdir())
     for wrong in (["--task", "cola"], ["--model", "no-such-model"]):
-        assert fixed_prompt.main([*options, *wrong]) == 2
+        assert cli.main([*PROMPTS, *options, *wrong]) == 2
         assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -192,17 +207,17 @@ def test_nothing_is_computed_that_could_not_be_stored(
     small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     (small / "file").touch()
-    monkeypatch.setattr(fixed_prompt, "RECORDS", str(small / "file"))
-    monkeypatch.setattr(fixed_prompt, "run_task", lambda *_: pytest.fail("computed what cannot be stored"))
-    assert fixed_prompt.main(["--model", "tiny-llama", "--rate", "1", "--task", "sst2"]) == 2
+    monkeypatch.setattr(protocol, "PROMPTS", str(small / "file"))
+    monkeypatch.setattr(runner, "run", lambda *_, **__: pytest.fail("computed what cannot be stored"))
+    assert cli.main([*PROMPTS, "--model", "tiny-llama", "--tflops", "1", "--task", "sst2"]) == 2
     assert f"cannot write to {small / 'file'}" in capsys.readouterr().err
 
 
 def test_committed_records_are_whole() -> None:
     found = fixed_prompt.load_all()
-    assert len(found) == len(SEEDS)
+    assert len(found) == len(PROMPT_SEEDS)
     for record in found:
-        assert set(record["rates"]["chosen"]) == set(ARMS) and record["task"] in SEEDS
+        assert set(record["rates"]["chosen"]) == set(ARMS) and record["task"] in PROMPT_SEEDS
         for seed in record["seeds"].values():
             assert {(p["arm"], p["step"]) for p in seed["points"]} == set(
                 itertools.product(ARMS, record["parameters"]["steps"])
@@ -215,7 +230,9 @@ PRICE = {"plain": 1, "instruction": 1.5, "demonstrations": 5, "shuffled": 5}
 RISING, HIGH, LOW = (20, 30, 36, 40), (40, 42, 44, 44), (10, 10, 12, 12)
 
 
-def planted(levels: dict[str, tuple[int, ...]], which: dict[str, tuple[int, ...]] = SEEDS) -> list[dict[str, Any]]:
+def planted(
+    levels: dict[str, tuple[int, ...]], which: dict[str, tuple[int, ...]] = PROMPT_SEEDS
+) -> list[dict[str, Any]]:
     """Records in which each arm has so many of 48 rows right after each number of steps."""
 
     def point(arm: str, step: int, correct: int) -> dict[str, Any]:
@@ -225,7 +242,7 @@ def planted(levels: dict[str, tuple[int, ...]], which: dict[str, tuple[int, ...]
                 "label_log_probability": -1.0, "class_log_probability": -1.0}  # fmt: skip
 
     def seed() -> dict[str, Any]:
-        points = [point(arm, step, n) for arm in ARMS for step, n in zip(STEPS, levels[arm], strict=True)]
+        points = [point(arm, step, n) for arm in ARMS for step, n in zip(PROMPT_STEPS, levels[arm], strict=True)]
         return {"points": points, "prompt_tokens": PRICE, "seconds": 1.0}
 
     tried = [{"arm": arm, "learning_rate": 1e-3, "class_log_probability": -1.0, "n": 16} for arm in ARMS[:3]]
@@ -243,9 +260,9 @@ def judged(found: list[dict[str, Any]]) -> dict[str, str]:
     names += ["effects-table", "effects-figure", "verdicts", "reach"]
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("ICLGD_TABLES", raising=False)  # nothing is written
-        patch.setattr("iclgd_helpers.figures.show", plt.close)
-        patch.setattr("iclgd_helpers.reproduction.share", lambda name, content: None)
-        patch.setattr("iclgd_helpers.statistics.RESAMPLES", 200)
+        patch.setattr("iclgd_helpers.pages.figures.show", plt.close)
+        patch.setattr("iclgd_helpers.pages.reproduction.share", lambda name, content: None)
+        patch.setattr("iclgd_helpers.measures.intervals.RESAMPLES", 200)
         space = run_cells("74_fixed_prompt_finetuning", *names, found=found)
     return {(row.id, row.model): row.verdict for row in space["verdicts"].itertuples()}
 
@@ -291,7 +308,7 @@ def test_stored_tables_of_two_models_stand_side_by_side(tmp_path: Path, monkeypa
         storage.write_json(tmp_path / path.name, content)
         shutil.copy(path, tmp_path / f"first-{path.name}")
     monkeypatch.delenv("ICLGD_TABLES", raising=False)  # nothing is written
-    monkeypatch.setattr(parameters, "resolve_path", lambda _path: tmp_path)
+    monkeypatch.setattr(paths, "resolve_path", lambda _path: tmp_path)
     space = run_cells(PAGE_76, "stored", "stored-verdicts", store=False, columns=["vectors", "level", "statement",
                       "verdict", "n"])  # fmt: skip
     assert {"other"} < set(space["others"]["model"]) and len(space["kept_files"]) == 2

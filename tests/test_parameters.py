@@ -8,9 +8,10 @@ import pytest
 import torch
 import yaml
 
-from iclgd_helpers import experiment, parameters
+from iclgd_helpers import paths
 from iclgd_helpers.errors import InputError
-from iclgd_helpers.parameters import TheoryParameters, resolve, validate_for_notebook
+from iclgd_helpers.experiments import inputs, parameters, runs
+from iclgd_helpers.experiments.parameters import TheoryParameters, resolve, validate_for_notebook
 
 SETTINGS = yaml.safe_load((parameters.PRESETS / "tasks.yaml").read_text())
 PRESETS = {name: yaml.safe_load((parameters.PRESETS / f"{name}.yaml").read_text()) for name in parameters.presets()}
@@ -91,16 +92,16 @@ def test_source_follows_the_folder(monkeypatch: pytest.MonkeyPatch):
     assert resolve({"task": "cb", "data_folder": "data"}).data_source == "folder"
     monkeypatch.setenv("ICLGD_DATA", "../elsewhere")
     assert resolve({"task": "cb"}).data_source == "folder" and resolve({}).data_source == "pypi"
-    assert parameters.data_folder(resolve({"task": "cb"})) == (parameters.repository_root() / "../elsewhere").resolve()
+    assert inputs.data_folder(resolve({"task": "cb"})) == (paths.repository_root() / "../elsewhere").resolve()
     given = resolve({"task": "cb", "data_folder": "nearer"})
-    assert parameters.data_folder(given) == (parameters.repository_root() / "nearer").resolve()
+    assert inputs.data_folder(given) == (paths.repository_root() / "nearer").resolve()
 
 
 def test_relative_paths_do_not_depend_on_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    before = parameters.resolve_path("some/where")
+    before = paths.resolve_path("some/where")
     monkeypatch.chdir(tmp_path)
-    assert parameters.resolve_path("some/where") == before
-    assert parameters.resolve_path(tmp_path / "x") == tmp_path / "x"
+    assert paths.resolve_path("some/where") == before
+    assert paths.resolve_path(tmp_path / "x") == tmp_path / "x"
 
 
 # -------------------------------------------------------------------------------------------------- wrong values
@@ -207,8 +208,8 @@ def test_folder_without_its_source():
     assert "data_folder" in line and "data_source=folder" in line
 
 
-def prepare(**given) -> experiment.Cell:
-    return experiment.prepare(resolve({"preset": "smoke"} | given))
+def prepare(**given) -> runs.Run:
+    return runs.prepare(resolve({"preset": "smoke"} | given))
 
 
 UNUSABLE = {

@@ -10,8 +10,8 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from iclgd_helpers import pipeline
 from iclgd_helpers.errors import CellError, InputError
+from tools import book_pages, build_book, notebooks, status_page
 
 
 @pytest.fixture
@@ -27,8 +27,8 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "requirements.lock").write_text("a==1\n")
     (tmp_path / "book" / "index.md").write_text("# Index\n")
     save(tmp_path, "print('PASS', preset)")
-    monkeypatch.setattr(pipeline, "ROOT", tmp_path)
-    monkeypatch.setattr(pipeline, "render", lambda build: None)
+    monkeypatch.setattr(book_pages, "ROOT", tmp_path)
+    monkeypatch.setattr(build_book, "render", lambda build: None)
     return tmp_path
 
 
@@ -50,16 +50,16 @@ def page(project):
 
 
 def test_a_page_is_executed_once_and_again_when_anything_it_depends_on_changes(project, capsys):
-    pipeline.book(project)
+    build_book.book(project)
     assert page(project).cells[2].outputs[0].text == "PASS quick\n"
     costs = json.loads((project / "_build" / "pages" / "00_small.json").read_text())
     assert costs["seconds"] > 0 and costs["peak_gb"] > 0
     assert read(project / "notebooks" / "00_small.ipynb").cells[2].outputs[0].text == "stored\n"
-    pipeline.book(project)
+    build_book.book(project)
     assert "unchanged" in capsys.readouterr().out
     (project / "results" / ".part-1").mkdir()
     (project / "results" / ".part-1" / "record.json").write_text("half-written")
-    key = pipeline.page_key(project / "notebooks" / "00_small.ipynb", {})
+    key = build_book.page_key(project / "notebooks" / "00_small.ipynb", {})
     assert key == costs["key"]
     for change in (
         lambda: (project / "iclgd_helpers" / "helper.py").write_text("x = 2\n"),
@@ -69,11 +69,11 @@ def test_a_page_is_executed_once_and_again_when_anything_it_depends_on_changes(p
         lambda: save(project, "print('PASS')"),
     ):
         change()
-        new = pipeline.page_key(project / "notebooks" / "00_small.ipynb", {})
+        new = build_book.page_key(project / "notebooks" / "00_small.ipynb", {})
         assert new != key
         key = new
-    assert pipeline.page_key(project / "notebooks" / "00_small.ipynb", {"preset": "smoke"}) != key
-    pipeline.book(project)
+    assert build_book.page_key(project / "notebooks" / "00_small.ipynb", {"preset": "smoke"}) != key
+    build_book.book(project)
     assert page(project).cells[2].outputs[0].text == "PASS\n"
 
 
@@ -85,25 +85,25 @@ def no_kernel(monkeypatch):
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(notebook, target)
 
-    monkeypatch.setattr(pipeline, "execute", copy)
-    monkeypatch.setattr(pipeline, "status_page", lambda *_: "")
-    monkeypatch.setattr(pipeline.ledger, "write_pages", lambda _folder: None)
+    monkeypatch.setattr(build_book, "execute", copy)
+    monkeypatch.setattr(status_page, "status_page", lambda *_: "")
+    monkeypatch.setattr(build_book.ledger, "write_pages", lambda _folder: None)
 
 
 @pytest.mark.usefixtures("no_kernel")
 @pytest.mark.parametrize("file", ["pages/00_small.json", "source/notebooks/00_small.ipynb"])
 @pytest.mark.parametrize("damage", [b"{}", b"null", b"", None], ids=["empty", "null", "nothing", "one bit"])
 def test_a_damaged_page_or_cost_is_made_again(file, damage, project, capsys):
-    pipeline.book(project)
+    build_book.book(project)
     before, path = page(project), project / "_build" / file
     content = path.read_bytes()
     place = content.rindex(b"quick" if path.suffix == ".ipynb" else b"seconds")
     path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :] if damage is None else damage)
     capsys.readouterr()
-    pipeline.book(project)
+    build_book.book(project)
     assert "unchanged" not in capsys.readouterr().out
     assert page(project).cells[2].outputs == before.cells[2].outputs
-    pipeline.book(project)
+    build_book.book(project)
     assert "unchanged" in capsys.readouterr().out
 
 
@@ -114,8 +114,8 @@ def test_entries_of_the_contents_may_say_their_endings_and_be_prose(project):
     (project / "_toc.yml").write_text(toc.replace("notebooks/00_small", entries))
     for name in ("prose", "more"):
         (project / "notebooks" / f"{name}.md").write_text(f"# {name}\n")
-    assert pipeline.notebooks() == [project / "notebooks" / "00_small.ipynb"]
-    pipeline.book(project)
+    assert book_pages.notebooks() == [project / "notebooks" / "00_small.ipynb"]
+    build_book.book(project)
     built = {path.name for path in (project / "_build" / "source" / "notebooks").iterdir()}
     assert built == {"00_small.ipynb", "prose.md", "more.md"}
 
@@ -124,13 +124,13 @@ def test_entries_of_the_contents_may_say_their_endings_and_be_prose(project):
 @pytest.mark.parametrize("file", ["_toc.yml", "_config.yml"])
 def test_broken_settings_of_the_book_are_one_line(file, content, project, capsys):
     (project / file).write_text(content)
-    assert pipeline.main(["sync-setup"]) == 2
+    assert notebooks.main(["sync-setup"]) == 2
     said = capsys.readouterr().err
     assert f"{file} cannot be read" in said and said.count("\n") == 1
 
 
 def test_another_preset_is_injected_in_a_hidden_cell(project):
-    pipeline.book(project, preset="smoke")
+    build_book.book(project, preset="smoke")
     injected = page(project).cells[2]
     assert 'preset = "smoke"' in injected.source
     assert set(injected.metadata.tags) == {"injected-parameters", "remove-cell"}
@@ -146,13 +146,13 @@ def test_a_failing_page_is_named_and_the_finished_ones_stay(project):
     broken.cells[2].source = "1 / 0"
     nbformat.write(broken, project / "notebooks" / "40_fails.ipynb")
     with pytest.raises(CellError, match=r"40_fails.ipynb, cell In \[2\]: ZeroDivisionError"):
-        pipeline.book(project)
+        build_book.book(project)
     assert page(project).cells[2].outputs[0].text == "PASS\n"
     assert not (project / "_build" / "source" / "notebooks" / "40_fails.ipynb").exists()
 
 
 def test_smoke_copies_keep_the_stored_outputs(project):
-    pipeline.smoke_copies(project / "copies")
+    notebooks.smoke_copies(project / "copies")
     cells = read(project / "copies" / "00_small.ipynb").cells
     assert 'preset = "smoke"' in cells[2].source
     assert (cells[3].execution_count, cells[3].outputs[0].text) == (2, "stored\n")
@@ -160,7 +160,7 @@ def test_smoke_copies_keep_the_stored_outputs(project):
 
 def test_refresh_stores_outputs_and_nothing_of_the_run(project):
     save(project, "print('PASS')", keep="this")
-    pipeline.refresh(pipeline.notebooks())
+    notebooks.refresh(book_pages.notebooks())
     notebook = read(project / "notebooks" / "00_small.ipynb")
     assert notebook.cells[2].outputs[0].text == "PASS\n"
     assert [cell.execution_count for cell in notebook.cells[1:]] == [1, 2]
@@ -171,22 +171,22 @@ def test_refresh_stores_outputs_and_nothing_of_the_run(project):
 def test_refreshing_what_is_no_notebook_is_refused_before_anything_runs(project):
     before = read(project / "notebooks" / "00_small.ipynb")
     with pytest.raises(InputError, match="no notebook at 84"):
-        pipeline.refresh([*pipeline.notebooks(), Path("84")])
+        notebooks.refresh([*book_pages.notebooks(), Path("84")])
     assert read(project / "notebooks" / "00_small.ipynb") == before
 
 
 @pytest.mark.parametrize("command", [["smoke-copies", "{}"], ["book", "--folder", "{}"], ["refresh", "{}"]])
 def test_bad_input_of_the_commands_is_one_line(command, project, tmp_path, capsys):
     (tmp_path / "file").touch()
-    assert pipeline.main([word.format(tmp_path / "file") for word in command]) == 2
+    assert notebooks.main([word.format(tmp_path / "file") for word in command]) == 2
     said = capsys.readouterr().err.strip()
     assert str(tmp_path / "file") in said and said.startswith("error: ") and "\n" not in said
 
 
 def test_setup_is_written_once(project):
-    pipeline.sync_setup()
+    notebooks.sync_setup()
     once = read(project / "notebooks" / "00_small.ipynb")
-    pipeline.sync_setup()
+    notebooks.sync_setup()
     assert read(project / "notebooks" / "00_small.ipynb") == once
     title, setup = once.cells[:2]
     assert title.source.count("[Open in Colab](https://colab.research.google.com/github/a/b/blob/v1/") == 1
@@ -197,7 +197,7 @@ def test_setup_is_written_once(project):
 
 def test_setup_on_colab_finds_helpers_and_records_in_this_very_kernel(tmp_path):
     """In an interpreter that lacks the helpers; the commands are taken down, and a folder stands for the clone."""
-    folder, taken_down = f"iclgd-{pipeline.repository()[1]}", "commands"
+    folder, taken_down = f"iclgd-{book_pages.repository()[1]}", "commands"
     before = f"""
 import pathlib, subprocess, sys, types
 sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
@@ -206,14 +206,14 @@ sys.modules["google.colab"] = types.ModuleType("google.colab")
 def run(command, check):
     print(*command, file=open("{taken_down}", "a"))
     if "clone" in command:
-        pathlib.Path("{folder}").symlink_to({str(pipeline.ROOT)!r})
+        pathlib.Path("{folder}").symlink_to({str(book_pages.ROOT)!r})
 subprocess.run = run
 """
     after = """
 from iclgd_helpers import published, parameters
 print(len(published.table(1)), parameters.repository_root() / "_toc.yml")
 """
-    program = before + pipeline.setup_source() + after
+    program = before + notebooks.setup_source() + after
     for times in (1, 2):  # a cell may be run again
         done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

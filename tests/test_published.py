@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from iclgd_helpers import published
-from iclgd_helpers.tasks import load_task
+from iclgd_helpers.data.sources import load_task
+from iclgd_helpers.pages import published
 
 
 @pytest.mark.parametrize(("number", "cells"), [(1, 36), (2, 42), (3, 5)])

@@ -1,6 +1,5 @@
 """Run records: complete or not there at all, checked when read, named by all that determines them, resumable."""
 
-import ast
 import dataclasses
 import errno
 import json
@@ -12,16 +11,18 @@ import sys
 from pathlib import Path
 from unittest.mock import ANY
 
+import house
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iclgd_helpers import arms, experiment, identity, parameters, records, storage
+from iclgd_helpers import storage
 from iclgd_helpers.errors import InputError
-from iclgd_helpers.paths import PACKAGE, repository_root
-from iclgd_helpers.records import Record
+from iclgd_helpers.experiments import arms, experiment, parameters, provenance, records, runs
+from iclgd_helpers.experiments.records import Record
+from iclgd_helpers.paths import repository_root
 
 SMOKE = parameters.resolve({"preset": "smoke"})
 
@@ -44,7 +45,7 @@ def a_record(accuracy: float = 0.5, **changed: object) -> Record:
     return Record(content | {"id": ID} | changed, examples)
 
 
-ID = identity.run_id(SMOKE.model_dump(), "e", "d", SMOKE.model)
+ID = provenance.run_id(SMOKE.model_dump(), "e", "d", SMOKE.model)
 FILES = [ID, f"{ID}/examples.parquet", f"{ID}/record.json"]
 
 
@@ -166,9 +167,9 @@ def test_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
 def test_nothing_is_computed_that_could_not_be_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("ICLGD_RECORDS", str(tmp_path / "file" / "records"))
-    monkeypatch.setattr(experiment, "prepare", lambda *_: pytest.fail("computed what cannot be stored"))
+    monkeypatch.setattr(runs, "prepare", lambda *_: pytest.fail("computed what cannot be stored"))
     with pytest.raises(InputError, match="cannot write to .*records"):
-        experiment.run_cell(parameters.resolve(GIVEN), progress=False)
+        experiment.run(parameters.resolve(GIVEN), progress=False)
 
 
 # ------------------------------------------------------------------------------------- stored JSON, leftovers
@@ -313,7 +314,7 @@ WHERE_DATA_LIES |= {"device": "cuda"}
 
 
 def test_identity_depends_on_every_parameter_on_the_data_and_on_the_model():
-    assert set(OTHER) | set(identity.WHERE) == set(parameters.ExperimentParameters.model_fields)
+    assert set(OTHER) | set(provenance.WHERE) == set(parameters.ExperimentParameters.model_fields)
 
     def run_id(data: str = "data", **changed: object) -> str:
         given = SMOKE.model_copy(update=changed)
@@ -332,32 +333,21 @@ def test_committed_records_are_what_their_folders_say():
 
 
 # What they do to a number is in a record's parameters, or nothing.
-NOT_HASHED = {"errors", "identity", "parameters", "paths", "records", "storage"}
-
-
-def imported_by(name: str, seen: set[str]) -> set[str]:
-    """Helper modules that `name` imports, directly or through others, but for those that are not hashed."""
-    for node in ast.walk(ast.parse((PACKAGE / f"{name}.py").read_text())):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "iclgd_helpers":
-            names = [alias.name for alias in node.names] if node.module == "iclgd_helpers" else [node.module[14:]]
-            for found in set(names) - seen - NOT_HASHED:
-                seen.add(found)
-                imported_by(found, seen)
-    return seen
+NOT_HASHED = {"errors", "paths", "storage", "experiments/parameters", "experiments/provenance", "experiments/records"}
 
 
 def test_engine_hash_covers_all_that_an_experiment_imports():
-    imported = imported_by("experiment", {"experiment"})
-    assert {"attention", "finetune", "metrics", "observe", "sequences", "tasks"} < imported
-    assert imported <= set(identity.ENGINE)
+    imported = house.reached("experiments/experiment", NOT_HASHED)
+    assert {"engine/prefix_attention", "engine/finetune", "measures/metrics", "data/tasks"} < imported
+    assert imported == set(provenance.ENGINE) - {"experiments/experiment"}
 
 
 def test_old_engines_are_told_from_the_present_one():
     record = a_record()
     assert not record.is_current
-    assert dataclasses.replace(record, json={"engine": identity.engine_hash()}).is_current
-    assert dataclasses.replace(record, json={"engine": identity.source_hash()}).is_current
-    assert all(dataclasses.replace(record, json={"engine": equal}).is_current for equal in identity.proven_equal())
+    assert dataclasses.replace(record, json={"engine": provenance.engine_hash()}).is_current
+    assert dataclasses.replace(record, json={"engine": provenance.source_hash()}).is_current
+    assert all(dataclasses.replace(record, json={"engine": equal}).is_current for equal in provenance.proven_equal())
 
 
 # ------------------------------------------------------------------------------------- killed and resumed
@@ -365,19 +355,21 @@ GIVEN = {"preset": "smoke", "task": "sst5", "n_demonstrations": 4, "max_examples
 # Runs one cell. If asked to, it stops for good in the middle: of finetuning, or between the record's two files.
 SCRIPT = f"""
 import pathlib, sys, time
-from iclgd_helpers import experiment, parameters
+from iclgd_helpers import storage
+from iclgd_helpers.engine import finetune
+from iclgd_helpers.experiments import experiment, parameters
 
 def stop(*_arguments, **_keywords):
     print("in the middle", flush=True)
     time.sleep(600)
 
 if sys.argv[1] == "finetune":
-    original = experiment.finetune.finetune_together
-    experiment.finetune.finetune_together = lambda *a: stop() if a[3] == "sequential" else original(*a)
+    original = finetune.finetune_together
+    finetune.finetune_together = lambda *a: stop() if a[3] == "sequential" else original(*a)
 elif sys.argv[1] == "save":
-    write = experiment.storage._write_through
-    experiment.storage._write_through = lambda p, c: stop() if p.name == "record.json" else write(p, c)
-experiment.run_cell(parameters.resolve({GIVEN!r}), progress=False)
+    write = storage._write_through
+    storage._write_through = lambda p, c: stop() if p.name == "record.json" else write(p, c)
+experiment.run(parameters.resolve({GIVEN!r}), progress=False)
 print("done", flush=True)
 """
 
@@ -395,24 +387,24 @@ def test_killed_run_gives_the_same_record_when_started_again(tmp_path: Path, mon
     undisturbed, disturbed = tmp_path / "undisturbed", tmp_path / "disturbed"
     killed = [start(disturbed, where) for where in ("finetune", "save")]
     monkeypatch.setenv("ICLGD_RECORDS", str(undisturbed))
-    first = experiment.run_cell(parameters.resolve(GIVEN), progress=False)
+    first = experiment.run(parameters.resolve(GIVEN), progress=False)
     for process in killed:
         assert process.stdout.readline() == "in the middle\n"
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-    identity = first.json["id"]
+    name = first.json["id"]
     assert any(name.endswith("examples.parquet") for name in contents(disturbed))  # one file of two was written,
     monkeypatch.setenv("ICLGD_RECORDS", str(disturbed))
-    assert records.find(identity) is None and records.load_all(disturbed) == []  # under no final name
+    assert records.find(name) is None and records.load_all(disturbed) == []  # under no final name
     assert start(disturbed, "nowhere").communicate()[0] == "done\n"
-    second = records.find(identity)
-    assert without_volatile(records.load(undisturbed / identity)) == without_volatile(second)
+    second = records.find(name)
+    assert without_volatile(records.load(undisturbed / name)) == without_volatile(second)
     assert second.examples.equals(first.examples)
     assert len(records.load_all(disturbed)) == 1
 
 
 def test_stored_record_is_not_computed_again(folder: Path, monkeypatch: pytest.MonkeyPatch):
     given = parameters.resolve(GIVEN)
-    stored = experiment.run_cell(given, progress=False)
-    monkeypatch.setattr(experiment, "prepare", lambda _given: pytest.fail("computed again"))
-    assert experiment.run_cell(given).json == stored.json | {"examples_sha256": ANY}
+    stored = experiment.run(given, progress=False)
+    monkeypatch.setattr(runs, "prepare", lambda _given: pytest.fail("computed again"))
+    assert experiment.run(given).json == stored.json | {"examples_sha256": ANY}

@@ -14,10 +14,13 @@ import pytest
 from bs4 import BeautifulSoup
 from IPython.display import Image
 
-from iclgd_helpers import figures, grid, metrics, parameters, records, reproduction, statistics, storage
-from iclgd_helpers.experiment import arm_summary
-from iclgd_helpers.parameters import repository_root
-from iclgd_helpers.records import Record
+from iclgd_helpers import storage
+from iclgd_helpers.experiments import parameters, protocol, provenance, records
+from iclgd_helpers.experiments.comparison import arm_summary
+from iclgd_helpers.experiments.records import Record
+from iclgd_helpers.measures import intervals, metrics
+from iclgd_helpers.pages import figures, reproduction
+from iclgd_helpers.paths import repository_root
 
 PAGE = "78_results_of_the_reproduction"
 REHEARSALS = repository_root() / "results" / "rehearsal"
@@ -58,7 +61,7 @@ def answers() -> dict[str, np.ndarray]:
 def made_up(*cell: Any, **given: Any) -> Record:
     """A whole record, its JSON derived from its examples by the engine's own functions, with few resamples."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(statistics, "RESAMPLES", 40)
+        patch.setattr(intervals, "RESAMPLES", 40)
         return _made_up(*cell, **given)
 
 
@@ -82,12 +85,12 @@ def _made_up(
         found[name] = _compared(*(arms[arm] for arm in triple), y)
         for metric in SIMILARITIES:
             values = LEVELS.get(f"{metric}/{name}", 0.2) + rng.normal(0, 0.05, (N, LAYERS))
-            found[name][metric] = statistics.layer_means(values)
+            found[name][metric] = intervals.layer_means(values)
             columns[f"{metric}/{name}"] = list(values.astype(np.float16))
     lens = np.zeros((N, LAYERS), int)
     norms = np.exp(-np.arange(LAYERS) + rng.normal(0, 0.1, (8, LAYERS)))
     content = {
-        "id": f"{model}-{task}-{seed}", "engine": parameters.engine_hash(), "parameters": settings,
+        "id": f"{model}-{task}-{seed}", "engine": provenance.engine_hash(), "parameters": settings,
         "n_examples": N, "n_compared": N, "n_demonstrations": 32, "created": "now",
         "arms": {arm: arm_summary(values, lens, y) for arm, values in scores.items()},
         "comparisons": found, "finetuning": {name: {"gradient_norms": norms.tolist()} for name in FINETUNED},
@@ -539,7 +542,7 @@ def test_parameters_that_came_later_have_their_defaults_in_older_records() -> No
 
 
 def test_the_first_seed_is_the_protocols() -> None:
-    assert all(parameters.resolve({"task": task}).seed == seeds[0] for task, seeds in grid.SEEDS.items())
+    assert all(parameters.resolve({"task": task}).seed == seeds[0] for task, seeds in protocol.SEEDS.items())
 
 
 def test_variant() -> None:
@@ -581,7 +584,7 @@ def test_two_uncertainties_are_kept_apart() -> None:
     wide = reproduction.over_seeds(long)
     for row in wide.itertuples():
         group = long[long["task"] == row.task]
-        expected = statistics.over_seeds(group["value"].tolist())
+        expected = intervals.over_seeds(group["value"].tolist())
         assert (row.value, row.n_seeds, row.n) == (expected["mean"], 3, N)
         assert (row.seeds_low, row.seeds_high) == tuple(expected["interval"])
         np.testing.assert_allclose([row.examples_low, row.examples_high], group[["low", "high"]].mean())

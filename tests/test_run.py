@@ -1,4 +1,4 @@
-"""`python -m iclgd_helpers.run`: what it writes, and what it says to bad input."""
+"""`python -m iclgd_helpers.experiments.run_notebook`: what it writes, and what it says to bad input."""
 
 import json
 import os
@@ -15,11 +15,12 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from papermill.cli import _resolve_type
 
-from iclgd_helpers import command_line, run
+from iclgd_helpers import cli, command_line
 from iclgd_helpers.errors import InputError
-from iclgd_helpers.notebook_files import parameters_cell
-from iclgd_helpers.parameters import validate_for_notebook
-from iclgd_helpers.pipeline import ROOT
+from iclgd_helpers.experiments import run_notebook
+from iclgd_helpers.experiments.notebook_files import parameters_cell
+from iclgd_helpers.experiments.parameters import validate_for_notebook
+from tools.book_pages import ROOT
 
 PAGE = ROOT / "notebooks" / "50_prediction_alignment.ipynb"
 
@@ -60,7 +61,7 @@ def printed(path: Path) -> str:
 )
 def test_bad_input_is_one_line_and_status_2(arguments, fault, tmp_path, capsys):
     folder = tmp_path / "out"
-    assert run.main([str(PAGE), "--preset", "smoke", "--output", str(folder), *arguments]) == 2
+    assert cli.main(["run", str(PAGE), "--preset", "smoke", "--output", str(folder), *arguments]) == 2
     said = capsys.readouterr().err
     assert fault in said and said.count("\n") == 1
     assert not folder.exists()
@@ -70,7 +71,8 @@ def test_bad_input_from_the_command_line(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "iclgd_helpers.run",
+        "iclgd_helpers",
+        "run",
         str(PAGE),
         "-p",
         "sed",
@@ -84,10 +86,10 @@ def test_bad_input_from_the_command_line(tmp_path):
 
 
 def test_missing_notebook_and_output_that_is_a_file(tmp_path, capsys):
-    assert run.main([str(tmp_path / "none.ipynb")]) == 2
+    assert cli.main(["run", str(tmp_path / "none.ipynb")]) == 2
     assert "no notebook at" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
-    assert run.main([str(small_notebook(tmp_path, "")), "--output", str(tmp_path / "file")]) == 2
+    assert cli.main(["run", str(small_notebook(tmp_path, "")), "--output", str(tmp_path / "file")]) == 2
     assert "needed is a folder" in capsys.readouterr().err
 
 
@@ -106,7 +108,7 @@ def test_cell_of_parameters_holds_literals(line, tmp_path):
 def test_a_pages_own_parameters_have_a_folder_of_their_own():
     page = ROOT / "notebooks" / "72_gradient_norms_and_clipping.ipynb"
     given = [{"preset": "smoke", "n_clip_values": n} for n in (3, 9)]
-    folders = {run.default_folder(page, one, validate_for_notebook(page, one)) for one in [*given, given[0]]}
+    folders = {run_notebook.default_folder(page, one, validate_for_notebook(page, one)) for one in [*given, given[0]]}
     assert len(folders) == 2
 
 
@@ -137,14 +139,14 @@ def test_bad_input_found_inside_a_notebook(tmp_path, capsys):
         tmp_path,
         "from iclgd_helpers.errors import InputError\nraise InputError('no such file:\\n use another')",
     )
-    assert run.main([str(notebook), "--output", str(tmp_path / "out")]) == 2
+    assert cli.main(["run", str(notebook), "--output", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err == "error: no such file: use another\n"
     assert not (tmp_path / "out").exists()
 
 
 def test_failing_cell_is_named_and_nothing_has_the_final_name(tmp_path, capsys):
     notebook = small_notebook(tmp_path, "1 / 0")
-    assert run.main([str(notebook), "--output", str(tmp_path / "out")]) == 1
+    assert cli.main(["run", str(notebook), "--output", str(tmp_path / "out")]) == 1
     assert "small.ipynb, cell In [2]: ZeroDivisionError" in capsys.readouterr().err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["small.failed.ipynb"]
 
@@ -155,7 +157,7 @@ def test_failing_cell_is_named_and_nothing_has_the_final_name(tmp_path, capsys):
 )
 def test_of_a_dead_kernel_what_is_known_is_said(end, known, tmp_path, capsys):
     notebook = small_notebook(tmp_path, f"import os\n{end}")
-    assert run.main([str(notebook), "--output", str(tmp_path / "out")]) == 1
+    assert cli.main(["run", str(notebook), "--output", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().err
     assert f"small.ipynb: the kernel {known}" in said and said.count("\n") == 2
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["small.failed.ipynb"]
@@ -168,7 +170,7 @@ def test_braces_in_names_are_names(name, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(tempfile, "tempdir", None)
     (folder := tmp_path / name).mkdir()
     notebook = small_notebook(folder, "print(seed)").rename(folder / f"{name}.ipynb")
-    assert run.main([str(notebook), "-p", "seed", "5", "--output", str(folder / "{out}")]) == 0
+    assert cli.main(["run", str(notebook), "-p", "seed", "5", "--output", str(folder / "{out}")]) == 0
     assert printed(folder / "{out}" / f"{name}.ipynb") == "5\n"
     assert not list((tmp_path / "temporary").iterdir()), "nothing of the kernel is left"
 
@@ -179,7 +181,7 @@ def test_value_arrives_and_foreign_kernels_are_ignored(tmp_path, monkeypatch, ca
     (kernel / "kernel.json").write_text(json.dumps({"argv": ["false"], "display_name": "x", "language": "python"}))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     notebook = small_notebook(tmp_path, "import sys\nprint(sys.executable, seed)")
-    assert run.main([str(notebook), "-p", "seed", "3", "--output", str(tmp_path / "out")]) == 0
+    assert cli.main(["run", str(notebook), "-p", "seed", "3", "--output", str(tmp_path / "out")]) == 0
     assert printed(tmp_path / "out" / "small.ipynb") == f"{sys.executable} 3\n"
     assert "small.ipynb" in capsys.readouterr().out
 
@@ -188,7 +190,14 @@ def test_killed_run_leaves_no_notebook_and_can_be_repeated(tmp_path):
     marker = tmp_path / "started"
     source = f"import pathlib, time\nm = pathlib.Path({str(marker)!r})\nslow = not m.exists()\nm.touch()\n"
     notebook = small_notebook(tmp_path, source + "time.sleep(60 if slow else 0)\nprint('done')")
-    command = [sys.executable, "-m", "iclgd_helpers.run", str(notebook), "--output", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "iclgd_helpers.experiments.run_notebook",
+        str(notebook),
+        "--output",
+        str(tmp_path / "out"),
+    ]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not marker.exists():
         assert process.poll() is None
@@ -205,7 +214,7 @@ def test_killed_run_leaves_no_notebook_and_can_be_repeated(tmp_path):
 def test_page_with_its_record(tmp_path, monkeypatch):
     monkeypatch.setenv("ICLGD_RECORDS", str(tmp_path / "records"))
     arguments = [str(PAGE), "--preset", "smoke", "-p", "seed", "3", "--output", str(tmp_path / "out")]
-    assert run.main(arguments) == 0
+    assert cli.main(["run", *arguments]) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         PAGE.name,
         "record.json",

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from iclgd_helpers import experiment, parameters
+from iclgd_helpers.data.sources import load_task
+from iclgd_helpers.data.synthetic import tiny_tokenizer
+from iclgd_helpers.data.tasks import TASKS, Example
+from iclgd_helpers.data.token_layout import Layout
 from iclgd_helpers.errors import InputError
-from iclgd_helpers.grammar import tiny_tokenizer
-from iclgd_helpers.sequences import Layout
-from iclgd_helpers.tasks import TASKS, Example, load_task
+from iclgd_helpers.experiments import experiment, parameters, runs
 
 TASK = TASKS["agnews"]
 
@@ -120,9 +121,9 @@ def test_query_longer_than_the_context():
 def test_number_that_fitted_is_recorded(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(experiment.statistics, "RESAMPLES", 5)
     given = {"preset": "smoke", "task": "agnews", "max_context": 150, "max_examples": 2, "controls": False}
-    full = experiment.prepare(parameters.resolve(given | {"max_context": 2048}))
-    both = experiment.prepare(parameters.resolve(given))
-    unequal = experiment.prepare(parameters.resolve(given | {"equal_demonstrations": False}))
+    full = runs.prepare(parameters.resolve(given | {"max_context": 2048}))
+    both = runs.prepare(parameters.resolve(given))
+    unequal = runs.prepare(parameters.resolve(given | {"equal_demonstrations": False}))
     assert len(full.demonstrations) == full.parameters.n_demonstrations == 32
     n = len(both.demonstrations)
     assert 1 < n < 32 and both.demonstrations == full.demonstrations[:n]

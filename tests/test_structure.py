@@ -7,11 +7,11 @@ import nbformat
 import papermill
 import pytest
 
-from iclgd_helpers import pipeline
-from iclgd_helpers.notebook_files import parameters_cell
-from iclgd_helpers.parameters import TheoryParameters, validate_for_notebook
+from iclgd_helpers.experiments.notebook_files import parameters_cell
+from iclgd_helpers.experiments.parameters import TheoryParameters, validate_for_notebook
+from tools import book_pages, notebooks
 
-NOTEBOOKS = pipeline.notebooks()
+NOTEBOOKS = book_pages.notebooks()
 EXPERIMENT_PARAMETERS = dict.fromkeys(
     "model task seed data_source data_folder n_demonstrations max_examples learning_rate device dtype".split()
 ) | {"preset": "quick"}
@@ -46,9 +46,9 @@ def test_valid_and_clean(path):
 def test_opening_cells(path):
     first, second, setup, *_ = cells(path)
     assert re.match(rf"# {path.stem[:2]} \S", first.source)
-    assert pipeline.colab_link(path) in first.source.splitlines(), "a line of its own"
+    assert notebooks.colab_link(path) in first.source.splitlines(), "a line of its own"
     assert (first.cell_type, second.cell_type) == ("markdown", "markdown")
-    assert setup.source == pipeline.setup_source()
+    assert setup.source == notebooks.setup_source()
     assert set(setup.metadata.tags) >= {"hide-cell", "nbval-ignore-output"}
 
 

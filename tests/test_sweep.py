@@ -4,8 +4,12 @@ import json
 
 import pytest
 
-from iclgd_helpers import cost, experiment, models, plans, records, run, sweep
-from iclgd_helpers.parameters import repository_root
+from iclgd_helpers import cli
+from iclgd_helpers.engine import models
+from iclgd_helpers.experiments import cost, experiment, grids, parameters, plans, records, run_notebook, runner, runs
+from iclgd_helpers.paths import repository_root
+
+GRID = ["grid", "--on", "here"]
 
 SMALL = ["-p", "max_examples", "4", "-p", "n_demonstrations", "3", "-p", "data_source", "generated"]
 
@@ -28,15 +32,17 @@ def checkpoint(tmp_path):
 def test_the_paper_preset_end_to_end_on_a_small_checkpoint(checkpoint, own_records, tmp_path, capfd):
     """Records of two of the six tasks, then a page that draws one of them without computing anything."""
     arguments = ["--preset", "paper", "--model", checkpoint, "--task", "sst2", "--task", "cb", *SMALL]
-    assert sweep.main(arguments) == 0
+    assert cli.main([*GRID, *arguments]) == 0
     printed = capfd.readouterr().out
-    assert printed.index("TFLOP") < printed.index("0 of 2 cells are recorded")
+    assert printed.index("0 of 2 jobs are stored") < printed.index("TFLOP") < printed.index("[1/2]")
     assert "small-xglm/sst2/2" in printed and "small-xglm/cb/3" in printed and " left" in printed
     stored = {path.parent.name: path.read_bytes() for path in own_records.glob("*/record.json")}
     assert {json.loads(text)["parameters"]["task"] for text in stored.values()} == {"sst2", "cb"}
     given = {"preset": "paper", "model": checkpoint, "task": "sst2", "data_source": "generated"}
     given |= {"max_examples": 4, "n_demonstrations": 3}
-    folder = run.run(repository_root() / "notebooks" / "50_prediction_alignment.ipynb", given, tmp_path / "page")
+    folder = run_notebook.run(
+        repository_root() / "notebooks" / "50_prediction_alignment.ipynb", given, tmp_path / "page"
+    )
     assert (folder / "record.json").read_bytes() in stored.values()
     assert {path.parent.name: path.read_bytes() for path in own_records.glob("*/record.json")} == stored
 
@@ -48,16 +54,16 @@ def test_paths_are_read_from_where_they_are_typed(checkpoint, tmp_path, monkeypa
     table = ["-p", "data_file", "mine.csv", "-p", "template", "{text} is", "-p", "verbalizers", "bad,good"]
     size = ["-p", "max_examples", "4", "-p", "n_demonstrations", "3"]
     arguments = ["--preset", "smoke", "--task", "own", "--model", "./small-xglm", "--records", "here", *table, *size]
-    assert sweep.main([*arguments, "--cost-only", "--rate", "1"]) == 0
+    assert cli.main([*GRID, *arguments, "--cost-only", "--tflops", "1"]) == 0
     assert "small-xglm/own" in capfd.readouterr().out
     assert records.records_folder() == tmp_path / "here"
     (tmp_path / "mine.csv").rename(tmp_path / "elsewhere")
-    assert sweep.main([*arguments, "--cost-only", "--rate", "1"]) == 2
+    assert cli.main([*GRID, *arguments, "--cost-only", "--tflops", "1"]) == 2
 
 
 def test_recorded_cells_are_skipped_and_lost_ones_made_again(own_records, capfd, monkeypatch):
     arguments = ["--preset", "smoke", "--task", "sst2", "--seed", "0", "--seed", "1", *SMALL]
-    assert sweep.main(arguments) == 0
+    assert cli.main([*GRID, *arguments]) == 0
     first = {record.json["id"]: record.json for record in records.load_all(own_records)}
     assert len(first) == 2
     lost = sorted(first)[0]
@@ -65,63 +71,63 @@ def test_recorded_cells_are_skipped_and_lost_ones_made_again(own_records, capfd,
         path.unlink()
     (own_records / lost).rmdir()
     capfd.readouterr()
-    assert sweep.main(arguments) == 0
-    assert "1 of 2 cells are recorded" in capfd.readouterr().out
+    assert cli.main([*GRID, *arguments]) == 0
+    assert "1 of 2 jobs are stored" in capfd.readouterr().out
     again = {record.json["id"]: record.json for record in records.load_all(own_records)}
     for volatile in records.VOLATILE:
         for record in (*first.values(), *again.values()):
             record.pop(volatile, None)
     assert again == first
-    monkeypatch.setattr(sweep.experiment, "run_cell", lambda *_: pytest.fail("computed what is recorded"))
-    assert sweep.main(arguments) == 0
+    monkeypatch.setattr(experiment, "run", lambda *_, **__: pytest.fail("computed what is recorded"))
+    assert cli.main([*GRID, *arguments]) == 0
 
 
 def test_a_task_may_be_given_either_way_but_once(capfd):
-    arguments = ["--cost-only", "--rate", "1", "--preset", "smoke", *SMALL]
+    arguments = ["--cost-only", "--tflops", "1", "--preset", "smoke", *SMALL]
     for asked in (["-p", "task", "cb"], ["--task", "cb"]):
-        assert sweep.main([*arguments, *asked]) == 0
+        assert cli.main([*GRID, *arguments, *asked]) == 0
         printed = capfd.readouterr().out
         assert "/cb/" in printed and "/sst2/" not in printed
-    assert sweep.main([*arguments, "--task", "cb", "-p", "task", "mr"]) == 2
+    assert cli.main([*GRID, *arguments, "--task", "cb", "-p", "task", "mr"]) == 2
     assert "--task and -p task are both given" in capfd.readouterr().err
-    assert sweep.main([*arguments, "--task", "cb", "-p", "preset", "paper"]) == 2
+    assert cli.main([*GRID, *arguments, "--task", "cb", "-p", "preset", "paper"]) == 2
     assert "--preset and -p preset are both given" in capfd.readouterr().err
-    assert sweep.main(["--cost-only", "--rate", "1", "-p", "preset", "smoke", *SMALL]) == 0
-    assert "smoke preset" in capfd.readouterr().out
+    assert cli.main([*GRID, "--cost-only", "--tflops", "1", "-p", "preset", "smoke", *SMALL]) == 0
+    assert "tiny-llama/snippets/7" in capfd.readouterr().out
 
 
 def test_a_cell_asked_for_twice_is_one_cell(capfd):
     twice = 2 * ["--task", "cb", "--seed", "3", "--model", "tiny-llama"]
-    assert sweep.main(["--preset", "smoke", "--cost-only", "--rate", "1", *twice, *SMALL]) == 0
+    assert cli.main([*GRID, "--preset", "smoke", "--cost-only", "--tflops", "1", *twice, *SMALL]) == 0
     assert capfd.readouterr().out.count("tiny-llama/cb/3") == 1
 
 
 def test_records_that_could_not_be_stored_are_not_computed(tmp_path, capfd, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(sweep.experiment, "run_cell", lambda *_: pytest.fail("computed what cannot be stored"))
-    arguments = ["--preset", "smoke", "--task", "cb", "--rate", "1", "--records", str(tmp_path / "file"), *SMALL]
-    assert sweep.main(arguments) == 2
+    monkeypatch.setattr(experiment, "run", lambda *_, **__: pytest.fail("computed what cannot be stored"))
+    arguments = ["--preset", "smoke", "--task", "cb", "--tflops", "1", "--records", str(tmp_path / "file"), *SMALL]
+    assert cli.main([*GRID, *arguments]) == 2
     said = capfd.readouterr().err
     assert f"cannot write to {tmp_path / 'file'}" in said and said.count("\n") == 1
 
 
 def test_cost_only_computes_nothing(own_records, capfd):
-    assert sweep.main(["--preset", "smoke", "--task", "cb", "--cost-only", "--rate", "0.001", *SMALL]) == 0
+    assert cli.main([*GRID, "--preset", "smoke", "--task", "cb", "--cost-only", "--tflops", "0.001", *SMALL]) == 0
     printed = capfd.readouterr().out
     assert "tiny-llama/cb/3" in printed and "0.00 TFLOP/s" in printed and not own_records.exists()
 
 
 def test_an_interrupt_keeps_what_is_recorded(own_records, capfd, monkeypatch):
-    run_cell = sweep.experiment.run_cell
+    run = experiment.run
 
-    def interrupted(given):
+    def interrupted(given, **options):
         if given.seed == 1:
             raise KeyboardInterrupt
-        return run_cell(given)
+        return run(given, **options)
 
-    monkeypatch.setattr(sweep.experiment, "run_cell", interrupted)
+    monkeypatch.setattr(experiment, "run", interrupted)
     arguments = ["--preset", "smoke", "--task", "sst2", "--seed", "0", "--seed", "1", *SMALL]
-    assert sweep.main(arguments) == 130
+    assert cli.main([*GRID, *arguments]) == 130
     assert "start it again to go on" in capfd.readouterr().err
     assert len(records.load_all(own_records)) == 1
 
@@ -136,18 +142,23 @@ def test_an_interrupt_keeps_what_is_recorded(own_records, capfd, monkeypatch):
     ],
 )
 def test_bad_input_is_one_line_before_anything_is_computed(arguments, message, own_records, capfd):
-    assert sweep.main(["--preset", "smoke", "-p", "data_source", "generated", *arguments]) == 2
+    assert cli.main([*GRID, "--preset", "smoke", "-p", "data_source", "generated", *arguments]) == 2
     error = capfd.readouterr().err
     assert message in error and error.count("\n") == 1
     assert not own_records.exists()
 
 
 def test_sums_and_durations():
-    assert [sweep.duration(seconds) for seconds in (0.4, 59.6, 61, 3600, 7322)] == [
+    assert [runner.duration(seconds) for seconds in (0.4, 59.6, 61, 3600, 7322)] == [
         "0 m 00 s", "1 m 00 s", "1 m 01 s", "1 h 00 m", "2 h 02 m",
     ]  # fmt: skip
-    given = plans.cells({"preset": "smoke", "data_source": "generated"}, {"task": ["cb", "sst2"], "seed": []})
-    cells = [experiment.plan(one) for one in given]
-    costs = [cost.of_cell(cell) for cell in cells]
-    lines = list(sweep.cost_lines(cells, costs, 1e9))
-    assert len(lines) == 5 and f"{sum(one.flops for one in costs) / 1e12:.1f}" in lines[3]
+    fixed = {"preset": "smoke", "data_source": "generated"}
+    given = parameters.combinations(fixed, {"task": ["cb", "sst2"], "seed": []})
+    planned = plans.product(given, records.records_folder())
+    lines = list(grids.estimate(planned, 1e9))
+    whole = sum(one.job.cost for one in planned)
+    assert (
+        len(lines) == 5
+        and f"{whole / 1e12:.1f}" in lines[3]
+        and whole == sum(cost.of_run(runs.plan(one)).flops for one in given)
+    )

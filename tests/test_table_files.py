@@ -17,10 +17,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iclgd_helpers import parameters, table_files, tasks
+from iclgd_helpers.data import table_files, tasks
+from iclgd_helpers.data.sources import load_table
+from iclgd_helpers.data.tasks import TaskData, label_text, own_task
 from iclgd_helpers.errors import InputError
-from iclgd_helpers.pipeline import ROOT
-from iclgd_helpers.tasks import TaskData, label_text, load_table, own_task, task_data
+from iclgd_helpers.experiments import parameters
+from iclgd_helpers.experiments.inputs import task_data
+from tools.book_pages import ROOT
 
 TEMPLATE, WORDS = "Review: {text} Sentiment:", "negative,positive"
 ROWS = [("a door", 0), ("a lamp", 1), ("a song", 0), ("a river", 1)]

@@ -16,17 +16,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iclgd_helpers import downloads, tasks
+from iclgd_helpers import pinned_downloads
+from iclgd_helpers.data import sources, tasks
+from iclgd_helpers.data.demonstrations import select_demonstrations, shuffle_labels
+from iclgd_helpers.data.sources import load_task, split_snippets
+from iclgd_helpers.data.synthetic import generate_rows, tiny_tokenizer
+from iclgd_helpers.data.tasks import TASKS, Example
 from iclgd_helpers.errors import InputError
-from iclgd_helpers.grammar import generate_rows, tiny_tokenizer
-from iclgd_helpers.tasks import (
-    TASKS,
-    Example,
-    load_task,
-    select_demonstrations,
-    shuffle_labels,
-    split_snippets,
-)
 
 # columns, train rows, evaluation rows, a row of text and its prompt (protocol.md 1.1)
 PROTOCOL = {
@@ -330,7 +326,7 @@ def test_shuffled_labels_differ_and_stay_the_same_multiset(labels, seed):
 
 
 def test_snippets_are_cleaned_and_split_by_a_fixed_rule(monkeypatch):
-    monkeypatch.setattr(tasks, "SNIPPET_EVALUATION_PER_CLASS", 1)
+    monkeypatch.setattr(sources, "SNIPPET_EVALUATION_PER_CLASS", 1)
     texts = ["''Fun''    &amp; games", "fun games!", "weak", "strong", "awful", "bad"]
     valence = [1.5, -3.0, 1.49, 3.0, -1.5, -2.0]
     lines = [f"{i}\t{v}\t{text}" for i, (v, text) in enumerate(zip(valence, texts, strict=True), 1)]
@@ -378,7 +374,7 @@ def test_real_data_folder(name):
 
 
 def test_real_snippets():
-    at_hand = (downloads.cache_folder() / "movieReviewSnippets.tsv").is_file()
+    at_hand = (pinned_downloads.cache_folder() / "movieReviewSnippets.tsv").is_file()
     need_real_data(at_hand, "the snippets have not been fetched")
     data = load_task("snippets", "pypi")
     assert (len(data.train), len(data.evaluation)) == PROTOCOL["snippets"][1:3]

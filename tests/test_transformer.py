@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iclgd_helpers import transformer
-from iclgd_helpers.one_step import relative_error
+from iclgd_helpers.theory import transformer
+from iclgd_helpers.theory.gradient_step import relative_error
 
 FINITE = ("identity", "elu1", "exp", "rff", "favor")
 

@@ -4,7 +4,7 @@ import torch
 from plain_stack import draw, forward, per_token, step, with_mask
 
 from claims.registry import Exact, claim
-from iclgd_helpers.one_step import relative_error
+from iclgd_helpers.theory.gradient_step import relative_error
 
 HERE = {"notebook": "05_causal_masks_and_order", "status": "identity"}
 

@@ -4,7 +4,7 @@ import torch
 from plain_stack import algorithm_1, draw, forward, step
 
 from claims.registry import Exact, claim
-from iclgd_helpers.one_step import FEATURE_MAPS, relative_error
+from iclgd_helpers.theory.gradient_step import FEATURE_MAPS, relative_error
 
 HERE = {"notebook": "06_depth", "status": "identity"}
 

@@ -10,8 +10,8 @@ from plain_stack import step
 from torch.nn.functional import elu
 
 from claims.registry import Exact, claim
-from iclgd_helpers import transformer
-from iclgd_helpers.one_step import relative_error
+from iclgd_helpers.theory import transformer
+from iclgd_helpers.theory.gradient_step import relative_error
 
 HERE = {"notebook": "07_real_blocks_and_positions", "status": "identity"}
 

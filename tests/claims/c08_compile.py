@@ -10,8 +10,8 @@ from torch.nn.functional import elu
 from torch.utils.flop_counter import FlopCounterMode
 
 from claims.registry import Exact, claim
-from iclgd_helpers import transformer
-from iclgd_helpers.one_step import relative_error
+from iclgd_helpers.theory import transformer
+from iclgd_helpers.theory.gradient_step import relative_error
 
 HERE = {"notebook": "08_compiling_the_prompt", "status": "identity"}
 

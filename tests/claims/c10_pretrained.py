@@ -18,8 +18,12 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 from claims.registry import Exact, Measured, claim
-from iclgd_helpers import models, one_step, statistics, tasks
-from iclgd_helpers.sequences import Layout
+from iclgd_helpers.data import sources
+from iclgd_helpers.data.demonstrations import select_demonstrations
+from iclgd_helpers.data.token_layout import Layout
+from iclgd_helpers.engine import models
+from iclgd_helpers.measures import intervals
+from iclgd_helpers.theory import gradient_step
 
 CHAPTER = "10_inside_a_pretrained_model"
 N_QUESTIONS = 8
@@ -92,7 +96,7 @@ def _linear_token(queries, base, demonstrations, scaling, run):
             return (W @ keys.T - labels).square().sum(0).mean() / 2
 
         with torch.enable_grad():
-            weight = one_step.gradient_step(weight, loss, 1.0)
+            weight = gradient_step.gradient_step(weight, loss, 1.0)
     return (weight @ queries.T).T, torch.zeros(len(queries))
 
 
@@ -142,9 +146,9 @@ def prompt(seed: int, family: str = "llama") -> Prompt:
     with float64.uncast():
         language_model = models.tiny_model(f"tiny-{family}", seed=seed, dtype=torch.float64)
         model = naive.stock(language_model)
-    data = tasks.load_task("snippets", "generated")
+    data = sources.load_task("snippets", "generated")
     layout = Layout.make(language_model.tokenizer, data.task, "eos")
-    shown = tasks.select_demonstrations(data.train, int(generator.integers(1, 4)), seed, balanced=False)
+    shown = select_demonstrations(data.train, int(generator.integers(1, 4)), seed, balanced=False)
     prefix = layout.prefix(shown)
     first = int(generator.integers(0, 200))
     asked = [layout.query(example, "prompt") for example in data.evaluation[first : first + N_QUESTIONS]]
@@ -334,5 +338,5 @@ def q_reading(seed: int) -> Measured:
         expected = given.stock(tokens)[-1]
         linear.append(_error(given.stock(tokens, "iclgd_linear")[-1], expected))
         softmax.append(round(_error(given.recursion(tokens)[0][-1], expected), 9))  # rounding errors are none
-    intervals = [statistics.over_examples(np.mean, np.array(errors)) for errors in (linear, softmax)]
-    return Measured(intervals[0], intervals[1], statistics.LEVEL, len(linear))
+    ends = [intervals.over_examples(np.mean, np.array(errors)) for errors in (linear, softmax)]
+    return Measured(ends[0], ends[1], intervals.LEVEL, len(linear))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from claims.registry import Exact, Measured, claim
-from iclgd_helpers.parameters import resolve_path
+from iclgd_helpers.paths import resolve_path
 
 HERE = {"notebook": "11_greedy_layers_and_fixed_prompts"}
 FOUND = HERE | {"tolerance": None}

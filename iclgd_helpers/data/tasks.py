@@ -1,0 +1,178 @@
+"""Tasks: a prompt, words for the classes, and where the text comes from. Those of the book are files in `tasks/`."""
+
+from __future__ import annotations
+
+import re
+import string
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from iclgd_helpers.errors import InputError, shortened
+from iclgd_helpers.paths import PACKAGE
+
+ROW_CAP = 2000  # rows of an evaluation split that the protocol keeps
+# In the order of the paper's Table 1; the default task last.
+NAMES = ("cb", "sst2", "sst5", "subj", "mr", "agnews", "snippets")
+LONGEST_PROMPT = 500_000  # characters; no supported model has a context for half of that
+HALF = "holds half a character (a lone surrogate)"
+# Without backtracking (the second plus): a label may be long, and nearly a number.
+_WHOLE = re.compile(r"([+-]?)(?=[0-9])0*+([0-9]*+)(?:\.0*+)?")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][+-]?[0-9]++)?")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task; the fields of ``template`` are column names, ``verbalizers`` stand in label order."""
+
+    name: str
+    template: str
+    verbalizers: tuple[str, ...]
+    hub_id: str | None = None
+    hub_config: str | None = None
+    train_split: str = "train"
+    evaluation_split: str = "validation"
+    label_column: str = "label"
+    label_values: tuple[str, ...] | None = None  # what the label column says for each class; None: 0, 1, …
+    row_cap: int = ROW_CAP
+    sources: tuple[str, ...] = ("hub", "folder", "generated")
+    title: str = ""  # as tables print it
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """Names of the columns that the template reads, in the template's order."""
+        return tuple(field for _, field, _, _ in string.Formatter().parse(self.template) if field)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of all columns that are read, each once; the last one holds the labels."""
+        return (*dict.fromkeys(self.text_columns), self.label_column)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One prompt (without its label), its label and its row number in the source split."""
+
+    prompt: str
+    label: int
+    row: int
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """The examples of a task; ``evaluation`` is in protocol order, ``checksum`` names the content."""
+
+    task: Task
+    train: list[Example]
+    evaluation: list[Example]
+    checksum: str
+
+
+def _file(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((PACKAGE / "tasks" / f"{name}.yaml").read_text(encoding="utf-8"))
+    return found
+
+
+def _task(name: str, found: dict[str, Any]) -> Task:
+    """The task that a file describes."""
+    more: dict[str, Any] = {"sources": tuple(found["sources"])} if "sources" in found else {}
+    words, settings = tuple(found["verbalizers"]), found["settings"]
+    return Task(
+        name, found["template"], words, row_cap=settings["row_cap"], title=found["title"], **found["hub"], **more
+    )
+
+
+_FILES = {name: _file(name) for name in (*NAMES, "own")}
+TASKS = {name: _task(name, _FILES[name]) for name in NAMES}
+SETTINGS = {name: found["settings"] for name, found in _FILES.items()}  # what each task uses unless told otherwise
+
+
+def own_task(template: str, verbalizers: str, label_column: str = "label", label_values: str | None = None) -> Task:
+    """
+    A task of the reader's own.
+
+    Parameters
+    ----------
+    template : the prompt; ``{name}`` stands for the text in the column of that name.
+    verbalizers : the classes' words, separated by commas.
+    label_column, label_values : the column with the labels, and what it holds for each class, separated by commas;
+        without them, the verbalizers themselves or the numbers 0, 1, …; `label_text` says which labels are equal.
+
+    Raises
+    ------
+    InputError : the template names no column or cannot be read, or classes are fewer than two, doubled or unequal.
+    """
+    for text in (template, verbalizers, label_column, label_values or ""):
+        if not is_encodable(text):
+            raise InputError(f"{shortened(repr(text))} {HALF}: type it again")
+    words = tuple(word.strip() for word in verbalizers.split(","))
+    values = None if label_values is None else tuple(value.strip() for value in label_values.split(","))
+    if len(words) < 2 or not all(words) or len(set(words)) < len(words):
+        what = f"verbalizers={shortened(repr(verbalizers))}"
+        raise InputError(f"{what}: give two or more different words, separated by commas")
+    labels = [label_text(value) for value in values or words]
+    if len(labels) != len(words) or not all(labels) or len(set(labels)) < len(labels):
+        what = f"label_values={shortened(repr(label_values))}"
+        raise InputError(f"{what}: give one different value for each of {shortened(', '.join(words))}")
+    splits = {"train_split": "train", "evaluation_split": "evaluation"}
+    columns = {"label_column": label_column, "label_values": values}
+    task = Task("own", template, words, sources=("file",), title="own table", **splits, **columns)
+    _check_template(task)
+    return task
+
+
+def _check_template(task: Task) -> None:
+    """
+    Refuse a template that names no column, or that some text cannot be filled into.
+
+    A format specification may cut or pad a text (`{text:.300}`), but no column's text may become a specification, and
+    numbers are looked at before anything of that length is made.
+    """
+    what, way = f"template={shortened(repr(task.template))}", "write it like 'Review: {text} Sentiment:'"
+    try:
+        specifications = [given or "" for _, _, given, _ in string.Formatter().parse(task.template)]
+        columns = task.text_columns
+    except ValueError as error:
+        raise InputError(f"{what} ({error}): {way}") from None
+    if not columns or any(re.search(r"[.\[\]]|^\d+$", column) for column in columns):
+        raise InputError(f"{what} (it needs the name of a text column in braces): {way}")
+    numbers = [number for given in specifications for number in re.findall(r"\d+", given)]
+    too_large = any(len(number) > 6 for number in numbers) or sum(map(int, numbers)) > LONGEST_PROMPT
+    if too_large or any("{" in given for given in specifications):
+        raise InputError(f"{what} (only a small number, as in :.300, may follow a column's name): {way}")
+    try:
+        longest = len(task.template.format(**dict.fromkeys(columns, "")))
+    except (ValueError, KeyError, IndexError) as error:
+        raise InputError(f"{what} ({error}): {way}") from None
+    if longest > LONGEST_PROMPT:
+        raise InputError(f"{what} makes prompts of more than {LONGEST_PROMPT:,} characters: shorten it")
+
+
+def is_encodable(text: str) -> bool:
+    """Whether a text has only whole characters, so that a tokenizer can read it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def label_text(value: object) -> str:
+    """
+    The text by which a label is compared; empty if there is none.
+
+    Blanks around a label do not count. A number is its value, however it is written: 0, -0, 00, 0.0 and 0e0 are one
+    label. The truth values of JSON and Parquet are the words true and false, in capitals or not, and no numbers.
+    Everything else is compared as it stands.
+    """
+    if value is None or value != value:
+        return ""
+    text = str(value).strip()
+    if whole := _WHOLE.fullmatch(text):
+        sign, digits = whole.groups()
+        return f"-{digits}" if sign == "-" and digits else digits or "0"
+    if _NUMBER.fullmatch(text):
+        number = float(text)
+        return str(int(number)) if number.is_integer() and abs(number) < 2**53 else str(number)
+    return text.lower() if text.lower() in ("true", "false") else text

@@ -1,0 +1,1 @@
+"""Language models behind one interface: recording and finetuning attention; tokens, no tasks."""

@@ -1,0 +1,465 @@
+"""
+Finetuning of the key and value projections: standard, and layer-causal.
+
+One stochastic gradient step for each demonstration, in order, at a fixed rate: no momentum, no decay (protocol of Dai
+et al. 2023 and Bar Natan et al.). The result is a `KVUpdate`; the model itself is as before.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from iclgd_helpers.engine.models import KVUpdate, LanguageModel, Trainable, enough_memory
+from iclgd_helpers.engine.prefix_attention import precise_dtype
+from iclgd_helpers.errors import InputError
+
+METHODS = ("standard", "joint", "sequential")
+LOSS_SCALE = 2.0**12  # of float16; a power of two, so that scaling itself rounds nothing
+LEARNER_BYTES, STEP_TOKENS = 2**30, 512  # weights of the learners, and tokens before the head, held side by side
+WORDS_AT_ONCE = 4096  # rows of the head that are multiplied while they are in a cache
+
+
+@dataclass(frozen=True)
+class Settings:
+    """
+    learning_rate: of plain gradient descent.
+    loss: `all` (mean NLL of every token after BOS), `label` (NLL of the label token over the vocabulary), or
+    `label_space` (cross-entropy over the verbalizers' logits).
+    clip, clip_value: L2 norm of all K/V gradients together (`global`), of each layer's (`per_layer`), or a bound on
+    each entry (`elementwise`); `none`.
+    """
+
+    learning_rate: float
+    loss: str = "all"
+    clip: str = "none"
+    clip_value: float | None = None
+
+
+@dataclass(frozen=True)
+class Learner:
+    """One of several finetunings that run side by side: its examples, its settings, and the weights it starts from."""
+
+    sequences: Sequence[Sequence[int]]
+    settings: Settings
+    start: KVUpdate | None = None
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """
+    update: the weights after the last step.
+    losses: `[step, 1]` (standard) or `[step, layer]` (layer-causal), before each step, nats.
+    gradient_norms: `[step, layer]`, L2 over a layer's K and V entries, of this step alone, before clipping.
+    diverged: whether a loss or a weight is no finite number any more.
+    """
+
+    update: KVUpdate
+    losses: Tensor
+    gradient_norms: Tensor
+
+    @property
+    def diverged(self) -> bool:
+        return not all(bool(tensor.isfinite().all()) for tensor in (self.losses, *self.update.values))
+
+
+def finetune(
+    language_model: LanguageModel,
+    sequences: Sequence[Sequence[int]],
+    labels: Sequence[int],
+    method: str,
+    settings: Settings,
+    on_step: Callable[[], object] = lambda: None,
+) -> Finetuned:
+    """One step for each of `sequences` (BOS, prompt, label token); methods and errors as in `finetune_together`."""
+    return finetune_together(language_model, [Learner(sequences, settings)], labels, method, on_step)[0]
+
+
+def finetune_together(
+    language_model: LanguageModel,
+    learners: Sequence[Learner],
+    labels: Sequence[int],
+    method: str,
+    on_step: Callable[[], object] = lambda: None,
+) -> list[Finetuned]:
+    """
+    Finetune each learner by itself, with one pass of the model for all: they share every weight but K and V.
+
+    `standard` descends the final loss. `joint` and `sequential` give each layer the detached output of the layer
+    below and a loss of its own through the final norm and the head. `joint` updates all layers at once (the original
+    code); `sequential` updates each layer before the next one is computed (the paper's text).
+
+    Parameters
+    ----------
+    learners
+        their i-th sequences must be equally long (other rates, other clipping, other labels), their loss the same.
+    on_step
+        called once for each step of each learner.
+
+    Raises
+    ------
+    InputError
+        for global clipping with `sequential`: the global norm is not known when the first layer is updated.
+    """
+    if method not in METHODS:
+        raise InputError(f"unknown finetuning method {method!r}: known are {', '.join(METHODS)}")
+    if method == "sequential" and any(learner.settings.clip == "global" for learner in learners):
+        raise InputError(
+            "clip=global needs all gradients before any update: use per_layer or elementwise for sequential"
+        )
+    step = {"standard": _standard_step, "joint": _joint_step, "sequential": _sequential_step}[method]
+    at_once, results = _learners_at_once(language_model, learners), []
+    for first in range(0, len(learners), at_once):
+        group, losses, norms = learners[first : first + at_once], [], []
+        with _training(language_model, group) as descent:
+            for sequences in zip(*(learner.sequences for learner in group), strict=True):
+                tokens = torch.tensor([list(sequence) for sequence in sequences], device=language_model.device)
+                loss, norm = step(descent, tokens, labels)
+                losses.append(loss.cpu())
+                norms.append(norm)
+                for _learner in group:
+                    on_step()
+            updates = descent.updates()
+        results += map(Finetuned, updates, torch.stack(losses, 1), torch.stack(norms, 1))
+    return results
+
+
+def _learners_at_once(language_model: LanguageModel, learners: Sequence[Learner]) -> int:
+    """How many learners' weights, and tokens of a step, are held side by side."""
+    one = sum(trainable.parameter.numel() for trainable in language_model.trainables) * 4
+    longest = max((len(sequence) for learner in learners for sequence in learner.sequences), default=1)
+    return max(1, min(LEARNER_BYTES // one, STEP_TOKENS // longest))
+
+
+class _Descent:
+    """
+    The trainable weights of a group of learners, `[learner, …]`; those of a half-precision model are held in float32.
+
+    Losses and norms are `[learner, layer]`.
+    """
+
+    def __init__(self, language_model: LanguageModel, learners: Sequence[Learner]) -> None:
+        self.language_model, self.learners = language_model, learners
+        self.loss = learners[0].settings.loss
+        self.trainables = language_model.trainables
+        starts = [learner.start or language_model.original() for learner in learners]
+        self.weights = [
+            torch.stack(values).requires_grad_() for values in zip(*(s.values for s in starts), strict=True)
+        ]
+        self.rates = self._for_each([learner.settings.learning_rate for learner in learners])
+        bounds = [s.clip_value if s.clip == "elementwise" else torch.inf for s in (x.settings for x in learners)]
+        self.bounds = self._for_each(bounds) if min(bounds) < torch.inf else None
+        self.scale = LOSS_SCALE if language_model.dtype == torch.float16 else 1.0
+        self.of_layer = [[] for _ in range(language_model.n_layers)]
+        for index, trainable in enumerate(self.trainables):
+            self.of_layer[trainable.layer].append(index)
+
+    def _for_each(self, values: Sequence[float]) -> Tensor:
+        """A number of each learner, in the weights' dtype."""
+        return torch.tensor(values, dtype=self.weights[0].dtype, device=self.weights[0].device)
+
+    def updates(self) -> list[KVUpdate]:
+        """The learners' present weights."""
+        held = [weight.detach().unbind() for weight in self.weights]
+        return [KVUpdate(values) for values in zip(*held, strict=True)]
+
+    def gradients(self, losses: Tensor, layers: Sequence[int]) -> dict[int, Tensor]:
+        """Gradient of the sum of `losses` (`[…, learner]`) for the weights of these layers, Q entries set to 0."""
+        chosen = [index for layer in layers for index in self.of_layer[layer]]
+        grads = self._unscaled(losses, [self.weights[i] for i in chosen])
+        return {i: self.trainables[i].masked(gradient) for i, gradient in zip(chosen, grads, strict=True)}
+
+    def _unscaled(self, losses: Tensor, weights: list[Tensor]) -> Sequence[Tensor]:
+        """
+        Gradients computed from a multiple of the loss, so that float16 does not round small ones to 0.
+
+        Where they overflow, a smaller multiple is tried: no step is skipped, as the original code's loss scaling would.
+        A learner whose loss is no number any more has diverged, which no multiple mends.
+        """
+        if self.scale == 1.0:
+            return torch.autograd.grad(losses.sum(), weights)
+        alive = losses.detach().view(-1, len(self.learners)).isfinite().all(0)
+        while True:
+            scaled = torch.autograd.grad(losses.sum() * self.scale, weights, retain_graph=True)
+            if all(bool(gradient[alive].isfinite().all()) for gradient in scaled):
+                return [gradient / self.scale for gradient in scaled]
+            if self.scale < 1 / LOSS_SCALE:
+                raise InputError("gradients overflow in float16: pass dtype=bfloat16 or dtype=float32")
+            self.scale /= 2
+
+    def norms(self, gradients: dict[int, Tensor]) -> Tensor:
+        """L2 norm over each layer's gradients, `[learner, layer]`; 0 for a layer without any."""
+        squares = torch.zeros(len(self.learners), len(self.of_layer), dtype=torch.float64)
+        for index, gradient in gradients.items():
+            squares[:, self.trainables[index].layer] += gradient.double().square().flatten(1).sum(1).cpu()
+        return squares.sqrt()
+
+    @torch.no_grad()
+    def descend(self, gradients: dict[int, Tensor], norms: Tensor) -> None:
+        """Clip and take the step."""
+        factors = torch.stack([_factors(norm, x.settings) for norm, x in zip(norms, self.learners, strict=True)])
+        for index, gradient in gradients.items():
+            ones = (1,) * (gradient.ndim - 1)
+            if self.bounds is not None:
+                bound = self.bounds.view(-1, *ones)
+                gradient = gradient.clamp(-bound, bound)
+            factor = factors[:, self.trainables[index].layer].to(gradient).view(-1, *ones)
+            self.weights[index] -= self.rates.view(-1, *ones) * (gradient * factor)
+
+
+def _factors(norms: Tensor, settings: Settings) -> Tensor:
+    """What clipping by norm multiplies each layer's gradients with, `[layer]`."""
+    if settings.clip not in ("global", "per_layer"):
+        return torch.ones_like(norms)
+    size = norms.square().sum().sqrt().expand_as(norms) if settings.clip == "global" else norms
+    return (settings.clip_value / size.clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(1.0)
+
+
+@contextmanager
+def _training(language_model: LanguageModel, learners: Sequence[Learner]) -> Iterator[_Descent]:
+    """
+    Sequence i of a batch is projected to keys and values by the weights of learner i; the model itself is untouched.
+
+    A half-precision model computes in its own precision, but the weights, their gradients and the steps are float32:
+    a step too small for half precision is not lost before the next one is added.
+    """
+    mixed = nullcontext()
+    if language_model.dtype.itemsize < 4:  # a cache of cast weights would hide each step from the passes that follow
+        mixed = torch.autocast(language_model.device.type, language_model.dtype, cache_enabled=False)
+    patched: list[nn.Module] = []
+    try:
+        with mixed, enough_memory("a finetuning step"):
+            descent = _Descent(language_model, learners)
+            for projection, parts in _projections(descent).items():
+                projection.forward = functools.partial(
+                    _project, descent.weights, parts, isinstance(projection, nn.Linear)
+                )
+                patched.append(projection)
+            yield descent
+    finally:
+        for projection in patched:
+            del projection.forward  # the class's own is found again
+
+
+def _projections(descent: _Descent) -> dict[nn.Module, dict[str, int]]:
+    """Each module that projects to keys or values: which weight of the descent is its `weight`, its `bias`."""
+    found: dict[nn.Module, dict[str, int]] = {}
+    for index, trainable in enumerate(descent.trainables):
+        projection, _, part = trainable.name.rpartition(".")
+        module = getattr(descent.language_model.attentions[trainable.layer], projection)
+        found.setdefault(module, {})[part] = index
+    return found
+
+
+def _project(weights: list[Tensor], parts: dict[str, int], linear: bool, states: Tensor) -> Tensor:
+    """`states` (`[learner, token, d_in]`) times each learner's own weight, plus its bias: `[learner, token, d_out]`."""
+    weight = weights[parts["weight"]]  # [learner, d_out, d_in] of nn.Linear; GPT-2's Conv1D has [learner, d_in, d_out]
+    product = states @ (weight.transpose(1, 2) if linear else weight)
+    return product + weights[parts["bias"]][:, None].to(product.dtype) if "bias" in parts else product
+
+
+def sequence_loss(
+    language_model: LanguageModel, states: Tensor, tokens: Tensor, labels: Sequence[int], loss: str
+) -> Tensor:
+    """
+    Loss of final-normed `states` (`[sequence, token, d_model]`) on `tokens` (`[sequence, token]`, the last is the
+    label): `[sequence]`, nats.
+
+    Only the positions that the loss reads go through the head.
+    """
+    states, targets = (states[:, :-1], tokens[:, 1:]) if loss == "all" else (states[:, -2:-1], tokens[:, -1:])
+    rows = states.flatten(0, 1)
+    if loss == "label_space":
+        classes = torch.tensor([list(labels).index(int(target)) for target in targets], device=tokens.device)
+        logits = nn.functional.linear(rows, language_model.head.weight[list(labels)])
+        return nn.functional.cross_entropy(logits.to(precise_dtype(logits)), classes, reduction="none")
+    return _VocabularyLoss.apply(rows, language_model.head.weight, targets.flatten()).view(targets.shape).mean(1)
+
+
+class _VocabularyLoss(torch.autograd.Function):
+    """
+    Cross-entropy of `states` (`[row, d_model]`) through the head `weight` (`[word, d_model]`), for each row, nats.
+
+    The gradient, `E_p[weight] - weight[target]`, is summed in the same pass over the vocabulary as the normaliser: the
+    head is read once, and a row never has more than `WORDS_AT_ONCE` logits.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        precise = precise_dtype(weight)
+        largest = states.new_full((len(states), 1), -torch.inf, dtype=precise)  # of the logits so far
+        normaliser = torch.zeros_like(largest)
+        expected = torch.zeros(states.shape, dtype=precise, device=states.device)
+        for words in weight.split(WORDS_AT_ONCE):
+            logits = (states @ words.T).to(precise)
+            before, largest = largest, torch.maximum(largest, logits.amax(1, keepdim=True))
+            shrink = (before - largest).exp()
+            share = logits.sub_(largest).exp_()
+            normaliser = normaliser * shrink + share.sum(1, keepdim=True)
+            expected = expected.mul_(shrink).add_((share.to(words.dtype) @ words).to(precise))
+        target = weight[targets].to(precise)
+        ctx.save_for_backward(expected.div_(normaliser).sub_(target))
+        ctx.dtype = states.dtype
+        return (largest + normaliser.log())[:, 0] - (states.to(precise) * target).sum(1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (of_states,) = ctx.saved_tensors
+        return (gradient[:, None] * of_states).to(ctx.dtype), None, None
+
+
+def _standard_step(descent: _Descent, tokens: Tensor, labels: Sequence[int]) -> tuple[Tensor, Tensor]:
+    model = descent.language_model
+    loss = sequence_loss(model, model.hidden(tokens), tokens, labels, descent.loss)
+    gradients = descent.gradients(loss, range(model.n_layers))
+    norms = descent.norms(gradients)
+    descent.descend(gradients, norms)
+    return loss.detach()[:, None], norms
+
+
+def _joint_step(descent: _Descent, tokens: Tensor, labels: Sequence[int]) -> tuple[Tensor, Tensor]:
+    model, losses, gradients = descent.language_model, [], {}
+    waiting: dict[int, Tensor] = {}  # layer -> its states before the head
+
+    def through_the_head() -> None:
+        """The waiting layers' losses in one product, which reads the head's many rows once; frees their graphs."""
+        states, several = torch.cat(list(waiting.values())), tokens.repeat(len(waiting), 1)
+        loss = sequence_loss(model, states, several, labels, descent.loss)
+        gradients.update(descent.gradients(loss, list(waiting)))
+        losses.append(loss.detach().view(len(waiting), len(tokens)))
+        waiting.clear()
+
+    def on_layer(layer: int, output: Tensor, _recompute: Callable) -> None:
+        waiting[layer] = model.lens(output)
+        if (len(waiting) + 1) * tokens.numel() > STEP_TOKENS or layer == model.n_layers - 1:
+            through_the_head()
+
+    layer_by_layer(model, tokens, on_layer)
+    norms = descent.norms(gradients)
+    descent.descend(gradients, norms)
+    return torch.cat(losses).T, norms
+
+
+def _sequential_step(descent: _Descent, tokens: Tensor, labels: Sequence[int]) -> tuple[Tensor, Tensor]:
+    model, losses = descent.language_model, []
+    norms = torch.zeros(len(tokens), model.n_layers, dtype=torch.float64)
+
+    def on_layer(layer: int, output: Tensor, recompute: Callable) -> object:
+        loss = sequence_loss(model, model.lens(output), tokens, labels, descent.loss)
+        losses.append(loss.detach())
+        gradients = descent.gradients(loss, [layer])
+        norms[:, layer] = descent.norms(gradients)[:, layer]
+        descent.descend(gradients, norms)
+        return recompute()  # the next layer sees what the updated layer computes
+
+    layer_by_layer(model, tokens, on_layer)
+    return torch.stack(losses, 1), norms
+
+
+def layer_by_layer(
+    language_model: LanguageModel, tokens: Tensor, on_layer: Callable[[int, Tensor, Callable], object]
+) -> None:
+    """
+    Forward pass in which each layer receives the detached output of the layer below.
+
+    `on_layer(layer, output, recompute)` is called with the layer's output `[1, token, d_model]`, whose graph reaches
+    back to the layer's own input only. What it returns replaces the output; `recompute()` runs the layer again.
+    """
+    handles = []
+    for index, module in enumerate(language_model.layers):
+
+        def detach(_module: nn.Module, inputs: tuple, keywords: dict) -> tuple[tuple, dict]:
+            return (inputs[0].detach(), *inputs[1:]), keywords
+
+        def after(module: nn.Module, inputs: tuple, keywords: dict, output: object, index: int = index) -> object:
+            def recompute() -> object:
+                with torch.no_grad():
+                    return module.forward(inputs[0].detach(), *inputs[1:], **keywords)
+
+            return on_layer(index, output[0] if isinstance(output, tuple) else output, recompute)
+
+        handles.append(module.register_forward_pre_hook(detach, with_kwargs=True))
+        handles.append(module.register_forward_hook(after, with_kwargs=True))
+    try:
+        language_model.hidden(tokens)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def drift(language_model: LanguageModel, update: KVUpdate) -> Tensor:
+    """Relative change `‖W' − W‖ / ‖W‖` of each layer's K and V entries together; `[layer]`."""
+    change = torch.zeros(language_model.n_layers, dtype=torch.float64)
+    size = torch.zeros_like(change)
+    for trainable, value in zip(language_model.trainables, update.values, strict=True):
+        before = trainable.masked(trainable.parameter.data).double()
+        change[trainable.layer] += (trainable.masked(value).double() - before).square().sum().cpu()
+        size[trainable.layer] += before.square().sum().cpu()
+    return (change / size).sqrt()
+
+
+@torch.no_grad()
+def scaled_to(language_model: LanguageModel, update: KVUpdate, norm: float) -> KVUpdate:
+    """The update in the same direction whose change has L2 norm `norm` over all K/V entries."""
+    original = language_model.original()
+    changes = [new - old for new, old in zip(update.values, original.values, strict=True)]
+    factor = norm / max(_norm(changes), torch.finfo(torch.float64).tiny)
+    return KVUpdate(tuple(old + factor * change for old, change in zip(original.values, changes, strict=True)))
+
+
+@torch.no_grad()
+def random_update(language_model: LanguageModel, seed: int, norm: float) -> KVUpdate:
+    """An isotropic Gaussian change of all K/V entries, of L2 norm `norm`; the seed determines it."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(trainable: Trainable) -> Tensor:
+        drawn = torch.randn(trainable.parameter.shape, generator=generator)
+        return trainable.masked(drawn.to(trainable.parameter.device, precise_dtype(trainable.parameter)))
+
+    noises = [noise(trainable) for trainable in language_model.trainables]
+    factor = norm / _norm(noises)
+    pairs = zip(language_model.original().values, noises, strict=True)
+    return KVUpdate(tuple(value + factor * change for value, change in pairs))
+
+
+@torch.no_grad()
+def perturbed(language_model: LanguageModel, seed: int, relative: float) -> KVUpdate:
+    """Every K/V entry times 1 + `relative` × a standard normal draw; the seed determines it."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def moved(trainable: Trainable) -> Tensor:
+        noise = torch.randn(trainable.parameter.shape, generator=generator).to(trainable.parameter)
+        return trainable.parameter.data * (1 + relative * trainable.masked(noise))
+
+    return KVUpdate(tuple(moved(trainable) for trainable in language_model.trainables))
+
+
+def update_norm(language_model: LanguageModel, update: KVUpdate) -> float:
+    """L2 norm of an update's change over all K/V entries."""
+    return _norm([new - old for new, old in zip(update.values, language_model.original().values, strict=True)])
+
+
+@torch.no_grad()
+def kept_by_rounding(language_model: LanguageModel, update: KVUpdate) -> float:
+    """
+    Share of an update's norm that is left, along the update, once the model's precision has rounded the new weights.
+
+    `⟨applied, asked⟩ / ‖asked‖²`: 1 in float32 up to rounding; 0 if every entry falls back to its old value.
+    """
+    product, square = 0.0, 0.0
+    for trainable, value in zip(language_model.trainables, update.values, strict=True):
+        old = trainable.parameter.data.double()
+        asked, applied = value.double() - old, value.to(language_model.dtype).double() - old
+        product, square = product + float((asked * applied).sum()), square + float(asked.square().sum())
+    return product / square if square else 1.0
+
+
+def _norm(tensors: Sequence[Tensor]) -> float:
+    return float(torch.stack([t.double().square().sum() for t in tensors]).sum().sqrt())

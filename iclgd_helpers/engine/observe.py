@@ -1,0 +1,176 @@
+"""What a model does on a set of queries, arm by arm: label log-probabilities, attention outputs, attention scores."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from iclgd_helpers.data.token_layout import Query
+from iclgd_helpers.engine.models import KVUpdate, LanguageModel, enough_memory
+from iclgd_helpers.engine.prefix_attention import Call, Packing, Prefix, precise_dtype
+from iclgd_helpers.errors import InputError
+
+BATCH_TOKENS = {"cpu": 1536}  # padded query tokens in a batch; large enough for wide matrix products
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way to present the queries: the tokens before them, and the weights of the K/V projections."""
+
+    prefix: tuple[int, ...]
+    update: KVUpdate | None = None
+
+
+@dataclass(frozen=True)
+class Observation:
+    """
+    One arm on one batch of queries; metrics read these in float32 or better.
+
+    label_log_probabilities: `[query, class]`, natural logarithm, normalised over the whole vocabulary.
+    lens_log_odds: `[query, layer, class]`, logits of the verbalizers at each layer's output (logit lens).
+    attention_output: `[query, layer, d_model]` at the read position, after the output projection, before the residual.
+    attention_scores: `[query, layer, head, token]`, scaled, pre-softmax, of the read position over the query's own
+    tokens (BOS and demonstrations left out); 0 behind the read position.
+    """
+
+    label_log_probabilities: Tensor
+    lens_log_odds: Tensor
+    attention_output: Tensor
+    attention_scores: Tensor
+
+
+def batches(queries: Sequence[Query], batch_tokens: int) -> list[list[int]]:
+    """Indices of `queries` in batches of similar length, longest first, at most `batch_tokens` padded tokens each."""
+    order = sorted(range(len(queries)), key=lambda i: (-len(queries[i].tokens), i))
+    result: list[list[int]] = []
+    for index in order:
+        longest = len(queries[result[-1][0]].tokens) if result else 0
+        if result and longest * (len(result[-1]) + 1) <= batch_tokens:
+            result[-1].append(index)
+        else:
+            result.append([index])
+    return result
+
+
+@torch.no_grad()
+def observe(
+    language_model: LanguageModel,
+    queries: Sequence[Query],
+    arms: Mapping[str, Arm],
+    labels: Sequence[int],
+    batch_tokens: int | None = None,
+) -> Iterator[tuple[list[int], dict[str, Observation]]]:
+    """
+    Yield, batch by batch, the indices of the queries and every arm's observation of them.
+
+    Each arm's prefix is run once, whatever the number of queries; memory is bounded by the batch. Where the device's
+    memory is too small for a batch, smaller ones are used and a line says so: the numbers stay the same.
+
+    Parameters
+    ----------
+    arms
+        name -> arm. Each is applied to the same batch, so that comparisons need nothing but the batch.
+    labels
+        token of each class.
+    batch_tokens
+        padded query tokens in a batch; by default `BATCH_TOKENS` of the device.
+
+    Raises
+    ------
+    InputError
+        if the memory is too small even for one query, or the model's own weights give no finite numbers.
+    """
+    batch_tokens = batch_tokens or BATCH_TOKENS.get(language_model.device.type, 2**14)
+    prefixes = {}
+    for name, arm in arms.items():
+        with language_model.using(arm.update), enough_memory(f"the {len(arm.prefix)} tokens before the queries"):
+            prefixes[name] = language_model.prefix(arm.prefix)
+    waiting = batches(queries, batch_tokens)
+    while waiting:
+        indices = waiting.pop(0)
+        observations = {}
+        try:
+            with enough_memory("one query") if len(indices) == 1 else nullcontext():
+                for name, arm in arms.items():
+                    with language_model.using(arm.update):
+                        batch = [queries[i] for i in indices]
+                        observations[name] = observe_batch(language_model, batch, prefixes[name], labels)
+                    _require_numbers(language_model, name, arm, observations[name])
+        except torch.OutOfMemoryError:
+            batch_tokens = len(indices) * len(queries[indices[0]].tokens) // 2
+            rest = sorted(index for batch in [indices, *waiting] for index in batch)
+            waiting = [[rest[i] for i in batch] for batch in batches([queries[i] for i in rest], batch_tokens)]
+            print(f"memory is short: going on with batches of {batch_tokens} tokens, same numbers", file=sys.stderr)
+            continue
+        yield indices, observations
+
+
+def _require_numbers(language_model: LanguageModel, name: str, arm: Arm, seen: Observation) -> None:
+    """Only finetuning may diverge: a model's own weights give numbers, or the run ends here."""
+    if arm.update is None and not bool(seen.label_log_probabilities.isfinite().all()):
+        raise InputError(
+            f"model {language_model.name!r} gives no finite log-probabilities in {language_model.dtype} ({name}): pass "
+            "dtype=float32 or dtype=bfloat16"
+        )
+
+
+@torch.no_grad()
+def observe_batch(
+    language_model: LanguageModel, batch: Sequence[Query], prefix: Prefix, labels: Sequence[int]
+) -> Observation:
+    """One forward pass of `batch` behind `prefix`, with what the metrics need and no more."""
+    device = language_model.device
+    packing = Packing.of([len(query.tokens) for query in batch], device)
+    tokens = _on_device([token for query in batch for token in query.tokens], device)
+    read, predict = (_on_device([getattr(query, name) for query in batch], device) for name in ("read", "predict"))
+    call = Call(prefix=prefix, packing=packing, read=read)
+    at_read, at_predict = packing.start + read, packing.start + predict
+    with (
+        _recording(language_model.attentions, at_read) as outputs,
+        _recording(language_model.layers, at_predict) as states,
+    ):
+        hidden = language_model.hidden(tokens[None], start=prefix.length, call=call)[0]
+    logits = language_model.head(hidden[at_predict])  # [query, vocabulary]: one position a query
+    log_probabilities = torch.log_softmax(logits.to(precise_dtype(logits)), -1)
+    precise = precise_dtype(hidden)
+    return Observation(
+        label_log_probabilities=log_probabilities[:, list(labels)],
+        lens_log_odds=_label_logits(language_model, torch.stack(states, 1), labels).to(precise),
+        attention_output=torch.stack(outputs, 1).to(precise),
+        attention_scores=torch.stack([call.scores[i] for i in range(language_model.n_layers)], 1),
+    )
+
+
+def _label_logits(language_model: LanguageModel, states: Tensor, labels: Sequence[int]) -> Tensor:
+    """Logit lens with the verbalizers' rows of the head only; `[query, layer, class]`."""
+    head = language_model.head
+    bias = None if head.bias is None else head.bias[list(labels)]
+    return nn.functional.linear(language_model.lens(states), head.weight[list(labels)], bias)
+
+
+def _on_device(values: Sequence[int], device: torch.device) -> Tensor:
+    """`values` as a tensor; the copy to a GPU does not wait."""
+    tensor = torch.tensor(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+@contextmanager
+def _recording(modules: Sequence[nn.Module], positions: Tensor) -> Iterator[list[Tensor]]:
+    """Collect each module's output `[query, d_model]` at `positions` (`[query]`) of the packed token axis."""
+    collected: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: tuple, output: Tensor | tuple) -> None:
+        tensor = output[0] if isinstance(output, tuple) else output
+        collected.append(tensor[0, positions])
+
+    handles = [module.register_forward_hook(keep) for module in modules]
+    try:
+        yield collected
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,1 @@
+"""Parameters, arms, identity, plan, cost, record: one run, and grids of runs."""

@@ -1,0 +1,69 @@
+"""Joint finetuning under every kind and bound of clipping, beside unclipped and standard finetuning."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from iclgd_helpers.engine import finetune
+from iclgd_helpers.engine.finetune import Learner, Settings
+from iclgd_helpers.errors import InputError
+from iclgd_helpers.experiments import protocol, sweeps
+from iclgd_helpers.experiments.runs import Run
+
+
+def is_whole(sweep: Mapping[str, Any]) -> bool:
+    """Whether a stored comparison tried every kind and bound of the protocol."""
+    tried = {(point["clip"], point["factor"]) for point in sweep["points"] if point["clip"] != "none"}
+    return tried == {(kind, factor) for kind in protocol.CLIP_KINDS for factor in protocol.CLIP_FACTORS}
+
+
+def compare(run: Run) -> dict[str, Any]:
+    """
+    Read on evaluation rows; bounds are multiples of the unclipped run's median norm.
+
+    Raises
+    ------
+    InputError
+        if the unclipped run diverges: there is no typical norm then.
+    """
+    given, labels = run.parameters, run.layout.labels
+    examples = [run.layout.training_sequence(example) for example in run.training]
+    free = [Learner(examples, Settings(given.learning_rate, given.loss))]
+    unclipped, standard = (
+        finetune.finetune_together(run.model, free, labels, method)[0] for method in ("joint", "standard")
+    )
+    if unclipped.diverged:
+        raise InputError(f"joint finetuning diverges at learning_rate={given.learning_rate}: there is no typical norm")
+    typical = typical_norms(run, unclipped.gradient_norms)
+    settings = {
+        (kind, factor): Settings(given.learning_rate, given.loss, kind, typical[kind] * factor)
+        for kind in protocol.CLIP_KINDS
+        for factor in protocol.CLIP_FACTORS
+    }
+    learners = [Learner(examples, one) for one in settings.values()]
+    tuned = finetune.finetune_together(run.model, learners, labels, "joint")
+    updates: dict[Any, finetune.KVUpdate] = {key: one.update for key, one in zip(settings, tuned, strict=True)}
+    updates |= {"joint": unclipped.update, "standard": standard.update}
+    found = sweeps.compare(run, run.queries, updates)
+    points = []
+    for key, point in found.items():
+        about: dict[str, Any] = {"method": "joint", "learning_rate": given.learning_rate}
+        if key in settings:
+            about |= {"clip": key[0], "factor": key[1], "clip_value": settings[key].clip_value}
+        else:
+            about |= {"method": key, "clip": "none", "clip_value": None}
+        points.append(about | point)
+    rows = [query.row for query in run.queries]
+    return sweeps.content("clips", run, points) | {"rows": rows, "typical_norms": typical}
+
+
+def typical_norms(run: Run, norms: torch.Tensor) -> dict[str, float]:
+    """Median of what each kind of clipping bounds; `norms` is `[step, layer]`."""
+    trainables = run.model.trainables
+    n_entries = sum(float(t.masked(torch.ones_like(t.parameter)).sum()) for t in trainables) / run.model.n_layers
+    of_layer = float(norms.quantile(0.5))
+    whole = float(norms.square().sum(1).sqrt().quantile(0.5))
+    return {"global": whole, "per_layer": of_layer, "elementwise": of_layer / n_entries**0.5}

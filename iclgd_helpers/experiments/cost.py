@@ -1,0 +1,435 @@
+"""
+What a run costs before it is made: floating-point operations, bytes of memory, and time at a measured speed.
+
+One multiply-add counts as two operations. Only matrix products are counted: norms, softmax and activations are left
+out. Attention counts the query-key pairs that the causal mask (and a sliding window) leaves; `full=True` counts whole
+rectangles instead, as a plain implementation multiplies them and as torch's counter reports them. Padding is not work:
+give padded lengths to count it too.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import transformers
+
+from iclgd_helpers.engine import finetune, prefix_attention
+from iclgd_helpers.engine.families import FAMILIES
+from iclgd_helpers.engine.models import PROBE_TOKENS, LanguageModel, choose_device
+from iclgd_helpers.engine.observe import BATCH_TOKENS
+from iclgd_helpers.errors import InputError
+from iclgd_helpers.experiments.arms import ArmKind, kind, names
+from iclgd_helpers.experiments.runs import Plan
+from iclgd_helpers.experiments.updates import N_PERTURBED_QUERIES
+
+GATED = frozenset("llama gemma3_text mistral qwen2 qwen3 olmo2 smollm3".split())  # three matrices in the feed-forward
+ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Work:
+    """Floating-point operations by kind: linear layers, attention products, vocabulary projection."""
+
+    linear: float = 0
+    attention: float = 0
+    head: float = 0
+
+    @property
+    def total(self) -> float:
+        return self.linear + self.attention + self.head
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.linear + other.linear, self.attention + other.attention, self.head + other.head)
+
+    def __mul__(self, times: float) -> Work:
+        return Work(self.linear * times, self.attention * times, self.head * times)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """
+    Sizes of a causal language model; no weights are needed.
+
+    `n_kv` counts the entries of the K and V projections (biases included); `n_stored` those of the matrices that hold
+    them, which in a fused projection include Q. `windows`: how many tokens a layer sees, None for all.
+    """
+
+    n_layers: int
+    d_model: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    d_ff: int
+    gated: bool
+    parallel: bool  # attention and feed-forward read the same input (GPT-NeoX)
+    fused: bool
+    vocabulary: int
+    d_embedding: int
+    tied: bool
+    windows: tuple[int | None, ...]
+    n_parameters: int
+    n_kv: int
+    n_stored: int
+
+    @classmethod
+    def of(cls, config: transformers.PretrainedConfig) -> Shape:
+        """
+        The shape of the model that `config` describes.
+
+        Raises
+        ------
+        InputError
+            if its architecture has no adapter.
+        """
+        kind = config.model_type
+        if kind not in FAMILIES:
+            raise InputError(f"no cost model for a {kind!r}: known are {', '.join(sorted(FAMILIES))}")
+        with torch.device("meta"):  # parameters without storage
+            model = transformers.AutoModelForCausalLM.from_config(copy.deepcopy(config))  # the adapter changes it
+            trainables = LanguageModel(model, None, kind).trainables
+        heads, d_model = config.num_attention_heads, config.hidden_size
+        feed_forward = (getattr(config, name, None) for name in ("intermediate_size", "ffn_dim", "n_inner"))
+        stored = sum(t.parameter.numel() for t in trainables)
+        fused = FAMILIES[kind].fused is not None
+        return cls(
+            n_layers=config.num_hidden_layers,
+            d_model=d_model,
+            n_heads=heads,
+            n_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or d_model // heads,
+            d_ff=next((size for size in feed_forward if size), 4 * d_model),
+            gated=kind in GATED,
+            parallel=bool(getattr(config, "use_parallel_residual", False)),
+            fused=fused,
+            vocabulary=config.vocab_size,
+            d_embedding=getattr(config, "word_embed_proj_dim", None) or d_model,
+            tied=bool(config.tie_word_embeddings),
+            windows=_windows(config),
+            n_parameters=sum(p.numel() for p in model.parameters()),
+            n_kv=stored * 2 // 3 if fused else stored,
+            n_stored=stored,
+        )
+
+    @property
+    def d_query(self) -> int:
+        return self.n_heads * self.head_dim
+
+    @property
+    def d_key(self) -> int:
+        return self.n_kv_heads * self.head_dim
+
+    def truncated(self, n_layers: int) -> Shape:
+        """The same model with its first `n_layers` layers; parameter counts are left as they were."""
+        return replace(self, n_layers=n_layers, windows=self.windows[:n_layers])
+
+    # Entries of one layer's matrices.
+    @property
+    def _qkv(self) -> int:
+        return self.d_model * (self.d_query + 2 * self.d_key)
+
+    @property
+    def _out(self) -> int:
+        return self.d_query * self.d_model
+
+    @property
+    def _feed_forward(self) -> int:
+        return (3 if self.gated else 2) * self.d_model * self.d_ff
+
+    @property
+    def _projections(self) -> int:
+        """Entries between a narrower embedding and the layers, in one direction (OPT 350M)."""
+        return self.d_model * self.d_embedding if self.d_embedding != self.d_model else 0
+
+
+def _windows(config: transformers.PretrainedConfig) -> tuple[int | None, ...]:
+    n_layers, window = config.num_hidden_layers, getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        kinds = ["sliding_attention" if config.model_type == "mistral" else "full_attention"] * n_layers
+    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+
+
+# --------------------------------------------------------------------------------------------------------- operations
+def pairs(tokens: int, prefix: int = 0, window: int | None = None, full: bool = False) -> int:
+    """Query-key pairs of `tokens` tokens behind `prefix` others: what causality (and `window`) leaves of them."""
+    if full:
+        return tokens * (prefix + tokens)
+    if window is None or prefix + tokens <= window:
+        return tokens * prefix + tokens * (tokens + 1) // 2
+    growing = max(0, window - prefix)  # tokens that still see everything before them
+    return growing * prefix + growing * (growing + 1) // 2 + (tokens - growing) * window
+
+
+def _attention(
+    shape: Shape, tokens: int, prefix: int, full: bool, products: int = 2, layers: slice = slice(None)
+) -> int:
+    """`products` matrix products over the pairs (2 in a forward pass: scores, and weights times values)."""
+    seen = sum(pairs(tokens, prefix, window, full) for window in shape.windows[layers])
+    return 2 * products * shape.d_query * seen
+
+
+def head(shape: Shape, rows: int) -> Work:
+    """The vocabulary projection at `rows` positions; its input gradient costs the same."""
+    return Work(head=2 * rows * shape.d_embedding * shape.vocabulary)
+
+
+def forward(shape: Shape, tokens: int, prefix: int = 0, rows: int = 0, full: bool = False) -> Work:
+    """Forward pass of `tokens` tokens behind `prefix` cached ones, with the vocabulary projection at `rows`."""
+    matrices = shape.n_layers * (shape._qkv + shape._out + shape._feed_forward) + 2 * shape._projections
+    return Work(2 * tokens * matrices, _attention(shape, tokens, prefix, full)) + head(shape, rows)
+
+
+def recording(shape: Shape, tokens: int, n_classes: int) -> Work:
+    """What observing a query adds: scores of one position, and the verbalizers' logits at every layer."""
+    scores = 2 * shape.n_layers * shape.d_query * tokens
+    return Work(2 * shape.n_layers * shape._projections, scores, 2 * shape.n_layers * shape.d_embedding * n_classes)
+
+
+def _layer_backward(shape: Shape, tokens: int) -> int:
+    """Linear part of a layer's backward pass from its output down to its K and V matrices, their gradients included."""
+    inputs = shape._out + (0 if shape.parallel else shape._feed_forward)
+    gradients = shape._qkv if shape.fused else 2 * shape.d_model * shape.d_key  # a fused matrix has one gradient
+    return 2 * tokens * (inputs + gradients)
+
+
+def _cut_off_products(shape: Shape) -> int:
+    """Products in the backward pass of attention whose input has no gradient: that of the queries is not needed."""
+    return 4 if shape.fused else 3  # but a fused matrix makes no difference between queries and keys
+
+
+def standard_step(shape: Shape, tokens: int, rows: int, full: bool = False) -> Work:
+    """One step of standard finetuning: backward through the head and all layers, gradients of K and V only."""
+    below = 2 * tokens * (shape.n_layers - 1)  # every layer but the lowest passes the gradient on to its input
+    passed = below * (shape._qkv + (shape._feed_forward if shape.parallel else 0))
+    linear = shape.n_layers * _layer_backward(shape, tokens) + passed + 2 * tokens * shape._projections
+    lowest = _attention(shape, tokens, 0, full, _cut_off_products(shape), slice(0, 1))
+    backward = Work(linear, lowest + _attention(shape, tokens, 0, full, 4, slice(1, None)))
+    return forward(shape, tokens, 0, rows, full) + backward + head(shape, rows)
+
+
+def joint_step(shape: Shape, tokens: int, rows: int, full: bool = False) -> Work:
+    """One layer-causal step: every layer pays the head, forward and back, but no gradient passes between layers."""
+    lens = shape.n_layers * 2 * 2 * tokens * shape._projections
+    own = Work(
+        shape.n_layers * _layer_backward(shape, tokens) + lens,
+        _attention(shape, tokens, 0, full, _cut_off_products(shape)),
+    )
+    return forward(shape, tokens, 0, 0, full) + own + head(shape, rows) * (2 * shape.n_layers)
+
+
+def sequential_step(shape: Shape, tokens: int, rows: int, full: bool = False) -> Work:
+    """A layer-causal step in which each layer runs again after its update."""
+    again = forward(shape, tokens, 0, 0, full) + Work(-4 * tokens * shape._projections)
+    return joint_step(shape, tokens, rows, full) + again
+
+
+STEPS = {"standard": standard_step, "joint": joint_step, "sequential": sequential_step}
+
+
+def loss_rows(tokens: int, loss: str) -> int:
+    """Positions of a training sequence that go through the head."""
+    return tokens - 1 if loss == "all" else 1
+
+
+# -------------------------------------------------------------------------------------------------------------- bytes
+def weights_bytes(shape: Shape, dtype: str) -> int:
+    return shape.n_parameters * ITEMSIZE[dtype]
+
+
+def update_bytes(shape: Shape) -> int:
+    """One set of K/V projections, in float32."""
+    return shape.n_stored * ITEMSIZE["float32"]
+
+
+def prefix_bytes(shape: Shape, tokens: int, dtype: str) -> int:
+    """Keys and values of a prefix in all layers."""
+    return 2 * shape.n_layers * shape.d_key * tokens * ITEMSIZE[dtype]
+
+
+def batch_bytes(shape: Shape, lengths: Sequence[int], prefix: int, arms: int, dtype: str) -> int:
+    """Largest need of one batch: a layer's activations, scores or logits, and what all arms observed of it."""
+    size, rows, longest = ITEMSIZE[dtype], len(lengths), max(lengths)
+    tokens = rows * longest
+    widest = max((3 if shape.gated else 2) * shape.d_ff, 2 * shape.d_query + 2 * shape.d_key)
+    scores = (
+        2 * min(prefix_attention.SCORES_AT_ONCE, shape.n_heads * tokens * (prefix + longest)) * 4
+    )  # no fused kernel
+    logits = rows * shape.vocabulary * (size + 8)
+    observed = rows * shape.n_layers * (shape.d_model + shape.n_heads * longest) * 4
+    return tokens * (3 * shape.d_model + widest) * size + max(scores, logits) + arms * observed
+
+
+def training_bytes(shape: Shape, tokens: int, rows: int, dtype: str) -> int:
+    """A standard step: what the backward pass needs of every layer, the logits, gradients and master copies."""
+    size = ITEMSIZE[dtype]
+    kept = 6 * shape.d_model + 2 * (shape.d_query + shape.d_key) + (4 if shape.gated else 2) * shape.d_ff
+    logits = rows * min(shape.vocabulary, finetune.WORDS_AT_ONCE)
+    return shape.n_layers * tokens * kept * size + logits * (size + 8) + 3 * update_bytes(shape)
+
+
+# --------------------------------------------------------------------------------------------------------------- run
+@dataclass(frozen=True)
+class Cost:
+    """
+    `stages`: operations by stage of the run; `memory`: bytes that are there at the same time, by what they hold.
+
+    Peak memory is of the model and its data: the interpreter and its libraries (about half a gigabyte) come on top.
+    """
+
+    stages: dict[str, Work]
+    memory: dict[str, int]
+
+    @property
+    def flops(self) -> float:
+        return sum(work.total for work in self.stages.values())
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        return sum(self.memory.values())
+
+    def table(self, rate: float | None = None) -> list[dict[str, object]]:
+        """One row a stage, then the sum: TFLOP by kind, and seconds at `rate` FLOP/s."""
+        rows = []
+        for name, work in (*self.stages.items(), ("all", sum(self.stages.values(), Work()))):
+            kinds = {kind: getattr(work, kind) / 1e12 for kind in ("linear", "attention", "head", "total")}
+            rows.append({"stage": name} | kinds | ({"seconds": work.total / rate} if rate else {}))
+        return rows
+
+
+def run_cost(
+    shape: Shape,
+    prefix: int,
+    query_lengths: Sequence[int],
+    training_lengths: Sequence[int],
+    *,
+    n_compared: int | None = None,
+    controls: bool = True,
+    chosen: Sequence[str] = (),
+    conditioning: bool = True,
+    dtype: str = "float32",
+    loss: str = "all",
+    n_classes: int = 2,
+    batch_tokens: int = BATCH_TOKENS["cpu"],
+) -> Cost:
+    """
+    Cost of everything that `experiment.compute` runs for one run.
+
+    Parameters
+    ----------
+    prefix
+        tokens of the in-context prefix, BOS included; the shuffled one is as long.
+    query_lengths, training_lengths
+        tokens of each query (class token included), and of each training sequence (BOS and label included).
+    n_compared
+        queries that all arms see, from the first; zero-shot and in-context see all of them.
+    chosen
+        methods that are run at a chosen rate, too.
+    conditioning
+        whether each method is run again with perturbed weights (never below float32).
+    batch_tokens
+        padded query tokens in a batch.
+    """
+    n = len(query_lengths) if n_compared is None else min(n_compared, len(query_lengths))
+    compared, rest = query_lengths[:n], query_lengths[n:]
+    arms = {name: kind(name) for name in names(controls, chosen)}
+
+    def observing(seen: Sequence[str], queries: Sequence[int]) -> Work:
+        work = Work()
+        for arm in seen:
+            before = prefix if arms[arm].in_context else 1
+            work += forward(shape, before)
+            for tokens in queries:
+                work += forward(shape, tokens, before, 1) + recording(shape, tokens, n_classes)
+        return work
+
+    def tuning(method: str) -> Work:
+        steps = (STEPS[method](shape, tokens, loss_rows(tokens, loss)) for tokens in training_lengths)
+        return sum(steps, Work())
+
+    stages = {f"finetune {method}": tuning(method) for method in STEPS}
+    if controls:
+        stages["finetune controls"] = tuning("standard") * 2  # shuffled labels; untrained weights
+    if chosen:
+        stages["finetune at chosen rates"] = sum(map(tuning, chosen), Work())
+    if conditioning and ITEMSIZE[dtype] >= 4:
+        read = observing(["standard", "standard"], query_lengths[:N_PERTURBED_QUERIES]) * len(STEPS)
+        stages["conditioning"] = sum(map(tuning, STEPS), read)
+    scores = Work(attention=2 * shape.n_layers * shape.d_query * PROBE_TOKENS)
+    probe = (forward(shape, PROBE_TOKENS) + scores) * 2  # LanguageModel.first_layer_sees_the_prompt
+    stages["observe, all arms"] = observing(list(arms), compared) + probe
+    stages["observe, other queries"] = observing(["zero_shot", "in_context"], rest)
+    return Cost(
+        stages,
+        _memory(shape, prefix, query_lengths, training_lengths, arms, dtype, loss, batch_tokens),
+    )
+
+
+def of_run(plan: Plan) -> Cost:
+    """Cost of a planned run: its tokens and its model's configuration are known, weights are not needed."""
+    given, layout = plan.parameters, plan.layout
+    device = choose_device(given.device).split(":")[0]
+    return run_cost(
+        Shape.of(plan.config),
+        len(layout.prefix(plan.demonstrations)),
+        [len(query.tokens) for query in plan.queries],
+        [len(layout.training_sequence(example)) for example in plan.training],
+        n_compared=plan.n_compared,
+        controls=given.controls,
+        chosen=tuple(given.chosen_rates or ()),
+        conditioning=given.conditioning,
+        dtype=given.dtype,
+        loss=given.loss,
+        n_classes=len(layout.labels),
+        batch_tokens=BATCH_TOKENS.get(device, 2**14),  # as `observe.batches` has it
+    )
+
+
+def _memory(
+    shape: Shape,
+    prefix: int,
+    query_lengths: Sequence[int],
+    training_lengths: Sequence[int],
+    arms: Mapping[str, ArmKind],
+    dtype: str,
+    loss: str,
+    batch_tokens: int,
+) -> dict[str, int]:
+    controls = "random_update" in arms
+    trained = [arm.updated for name, arm in arms.items() if not name.startswith("untrained")]
+    # Longest first, as observe.batches packs them; a short batch holds more queries, so both ends are looked at.
+    ends = (max(query_lengths), min(query_lengths))
+    sizes = [[length] * min(len(query_lengths), max(1, batch_tokens // length)) for length in ends]
+    observing = max(batch_bytes(shape, batch, prefix, len(trained), dtype) for batch in sizes)
+    alone = batch_bytes(shape, [prefix], 0, 0, dtype)
+    longest = max(training_lengths)
+    # A learner's weights become its arm's update, which is counted below.
+    training = training_bytes(shape, longest, loss_rows(longest, loss), dtype) - update_bytes(shape)
+    # The updates of the trained arms are given up before random weights take the place of the model's own. While a
+    # control is made from another update, the change stands beside it, and so do the original values in float32 where
+    # the model does not hold them itself.
+    beside = controls * (1 if ITEMSIZE[dtype] >= 4 else 2)
+    updates = (sum(trained) + beside) * update_bytes(shape)
+    random = weights_bytes(shape, dtype) + update_bytes(shape) if controls else 0
+    return {
+        "weights": weights_bytes(shape, dtype),
+        "K/V updates, or random weights of a control": max(updates, random),
+        "prefixes": sum(prefix_bytes(shape, prefix if arm.in_context else 1, dtype) for arm in arms.values()),
+        "activations": max(observing, alone, training),
+    }
+
+
+# --------------------------------------------------------------------------------------------------------------- time
+def device_rate(device: str, dtype: str) -> float:
+    """FLOP/s of a large matrix product on the device, now: what no run of a model exceeds."""
+    device, best = choose_device(device), 0.0
+    side = 8192 if device.startswith("cuda") else 2048
+    a = torch.randn(side, side, device=device).to(getattr(torch, dtype))
+    for _ in range(4):
+        start = time.perf_counter()
+        float((a @ a)[0, 0])  # waits for the device
+        best = max(best, 2 * side**3 / (time.perf_counter() - start))
+    return best

@@ -1,0 +1,86 @@
+"""Many jobs by one command: what they cost, then the jobs that are not stored, on the workers that were asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from iclgd_helpers import storage
+from iclgd_helpers.errors import InputError
+from iclgd_helpers.experiments import cost, dask_workers, runner, runs
+from iclgd_helpers.experiments.parameters import ExperimentParameters
+from iclgd_helpers.experiments.plans import Planned
+from iclgd_helpers.experiments.runner import duration
+
+
+def estimate(planned: Sequence[Planned], rate: float) -> Iterator[str]:
+    """Operations, memory and time of what is not stored, by group; `rate` is in FLOP/s."""
+    yield f"{'what':<44}{'jobs':>6}{'TFLOP':>10}{'memory':>10}{'time':>11}"
+    waiting = [one for one in planned if not one.is_stored]
+    groups = {name: [one for one in waiting if one.group == name] for name in dict.fromkeys(p.group for p in waiting)}
+    for name, group in (groups | {"all": waiting}).items():
+        flops = sum(one.job.cost for one in group)
+        memory = f"{max((one.memory for one in group), default=0) / 2**30:.1f} GiB"
+        yield f"{name:<44}{len(group):>6}{flops / 1e12:>10.1f}{memory:>10}{duration(flops / rate):>11}"
+    yield f"Time: on one worker at {rate / 1e12:.2f} TFLOP/s. Memory: model, updates and largest batch of one job."
+
+
+def stages(given: ExperimentParameters, tflops: float | None) -> Iterator[str]:
+    """What one run costs, stage by stage, and what it needs at once."""
+    found, rate = cost.of_run(runs.plan(given)), speed(tflops)
+    yield f"{given.model} on {given.task}, seed {given.seed} ({given.dtype}, {given.n_demonstrations} demonstrations)"
+    yield f"{'stage':<44}{'TFLOP':>10}{'time':>11}"
+    for row in found.table(rate):
+        yield f"{row['stage']:<44}{row['total']:>10.3f}{duration(row['seconds']):>11}"
+    for what, size in found.memory.items():
+        yield f"{what:<44}{size / 2**30:>10.2f} GiB"
+    yield f"Time: at {rate / 1e12:.2f} TFLOP/s."
+
+
+def speed(tflops: float | None) -> float:
+    """FLOP/s that one worker sustains: as given, or half of what a matrix product reaches now."""
+    return tflops * 1e12 if tflops else cost.device_rate("auto", "float32") / 2
+
+
+def work(
+    planned: Sequence[Planned],
+    on: str,
+    workers: int | None,
+    threads: int,
+    tflops: float | None,
+    cost_only: bool,
+) -> list[str]:
+    """
+    Say what is not stored and what it costs, and compute it; the names of the jobs that failed.
+
+    Parameters
+    ----------
+    on, workers, threads
+        see `dask_workers.connected`.
+    tflops
+        see `speed`.
+
+    Raises
+    ------
+    InputError
+        if a job needs another one that is neither stored nor asked for.
+    """
+    waiting = [one for one in planned if not one.is_stored]
+    torch.set_num_threads(threads)
+    rate = speed(tflops)
+    print(f"{len(planned) - len(waiting)} of {len(planned)} jobs are stored.")
+    print("\n".join(estimate(planned, rate)), flush=True)
+    if cost_only or not waiting:
+        return []
+    names = {one.job.name for one in waiting}
+    for one in waiting:
+        if missing := [name for name in one.job.after if name not in names]:
+            raise InputError(f"{one.job.name} needs {missing[0]}: run --stage rates first")
+    for folder in {Path(one.job.lock).parent for one in waiting}:
+        storage.require_writable(folder)
+    peak = max(one.memory for one in waiting)
+    options = {"peak_memory": peak, "workers": workers, "threads": threads}
+    with dask_workers.connected(on, len(waiting), **options) as client:
+        return runner.run([one.job for one in waiting], client, threads=threads)

@@ -1,0 +1,72 @@
+"""What a run names, looked up before anything slow is loaded: its device, model, data, and identity."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from iclgd_helpers import paths, storage
+from iclgd_helpers.data.demonstrations import select_demonstrations
+from iclgd_helpers.data.sources import load_table, load_task
+from iclgd_helpers.data.tasks import TaskData, own_task
+from iclgd_helpers.engine import checkpoints
+from iclgd_helpers.errors import InputError
+from iclgd_helpers.experiments import records
+from iclgd_helpers.experiments.parameters import OWN_TABLE, ExperimentParameters
+
+
+def task_data(given: ExperimentParameters) -> TaskData:
+    """The data that the parameters name; errors as for `load_task` and `own_task`."""
+    if given.task == "own":
+        labels = {"label_column": given.label_column, "label_values": given.label_values}
+        task = own_task(given.template, given.verbalizers, **{k: v for k, v in labels.items() if v is not None})
+        return load_table(task, paths.resolve_path(given.data_file))
+    return load_task(given.task, given.data_source, data_folder(given))
+
+
+def data_folder(given: ExperimentParameters) -> Path | None:
+    """The folder of the six tasks: the parameter, else the environment variable `ICLGD_DATA`."""
+    return paths.resolve_path(given.data_folder) if given.data_folder else paths.data_folder()
+
+
+def check(several: Iterable[ExperimentParameters]) -> list[str]:
+    """
+    Look for what every run needs, each device, model and table once; the identities of the runs.
+
+    Raises
+    ------
+    InputError
+        for the first that is not there, cannot be read, or has too few rows.
+    """
+    several = list(several)
+    for device in dict.fromkeys(given.device for given in several):
+        check_device(device)
+    models = {name: checkpoints.content(name) for name in dict.fromkeys(given.model for given in several)}
+    tables: dict[str, list[ExperimentParameters]] = {}
+    for given in several:
+        table = given.model_dump_json(include={"task", "data_source", "data_folder", *OWN_TABLE})
+        tables.setdefault(table, []).append(given)
+    identities = []
+    for of_table in tables.values():
+        data = task_data(of_table[0])
+        for given in of_table:
+            select_demonstrations(data.train, given.n_demonstrations, given.seed, given.balanced)
+            identities.append(records.run_id(given, data.checksum, models[given.model]))
+    return identities
+
+
+def check_device(device: str) -> None:
+    """InputError unless PyTorch finds the device; `models.choose_device` tries later whether it computes."""
+    kind, _, number = device.partition(":")
+    if kind not in ("auto", "cpu"):
+        import torch  # slow to import, and seldom needed
+
+        found = {"cuda": torch.cuda, "xpu": torch.xpu, "mps": torch.mps}[kind].device_count()
+        if int(number or 0) >= found:
+            raise InputError(f"device {device!r} cannot be used here (PyTorch finds {found} of them): pass device=cpu")
+
+
+def require_room(identities: Iterable[str]) -> None:
+    """InputError if a record is missing that could not be stored."""
+    if any(not (paths.records_folder() / identity).is_dir() for identity in identities):
+        storage.require_writable(paths.records_folder())

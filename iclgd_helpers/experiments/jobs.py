@@ -1,0 +1,93 @@
+"""What one job of a grid does: plain data in, a line and plain data out; what is stored is looked for first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from iclgd_helpers import storage
+from iclgd_helpers.data.tasks import TaskData
+from iclgd_helpers.engine import checkpoints, models
+from iclgd_helpers.experiments import clipping, experiment, fixed_prompt, learning_rates, records, runs, sweeps
+from iclgd_helpers.experiments.inputs import task_data
+from iclgd_helpers.experiments.parameters import ExperimentParameters, half_on_a_gpu
+from iclgd_helpers.experiments.performing import STORED
+
+Done = tuple[str, Any]  # what is worth saying, and what jobs after this one need of it
+
+
+def run(given: Mapping[str, Any], folder: str, needed: Mapping[str, Any] | None = None) -> Done:
+    """One run with its record in `folder`, at the learning rates that a job before it has chosen, if there is one."""
+    for chosen in (needed or {}).values():
+        given = {**given, "chosen_rates": chosen}
+    parameters = ExperimentParameters(**given)
+    data, model = task_data(parameters), checkpoints.content(parameters.model)
+    if records.find(records.run_id(parameters, data.checksum, model), Path(folder)) is not None:
+        return STORED, None
+    record = experiment.run(parameters, progress=False, folder=Path(folder))
+    accuracies = ", ".join(map(_accuracy, list(record.json["arms"].items())[:5]))
+    memory = record.json["environment"]["peak_memory_mib"] / 1024
+    return f"{accuracies}, peak {memory:.1f} GiB, record {record.json['id']}", None
+
+
+def _accuracy(arm: tuple[str, Mapping[str, Any]]) -> str:
+    name, found = arm
+    return f"{name} diverged" if found["diverged"] else f"{name} {found['accuracy']:.2f}"
+
+
+def compare_learning_rates(given: Mapping[str, Any]) -> Done:
+    """Every method at every rate of the protocol; the value is the choice: method -> rate."""
+    parameters, data, found = _sweep("rates", given)
+    if found is not None and learning_rates.is_whole(found):
+        return STORED, found["chosen"]
+    found = learning_rates.compare(runs.prepare(parameters, data), data)
+    storage.write_json(sweeps.path("rates", parameters.model, parameters.task), found)
+    return f"chosen {found['chosen']}", found["chosen"]
+
+
+def compare_clips(given: Mapping[str, Any]) -> Done:
+    """Joint finetuning under every kind and bound of clipping."""
+    parameters, data, found = _sweep("clips", given)
+    if found is not None and clipping.is_whole(found):
+        return STORED, None
+    found = clipping.compare(runs.prepare(parameters, data))
+    storage.write_json(sweeps.path("clips", parameters.model, parameters.task), found)
+    return "stored", None
+
+
+def _sweep(kind: str, given: Mapping[str, Any]) -> tuple[ExperimentParameters, TaskData, dict[str, Any] | None]:
+    parameters = ExperimentParameters(**given)
+    data = task_data(parameters)
+    return parameters, data, sweeps.stored(kind, parameters, data.checksum, checkpoints.content(parameters.model))
+
+
+def choose_prompt_rates(model: str, task: str, device: str) -> Done:
+    """Learning rates of finetuning behind each prompt; the value is the choice: arm -> rate."""
+    found = fixed_prompt.stored(model, task, "rates")
+    if found is None:
+        found = fixed_prompt.compute_rates(models.load_model(model, "float32", device), task)
+        message = f"chosen {found['rates']['chosen']}"
+    else:
+        message = STORED
+    return message, found["rates"]["chosen"]
+
+
+def finetune_behind_prompts(
+    model: str, task: str, seed: int, device: str, chosen: Mapping[str, float] | None = None,
+    needed: Mapping[str, Any] | None = None,
+) -> Done:  # fmt: skip
+    """Finetuning behind each prompt with one seed, at the chosen rates."""
+    if fixed_prompt.stored(model, task, seed) is not None:
+        return STORED, None
+    for found in (needed or {}).values():
+        chosen = found
+    if chosen is None:
+        raise ValueError("no learning rates are given")
+    accuracies = fixed_prompt.compute_seed(models.load_model(model, "float32", device), task, seed, chosen)
+    return accuracies, None
+
+
+def automatic_dtype(device: str) -> str:
+    """What `dtype=auto` means on this worker."""
+    return half_on_a_gpu(models.choose_device(device))

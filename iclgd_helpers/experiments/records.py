@@ -1,0 +1,151 @@
+"""Run records: one folder a cell, `record.json` beside `examples.parquet`, found by identity."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from iclgd_helpers import storage
+from iclgd_helpers.errors import InputError, reason
+from iclgd_helpers.experiments import arms, provenance
+from iclgd_helpers.experiments.parameters import ExperimentParameters
+from iclgd_helpers.paths import records_folder, resolve_path
+from iclgd_helpers.storage import plain
+
+JSON, PARQUET = "record.json", "examples.parquet"
+# Everything else in a record is determined by its identity, so two runs may differ in these keys alone.
+VOLATILE = ("created", "timings", "environment")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A cell's results: `json` (parameters, arms, comparisons, finetuning, …) and `examples`, one row a query."""
+
+    json: dict[str, Any]
+    examples: pd.DataFrame
+
+    def __post_init__(self) -> None:
+        # The same object whether just computed or read back: undefined values are None, sequences are lists.
+        object.__setattr__(self, "json", plain(self.json))
+
+    @property
+    def is_current(self) -> bool:
+        """Whether helpers that compute the same numbers as the present ones made it."""
+        return provenance.same_engine(self.json["engine"]) == provenance.engine_hash()
+
+    @property
+    def arms(self) -> dict[str, Any]:
+        """What is known of each arm that holds numbers; `json["arms"]` has those that have diverged, too."""
+        return {name: arm for name, arm in self.json["arms"].items() if not arm.get("diverged")}
+
+    @property
+    def diverged(self) -> list[str]:
+        """The other arms."""
+        return [name for name in self.json["arms"] if name not in self.arms]
+
+    @property
+    def comparisons(self) -> dict[str, Any]:
+        """The same of the comparisons: those of which no arm has diverged."""
+        return {name: found for name, found in self.json["comparisons"].items() if not found.get("diverged")}
+
+
+def run_id(parameters: ExperimentParameters, data_checksum: str, model: str) -> str:
+    """Identity of a cell of the present helpers: its parameters, and the content of its data and of its model."""
+    return provenance.run_id(parameters.model_dump(), provenance.engine_hash(), data_checksum, model)
+
+
+def save(record: Record, folder: Path | None = None) -> Path:
+    """
+    Write the record to its own folder below `folder`, which appears complete or not at all.
+
+    A sound record that is there already stays: another run has stored the same at the same moment.
+
+    Raises
+    ------
+    InputError
+        if the disk is full or not writable.
+    """
+    final = (folder or records_folder()) / record.json["id"]
+    if _is_sound(final):
+        return final
+    parquet = io.BytesIO()
+    record.examples.to_parquet(parquet, compression="zstd", index=False)
+    content = record.json | {"examples_sha256": hashlib.sha256(parquet.getvalue()).hexdigest()}
+    files = {PARQUET: parquet.getvalue(), JSON: storage.json_bytes(content)}
+    try:
+        storage.write_folder(final, files, "free space, or set ICLGD_RECORDS")
+    except InputError:
+        if not _is_sound(final):
+            raise
+    return final
+
+
+def _is_sound(path: Path) -> bool:
+    try:
+        return path.is_dir() and bool(load(path))
+    except InputError:
+        return False
+
+
+def load(path: Path) -> Record:
+    """
+    The record in the folder `path`.
+
+    Raises
+    ------
+    InputError
+        if a part is missing, does not match its checksum, or belongs to another record.
+    """
+    before = _place(path)
+    try:
+        content = storage.checked_json((path / JSON).read_bytes())
+        parquet = (path / PARQUET).read_bytes()
+        if hashlib.sha256(parquet).hexdigest() != content["examples_sha256"]:
+            raise ValueError(f"{PARQUET} does not match its checksum")
+        record = Record(content, pd.read_parquet(io.BytesIO(parquet)))
+        _check(path, record)
+        return record
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if _place(path) != before:  # another process has just put a new one there
+            return load(path)
+        raise InputError(f"record {path} is damaged ({reason(error)}): delete that folder and run again") from None
+
+
+def _place(path: Path) -> int | None:
+    """What tells a folder from one that took its place."""
+    return path.stat().st_ino if path.exists() else None
+
+
+def _check(path: Path, record: Record) -> None:
+    """A record is what its folder's name says, and holds the arms of its own parameters."""
+    content, parameters = record.json, record.json["parameters"]
+    model = content.get("model_content", parameters["model"])
+    found = provenance.run_id(parameters, content["engine"], content["data_checksum"], model)
+    if not content["id"] == found == path.name:
+        raise ValueError(f"its parameters are those of {found}")
+    wanted = set(arms.names(parameters["controls"], parameters.get("chosen_rates") or ()))
+    columns = {name.partition("/")[2] for name in record.examples if name.startswith("log_probability/")}
+    if not set(content["arms"]) == columns == wanted or len(record.examples) != content["n_examples"]:
+        raise ValueError("its arms or rows are not those of its parameters")
+
+
+def find(wanted: str, folder: Path | None = None) -> Record | None:
+    """The record of that identity in `folder`, by default `paths.records_folder`; None if there is none."""
+    path = (folder or records_folder()) / wanted
+    return load(path) if path.exists() else None
+
+
+def load_all(folder: str | Path) -> list[Record]:
+    """All records below `folder` (relative to the repository root), in a fixed order."""
+    return [load(path.parent) for path in sorted(resolve_path(folder).glob(f"*/{JSON}"))]
+
+
+def copy_to(wanted: str, folder: Path) -> None:
+    """Copy a stored record's two files into `folder`."""
+    for name in (PARQUET, JSON):
+        storage.write_bytes(folder / name, (records_folder() / wanted / name).read_bytes())

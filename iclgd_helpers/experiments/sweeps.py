@@ -1,0 +1,140 @@
+"""
+Comparisons of settings, stored whole in `results/sweeps`: of learning rates, and of bounds of clipping.
+
+A stored one answers for its model, data, settings and helpers alone; anything else is computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from iclgd_helpers import paths, storage
+from iclgd_helpers.data.token_layout import Query
+from iclgd_helpers.engine import checkpoints
+from iclgd_helpers.engine.models import KVUpdate, LanguageModel
+from iclgd_helpers.engine.observe import Arm, observe
+from iclgd_helpers.experiments import comparison, protocol, provenance
+from iclgd_helpers.experiments.parameters import ExperimentParameters
+from iclgd_helpers.experiments.runs import Run
+from iclgd_helpers.measures import intervals, metrics
+
+SIMILARITIES = ("sim_aou", "sim_am_direct", "sim_am_delta")
+Point = dict[str, Any]
+
+
+# -------------------------------------------------------------------------------------------------------------- files
+def path(kind: str, model: str, task: str) -> Path:
+    """`results/sweeps/<kind>-<model>-<task>.json`; a kind is `rates` or `clips`."""
+    return paths.resolve_path(protocol.SWEEPS) / f"{kind}-{checkpoints.file_name(model)}-{task}.json"
+
+
+def head(kind: str, given: ExperimentParameters, data_checksum: str, model_content: str) -> dict[str, Any]:
+    """What a stored comparison begins with, and has to agree with to be current."""
+    model = checkpoints.label(given.model)
+    return {
+        "kind": kind,
+        "model": model,
+        "model_content": model_content,
+        "task": given.task,
+        "engine": provenance.engine_hash(),
+        "parameters": given.model_dump(exclude={"data_folder", "data_file"}) | {"model": model},
+        "data_checksum": data_checksum,
+    }
+
+
+def stored(kind: str, given: ExperimentParameters, data_checksum: str, model_content: str) -> dict[str, Any] | None:
+    """The stored comparison of these settings; None if there is none, or one of other helpers, data or models."""
+    file = path(kind, given.model, given.task)
+    if not file.is_file():
+        return None
+    content = storage.read_json(file)
+    found = {"model_content": content.get("model")} | content  # a built-in model is its name
+    wanted = storage.plain(head(kind, given, data_checksum, model_content))
+    return content if all(found.get(name) == value for name, value in wanted.items()) else None
+
+
+def content(kind: str, run: Run, points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A comparison as it is stored: its head and its points."""
+    found = head(kind, run.parameters, run.data_checksum, run.model_content)
+    return found | {"n_demonstrations": len(run.demonstrations), "points": list(points)}
+
+
+# --------------------------------------------------------------------------------------------------------- comparison
+def label_scores(
+    model: LanguageModel, labels: Sequence[int], queries: Sequence[Query], arms: Mapping[Any, Arm]
+) -> dict[Any, NDArray[np.float64]]:
+    """Log-probability of each class's label (token in `labels`) for every arm, `[query, class]`, nats."""
+    scores = {arm: np.zeros((len(queries), len(labels))) for arm in arms}
+    for indices, seen in observe(model, queries, arms, labels):
+        for arm, observation in seen.items():
+            scores[arm][indices] = observation.label_log_probabilities.double().cpu().numpy()
+    return scores
+
+
+def score_summary(scores: NDArray[np.float64], classes: NDArray[np.int64]) -> Point:
+    """
+    What label log-probabilities say of labelled rows.
+
+    Parameters
+    ----------
+    scores
+        `[query, class]`, nats.
+    classes
+        `[query]`, the right class of each row.
+
+    Returns
+    -------
+    dict
+        `n`; `diverged`; `accuracy` (value, interval over rows); `label_log_probability`: mean of the right label's,
+        nats; `class_log_probability`: the same, renormalised over the classes. The last three are None where a score is
+        no finite number.
+    """
+    if not np.isfinite(scores).all():
+        undefined = dict.fromkeys(("label_log_probability", "class_log_probability"))
+        return {"n": len(classes), "diverged": True, "accuracy": {"value": None, "interval": (None, None)}, **undefined}
+    right, of_label = scores.argmax(-1) == classes, scores[np.arange(len(classes)), classes]
+    return {
+        "n": len(classes),
+        "diverged": False,
+        "accuracy": {"value": float(right.mean()), "interval": intervals.over_examples(np.mean, right)},
+        "label_log_probability": float(of_label.mean()),
+        "class_log_probability": float((of_label - np.logaddexp.reduce(scores, -1)).mean()),
+    }
+
+
+def compare(run: Run, queries: Sequence[Query], updates: Mapping[Any, KVUpdate]) -> dict[Any, Point]:
+    """For each update: what `score_summary` says, and its similarity to in-context learning, on the same queries."""
+    bare, labels = run.layout.prefix(), np.array([query.label for query in queries])
+    arms = {"zero_shot": Arm(bare), "in_context": Arm(run.layout.prefix(run.demonstrations))}
+    arms |= {key: Arm(bare, update) for key, update in updates.items()}
+    scores = {key: np.zeros((len(queries), len(run.layout.labels))) for key in arms}
+    similarity = {key: {m: np.zeros((len(queries), run.model.n_layers)) for m in SIMILARITIES} for key in updates}
+    for indices, seen in observe(run.model, queries, arms, run.layout.labels):
+        rows = [queries[i].row for i in indices]
+        for key, observation in seen.items():
+            scores[key][indices] = observation.label_log_probabilities.double().cpu().numpy()
+        for key in updates:
+            values = comparison.similarities(seen["zero_shot"], seen["in_context"], seen[key], run, rows)
+            for metric in SIMILARITIES:
+                similarity[key][metric][indices] = values[metric].double().cpu().numpy()
+    predicted = {key: values.argmax(-1) for key, values in scores.items()}
+    found = {}
+    for key in updates:
+        columns = (predicted["zero_shot"], predicted["in_context"], predicted[key], labels)
+        found[key] = _point(score_summary(scores[key], labels), columns, similarity[key])
+    return found
+
+
+def _point(summary: Point, columns: tuple[NDArray[np.int64], ...], similarity: Mapping[str, NDArray[Any]]) -> Point:
+    """`summary` with the similarities of one update, undefined where it has diverged."""
+    if summary["diverged"]:
+        return summary | {name: {"value": None, "interval": (None, None)} for name in ("jaccard", *similarity)}
+    jaccard = {"value": metrics.jaccard(*columns), "interval": intervals.over_examples(metrics.jaccard, *columns)}
+    means = {metric: intervals.layer_means(values) for metric, values in similarity.items()}
+    layers = {metric: {"value": mean["mean"], "interval": mean["interval"]} for metric, mean in means.items()}
+    return summary | {"jaccard": jaccard} | layers

@@ -1,0 +1,1 @@
+"""Numbers made of arrays: similarities, prediction metrics, intervals."""

@@ -1,0 +1,1 @@
+"""What pages show: selected records, tables, figures, published numbers."""

@@ -1,0 +1,209 @@
+"""One look for all figures; one colour, marker, dash and hatch for each arm; the tables that pages share."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import PIL.Image
+import seaborn as sns
+from IPython.display import Image, display
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.ticker import LogFormatter
+
+from iclgd_helpers.experiments.arms import ARMS, GREY, METHODS  # noqa: F401
+from iclgd_helpers.experiments.records import Record
+
+WIDTH = 5.2  # inches: at the width of a phone, 9 pt text is still read
+DOTS_PER_INCH = 192
+DIVERGED = "diverged"  # stands for the accuracy of an arm that no longer gives numbers
+
+
+def style() -> None:
+    """Set the look of all figures that follow; `axes()` does it by itself."""
+    small = {"axes.labelsize": 9, "axes.titlesize": 9, "xtick.labelsize": 9, "ytick.labelsize": 9}
+    lines = {"lines.linewidth": 1.5, "lines.markersize": 4.5, "hatch.linewidth": 0.6}
+    white = {"figure.facecolor": "white", "savefig.facecolor": "white", "font.family": "DejaVu Sans"}
+    rest = {
+        "legend.fontsize": 8.5,
+        "legend.frameon": False,
+        "axes.titlelocation": "left",
+        "axes.axisbelow": True,
+    }
+    edges = {"grid.color": "#e4e4e4", "axes.edgecolor": "#444444", "font.size": 9}
+    sns.set_theme(style="whitegrid", rc=small | lines | white | rest | edges)
+
+
+def axes(rows: int = 1, height: float = 2.2, width: float = WIDTH, **options: Any) -> tuple[Figure, Any]:
+    """
+    A figure of `rows` panels above one another, each `height` inches high; one Axes, or an array `[rows]`.
+
+    `options` go to `plt.subplots` (`sharex=True`, …).
+    """
+    style()
+    return plt.subplots(rows, 1, figsize=(width, rows * height), layout="constrained", **options)
+
+
+def _take_literally(figure: Figure) -> None:
+    """No text is a formula because it holds dollars, but what matplotlib itself writes at a logarithmic axis."""
+    written = {
+        label
+        for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis))
+        for kind in ("major", "minor")
+        for label in axis.get_ticklabels(which=kind)  # this makes them
+        if isinstance(getattr(axis, f"get_{kind}_formatter")(), LogFormatter)
+    }
+    for text in figure.findobj(Text):
+        text.set_parse_math(text in written)
+
+
+def png(figure: Figure, dots_per_inch: int = DOTS_PER_INCH, formulas: bool = False) -> bytes:
+    """
+    `figure` as one opaque PNG, compressed; the figure is closed.
+
+    Only with `formulas` is text between dollars set as mathematics: elsewhere it is part of somebody's name.
+    """
+    if not formulas:
+        _take_literally(figure)
+    drawn, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=dots_per_inch)
+    image = PIL.Image.open(drawn).convert("RGB")  # 256 colours look the same and take a quarter of the space
+    image.quantize(256, PIL.Image.Quantize.MAXCOVERAGE, dither=PIL.Image.Dither.NONE).save(small, "png", optimize=True)
+    plt.close(figure)
+    return small.getvalue()
+
+
+def show(figure: Figure, formulas: bool = False) -> None:
+    """Display `figure` as one opaque PNG, sharp on dense screens, and close it; `formulas` as in `png`."""
+    display(Image(png(figure, formulas=formulas), width=round(figure.get_figwidth() * 96)))
+
+
+def legend_below(figure: Figure, columns: int = 2) -> None:
+    """One legend below all panels, with each label of any panel once."""
+    found = {}
+    for panel in figure.axes:
+        found |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+    figure.legend(found.values(), found.keys(), loc="outside lower left", ncols=columns, handlelength=3.2)
+
+
+def interval_points(
+    ax: Axes,
+    labels: Sequence[str],
+    values: Sequence[float | None],
+    intervals: Sequence[Sequence[float | None]],
+    arms: Sequence[str] | None = None,
+    missing: str = "undefined",
+) -> None:
+    """A dot with its interval in each row, first row on top; `arms` gives the styles. For None stands `missing`."""
+    for row, (value, interval) in enumerate(zip(values, intervals, strict=True)):
+        drawn = ARMS[arms[row]] if arms else ARMS["in_context"]
+        if pd.isna(value):
+            place = {"transform": ax.get_yaxis_transform(), "ha": "right", "va": "center"}
+            ax.text(0.98, row, missing, color=GREY, **place)
+            continue
+        if not any(map(pd.isna, interval)):
+            ax.plot(interval, [row, row], color=drawn.colour, linewidth=2, solid_capstyle="butt", zorder=2)
+        size = 9 if drawn.marker in "*PX" else 6.5
+        ax.plot(value, row, drawn.marker, color=drawn.colour, ms=size, mec="white", mew=0.5, zorder=3)
+    ax.set_yticks(range(len(labels)), labels)
+    ax.set_ylim(len(labels) - 0.5, -0.5)
+    ax.grid(axis="y", visible=False)
+
+
+def layer_lines(ax: Axes, comparison: Mapping[str, Any], metric: str, arm: str, label: str | None = None) -> None:
+    """Mean of `metric` by layer in the style of `arm`, its 95 % interval as a band; a gap where undefined."""
+    mean, low, high = (
+        np.array(comparison[metric][key], float) for key in ("per_layer", "per_layer_low", "per_layer_high")
+    )
+    drawn, layers = ARMS[arm], np.arange(len(mean))
+    ax.fill_between(layers, low, high, color=drawn.colour, alpha=0.18, linewidth=0)
+    ax.plot(layers, mean, color=drawn.colour, marker=drawn.marker, linestyle=drawn.linestyle,
+            markevery=max(1, len(layers) // 8), label=label or drawn.label)  # fmt: skip
+    ax.xaxis.get_major_locator().set_params(integer=True)
+
+
+def with_interval(
+    value: float | None, interval: Sequence[float | None], digits: int = 3, missing: str = "undefined"
+) -> str:
+    """`0.712 [0.660, 0.764]`; `missing` for None or NaN."""
+    if pd.isna(value):
+        return missing
+    if any(map(pd.isna, interval)):
+        return f"{value:.{digits}f} [undefined]"
+    return f"{value:.{digits}f} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
+
+
+def accuracy_table(record: Record) -> pd.DataFrame:
+    """Of every arm at the protocol's rate: n, accuracy with interval or "diverged", and how its predictions spread."""
+    arms = record.json["arms"]
+    rows = {
+        ARMS[name].label: {
+            "n": arm["n"],
+            "accuracy [95 % interval]": with_interval(arm["accuracy"], arm["accuracy_interval"], missing=DIVERGED),
+            "predicted classes": " / ".join(map(str, arm["predicted"])),
+            "prediction entropy, bits": "" if arm["accuracy"] is None else round(arm["prediction_entropy_bits"], 3),
+        }
+        for name, arm in ((name, arms[name]) for name in ARMS if name in arms)
+    }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(f"run {record.json['id']}")
+
+
+def records_table(records: Sequence[Record], columns: Mapping[str, Callable[[Record], Any]]) -> pd.DataFrame:
+    """One row a record: what it is, whether the present helpers computed it, then `columns`; may be empty."""
+    named = ("model", "task", "seed")
+    rows = [
+        {name: r.json["parameters"][name] for name in named}
+        | {heading: value(r) for heading, value in columns.items()}
+        | {"run": r.json["id"], "helpers": "current" if r.is_current else "older"}
+        for r in records
+    ]
+    return pd.DataFrame(rows, columns=[*named, *columns, "run", "helpers"])
+
+
+FRAMES = """<div id="{id}" style="display:inline-block;width:{width}px;max-width:100%">
+<img src="{first}" alt="{alt}. {label}" width="{width}" style="max-width:100%;height:auto">
+<div style="display:none">
+<input type="range" min="0" max="{last}" value="0" step="1" aria-label="{alt}" aria-valuetext="{label}"
+ style="width:100%;margin:0;min-height:2em"><output style="display:block;min-height:3em">{label}</output></div>
+<script>(function () {{
+  var box = document.getElementById("{id}"), image = box.querySelector("img"), slider = box.querySelector("input");
+  var labels = {labels}, sources = [image.src].concat({others});
+  slider.parentNode.style.display = "block";
+  slider.oninput = function () {{
+    image.src = sources[slider.value];
+    box.querySelector("output").textContent = labels[slider.value];
+    slider.setAttribute("aria-valuetext", labels[slider.value]);
+    image.alt = {alt_json} + ". " + labels[slider.value];
+  }};
+}})();</script></div>"""
+
+
+def frames(drawn: Sequence[Figure], labels: Sequence[str], alt: str) -> None:
+    """
+    Display figures of one size as one picture with a slider, `labels` saying what each shows, and close them.
+
+    It needs no kernel and loads nothing. Where no script runs, the first frame stands alone, and a PDF shows it as an
+    image. Raises ValueError unless there are as many labels as figures, and at least one.
+    """
+    if not drawn or len(drawn) != len(labels):
+        raise ValueError(f"{len(drawn)} frames and {len(labels)} labels: need as many of each, and at least one")
+    width = round(drawn[0].get_figwidth() * 96)
+    images = [png(figure, dots_per_inch=144) for figure in drawn]
+    sources = [f"data:image/png;base64,{base64.b64encode(image).decode()}" for image in images]
+    page = FRAMES.format(
+        id="frames-" + hashlib.sha256(images[0] + alt.encode()).hexdigest()[:12],
+        first=sources[0], others=json.dumps(sources[1:]), width=width, last=len(drawn) - 1,
+        alt=html.escape(alt), label=html.escape(labels[0]),
+        labels=json.dumps(list(labels)).replace("<", "\\u003c"), alt_json=json.dumps(alt).replace("<", "\\u003c"),
+    )  # fmt: skip
+    display({"text/html": page, "image/png": images[0]}, metadata={"image/png": {"width": width}}, raw=True)

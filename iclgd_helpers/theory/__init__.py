@@ -1,0 +1,1 @@
+"""Mathematics of the two papers: one gradient step, attention, a small explicit transformer."""

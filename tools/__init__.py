@@ -1,0 +1,1 @@
+"""What only maintainers run: building the book, refreshing its notebooks, pages that are generated."""

@@ -1,0 +1,113 @@
+"""The claims ledger (`results/claims.json`) as Markdown: the page of claims, and what each erratum costs."""
+
+from __future__ import annotations
+
+import re
+from itertools import groupby
+from pathlib import Path
+
+import pandas as pd
+
+from iclgd_helpers import storage
+from iclgd_helpers.pages import published
+from iclgd_helpers.pages.claims import ROOT, Entry, load, title
+
+ERRATA = range(1, 28)
+
+
+def anchor(identity: str) -> str:
+    """Name of a claim's place on the page of claims."""
+    return "claim-" + re.sub(r"[^a-z0-9]+", "-", identity.lower())
+
+
+def theorems(page: str) -> dict[str, list[str]]:
+    """From the source of the theorems page: label of each statement -> anchors of the claims that it names."""
+    parts = re.split(r"^:label: (\S+)$", page, flags=re.M)
+    return {
+        label: re.findall(r"\(#(claim-[a-z0-9-]+)\)", text)
+        for label, text in zip(parts[1::2], parts[2::2], strict=True)
+    }
+
+
+def number(value: float) -> str:
+    """Two digits, as mathematics."""
+    if value == 0 or 0.01 <= abs(value) < 1000:
+        return f"${value:.0f}$" if value == 0 or abs(value) >= 10 else f"${value:#.2g}$"
+    mantissa, exponent = f"{value:.1e}".split("e")
+    return rf"${mantissa}\cdot10^{{{int(exponent)}}}$"
+
+
+def interval(ends: list[float]) -> str:
+    """An interval, three digits."""
+    return f"[{ends[0]:.3g}, {ends[1]:.3g}]"
+
+
+def outcome(claim: Entry) -> tuple[str, str]:
+    """What was found, and what the control did."""
+    if claim["residual"] is not None:
+        tolerance = number(claim["tolerance"]).replace(r"1.0\cdot", "")
+        found = f"Residual {number(claim['residual'])}, tolerance {tolerance}."
+        return found, f"Control: {claim['control']}; error {number(claim['control_error'])}."
+    found = f"Measured {interval(claim['interval'])} (level {claim['level']:g}, $n={claim['n']}$)."
+    return found, f"Control: {claim['control']}; {interval(claim['control_interval'])}."
+
+
+def claims_page(ledger: list[Entry], theorems_page: str) -> str:
+    """Markdown of all claims, grouped by chapter."""
+    proved = theorems(theorems_page)
+    lines = []
+    for notebook, claims in groupby(ledger, key=lambda claim: claim["notebook"]):
+        lines += [f"## {title(notebook)}", f"[Open the notebook](../notebooks/{notebook}.ipynb)."]
+        for claim in claims:
+            name = anchor(claim["id"])
+            places = [f"{{prf:ref}}`{label}`" for label, named in proved.items() if name in named]
+            places += [f"[erratum {n}](#erratum-{n:02d})" for n in claim["erratum"]]
+            items = [*outcome(claim), f"Source: {claim['source']}.", *([f"See {', '.join(places)}."] if places else [])]
+            items.append(f"Check: `{claim['test'].partition('::')[2]}`")
+            head = f"**{claim['id']}** ({claim['status']}). {claim['statement'].rstrip('.')}."
+            lines += [f"({name})=\n{head}\n\n" + "\n".join(f"- {item}" for item in items)]
+    return "\n\n".join(lines) + "\n"
+
+
+def summary(ledger: list[Entry]) -> str:
+    """One line: how many claims of which status."""
+    counts: dict[str, int] = {}
+    for claim in ledger:
+        counts[claim["status"]] = counts.get(claim["status"], 0) + 1
+    return f"{len(ledger)} claims: " + ", ".join(f"{n} {status}" for status, n in counts.items()) + ".\n"
+
+
+def erratum(ledger: list[Entry], which: int) -> str:
+    """Markdown of the controls that show one erratum."""
+    lines = []
+    for claim in ledger:
+        if which in claim["erratum"]:
+            found, control = outcome(claim)
+            place = f"[{title(claim['notebook'])}](../notebooks/{claim['notebook']}.ipynb)"
+            lines.append(f"- {control} Corrected: {found[0].lower()}{found[1:]}")
+            lines.append(f"  Claim [{claim['id']}](#{anchor(claim['id'])}), page {place}.")
+    return "\n".join(lines or ["- No check carries this erratum."]) + "\n"
+
+
+def printed_gap(table_1: pd.DataFrame | None = None) -> str:
+    """Markdown of erratum 26: the mean distance of finetuning and in-context learning in [B]'s Table 1."""
+    cells = published.table(1) if table_1 is None else table_1
+    accuracy = cells[cells["quantity"] == "accuracy"].pivot(index="task", columns="arm", values="value")
+    points = (accuracy["in_context"] - accuracy["standard"]).abs()
+    relative = 100 * points / accuracy["zero_shot"]
+    return (
+        f"- From the printed accuracies of the {len(accuracy)} tasks: {relative.mean():.2f} percent of the "
+        f"zero-shot accuracy on average, {points.mean():.2f} points.\n"
+    )
+
+
+def write_pages(folder: Path) -> None:
+    """All generated Markdown, for the pages of `book/` to include."""
+    ledger = load()
+    page = ROOT / "book" / "theorems.md"
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    made = {"claims": claims_page(ledger, text), "claims-summary": summary(ledger)}
+    made |= {f"erratum-{n:02d}": erratum(ledger, n) for n in ERRATA}
+    made["erratum-26"] = printed_gap()
+    for name, content in made.items():
+        storage.write_text(folder / f"{name}.md", content)
