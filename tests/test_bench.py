@@ -166,7 +166,7 @@ def test_without_the_six_tasks_the_default_text_is_used(monkeypatch, capsys, tmp
     def missing(*_arguments):
         raise InputError("set ICLGD_DATA")
 
-    monkeypatch.setattr(bench_main.tasks, "load_task", missing)
+    monkeypatch.setattr(bench_main.sources, "load_task", missing)
     monkeypatch.delenv("ICLGD_DATA", raising=False)
     assert Setting(**bench_main.text()).task == "snippets"
     assert "ICLGD_DATA" in capsys.readouterr().out

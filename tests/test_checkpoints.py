@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from iclgd_helpers import pinned_downloads
 from iclgd_helpers.engine import checkpoints, families, models
 from iclgd_helpers.errors import InputError
-from iclgd_helpers.experiments import experiment, parameters, records
+from iclgd_helpers.experiments import experiment, inputs, parameters
 
 HEAD, LAYER = "lm_head.weight", "model.layers.1.mlp.up_proj.weight"
 Edit = Callable[[Path], object]
@@ -205,7 +205,7 @@ def test_code_in_a_folder_never_runs_and_is_never_asked_about(folder: Path, wher
 # ------------------------------------------------------------------------------------------------------- content
 def identity_of(folder: Path) -> str:
     given = {"preset": "smoke", "model": str(folder), "n_demonstrations": 2, "max_examples": 2, "controls": False}
-    return records.record_id(parameters.resolve(given | {"conditioning": False}))
+    return inputs.check([parameters.resolve(given | {"conditioning": False})])[0]
 
 
 CHANGES = {

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from iclgd_helpers.data import sources, synthetic
+from iclgd_helpers.data.token_layout import Layout
 from iclgd_helpers.engine import checkpoints, finetune, models, observe
 from iclgd_helpers.engine.finetune import METHODS, Settings
 from iclgd_helpers.engine.observe import Arm
 from iclgd_helpers.errors import InputError
-from iclgd_helpers.experiments import experiment, parameters
+from iclgd_helpers.experiments import parameters
 
 FAMILIES = ("llama", "gpt2", "gpt_neox", "opt", "gemma3", "xglm")
 
@@ -22,7 +23,7 @@ FAMILIES = ("llama", "gpt2", "gpt_neox", "opt", "gemma3", "xglm")
 def material(family: str, dtype: torch.dtype):
     model = models.tiny_model(f"tiny-{family}", dtype=dtype)
     data = sources.load_task("snippets", "generated")
-    layout = experiment.Layout.make(model.tokenizer, data.task, "eos")
+    layout = Layout.make(model.tokenizer, data.task, "eos")
     sequences = [layout.training_sequence(example) for example in data.train[:3]]
     queries = [layout.query(example, "label") for example in data.evaluation[:7]]
     return model, layout, sequences, queries, {"in_context": Arm(layout.prefix(data.train[:4]))}

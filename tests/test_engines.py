@@ -12,7 +12,7 @@ import pytest
 
 from iclgd_helpers import storage
 from iclgd_helpers.engine.observe import Arm, observe
-from iclgd_helpers.experiments import parameters, provenance, records, runs
+from iclgd_helpers.experiments import inputs, parameters, provenance, records, runs
 from iclgd_helpers.paths import PACKAGE, repository_root
 
 STORED = storage.parse_json(golden.PATH.read_bytes())
@@ -48,7 +48,7 @@ def test_a_committed_record_is_what_the_present_engine_computes():
     loaded = records.load_all("results/records")
     record = next(r for r in loaded if wanted.items() <= r.json["parameters"].items())
     given = parameters.resolve(record.json["parameters"] | {"data_folder": folder})
-    assert records.record_id(given) == record.json["id"]
+    assert inputs.check([given]) == [record.json["id"]]
     cell = runs.prepare(given)
     arms = {"zero_shot": Arm(cell.layout.prefix()), "in_context": Arm(cell.layout.prefix(cell.demonstrations))}
     for indices, seen in observe(cell.model, cell.queries[:8], arms, cell.layout.labels):

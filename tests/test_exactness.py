@@ -11,6 +11,7 @@ from conftest import Material
 
 from iclgd_helpers.data import sources
 from iclgd_helpers.data.demonstrations import select_demonstrations, shuffle_labels
+from iclgd_helpers.data.token_layout import Layout
 from iclgd_helpers.engine import finetune, models, prefix_attention
 from iclgd_helpers.engine.finetune import Settings
 from iclgd_helpers.engine.models import KVUpdate
@@ -469,7 +470,7 @@ def test_half_precision_keeps_a_master_copy(family: str, method: str, monkeypatc
     """Steps too small for bfloat16 add up in the float32 copy; without it they would all be lost."""
     single, half = (models.tiny_model(f"tiny-{family}", dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
     data = sources.load_task("snippets", "generated")
-    layout = experiment.Layout.make(half.tokenizer, data.task, "eos")
+    layout = Layout.make(half.tokenizer, data.task, "eos")
     sequence = layout.training_sequence(data.train[0])
 
     def changes(language_model: models.LanguageModel, n_steps: int, rate: float) -> torch.Tensor:

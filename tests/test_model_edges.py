@@ -16,7 +16,7 @@ from iclgd_helpers.engine import finetune, models
 from iclgd_helpers.engine.finetune import Learner, Settings
 from iclgd_helpers.engine.observe import Arm, observe
 from iclgd_helpers.errors import InputError
-from iclgd_helpers.experiments import experiment, grid, learning_rates, parameters, runs, sweeps
+from iclgd_helpers.experiments import experiment, learning_rates, parameters, runs, sweeps
 
 TOKENIZER = synthetic.tiny_tokenizer()
 IDS = {"vocab_size": len(TOKENIZER), "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
@@ -267,5 +267,5 @@ def test_sweeps_mark_what_diverges(monkeypatch: pytest.MonkeyPatch):
     cell = runs.prepare(parameters.resolve(given))
     sequences = [cell.layout.training_sequence(example) for example in cell.training]
     tuned = finetune.finetune(cell.model, sequences, cell.layout.labels, "joint", Settings(1e39))
-    found = grid.compare(cell, cell.queries, {"wild": tuned.update})["wild"]
+    found = sweeps.compare(cell, cell.queries, {"wild": tuned.update})["wild"]
     assert found["diverged"] and found["jaccard"]["value"] is None and found["sim_aou"]["value"] is None

@@ -15,7 +15,7 @@ from iclgd_helpers.data.sources import load_table
 from iclgd_helpers.data.synthetic import generate_rows
 from iclgd_helpers.data.tasks import TASKS, own_task
 from iclgd_helpers.errors import InputError
-from iclgd_helpers.experiments import notebook_files, parameters, records, runs
+from iclgd_helpers.experiments import inputs, notebook_files, parameters, runs
 from iclgd_helpers.experiments.inputs import task_data
 from tools.book_pages import ROOT
 
@@ -122,7 +122,7 @@ def test_a_record_is_named_by_the_content_not_by_the_place(table, tmp_path: Path
         given = {"preset": "smoke", "template": template, "verbalizers": WORDS, "data_file": str(path)}
         resolved = parameters.resolve(given)
         assert (resolved.task, resolved.data_source) == ("own", "file")
-        return records.record_id(resolved)
+        return inputs.check([resolved.model_copy(update={"n_demonstrations": 1})])[0]
 
     first = identity(table())
     assert identity(table(".parquet").rename(tmp_path / "moved.parquet")) == first

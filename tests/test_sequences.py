@@ -14,6 +14,7 @@ from iclgd_helpers.data.tasks import TASKS, Example
 from iclgd_helpers.data.token_layout import Layout
 from iclgd_helpers.errors import InputError
 from iclgd_helpers.experiments import experiment, parameters, runs
+from iclgd_helpers.measures import intervals
 
 TASK = TASKS["agnews"]
 
@@ -119,7 +120,7 @@ def test_query_longer_than_the_context():
 
 
 def test_number_that_fitted_is_recorded(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(experiment.statistics, "RESAMPLES", 5)
+    monkeypatch.setattr(intervals, "RESAMPLES", 5)
     given = {"preset": "smoke", "task": "agnews", "max_context": 150, "max_examples": 2, "controls": False}
     full = runs.prepare(parameters.resolve(given | {"max_context": 2048}))
     both = runs.prepare(parameters.resolve(given))

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iclgd_helpers import pinned_downloads
-from iclgd_helpers.data import sources, tasks
+from iclgd_helpers.data import sources
 from iclgd_helpers.data.demonstrations import select_demonstrations, shuffle_labels
 from iclgd_helpers.data.sources import load_task, split_snippets
 from iclgd_helpers.data.synthetic import generate_rows, tiny_tokenizer
@@ -230,7 +230,7 @@ def test_unknown_names_are_errors(folder):
 def hub(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Whether the hub answers."""
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(tasks, "hub_is_reachable", lambda: request.param)
+    monkeypatch.setattr(sources, "hub_is_reachable", lambda: request.param)
     return request.param
 
 
@@ -256,7 +256,7 @@ def test_an_unreachable_hub_is_said_at_once(monkeypatch, tmp_path):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
-    monkeypatch.setattr(tasks, "hub_is_reachable", lambda: False)
+    monkeypatch.setattr(sources, "hub_is_reachable", lambda: False)
     started = time.perf_counter()
     with pytest.raises(InputError, match="'nyu-mll/glue' could not be had from the hub"):
         load_task("sst2", "hub")
