@@ -89,7 +89,7 @@ def show(rows: list[dict[str, Any]]) -> str:
 
 def bench_hash() -> str:
     """Hash of the measuring code and of the engine; comments and layout do not count."""
-    code = (HERE / "measure.py", HERE / "peers.py", HERE / "llama_peer.py", PACKAGE / "cost.py")
+    code = (HERE / "measure.py", HERE / "peers.py", HERE / "llama_peer.py", PACKAGE / "experiments" / "cost.py")
     digest = hashlib.sha256(f"{engine_hash()} {code_hash(code)}".encode())
     for path in (HERE / "peers.txt", HERE / "sst2_fixed.yaml"):
         digest.update(path.read_bytes())

@@ -27,7 +27,8 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "requirements.lock").write_text("a==1\n")
     (tmp_path / "book" / "index.md").write_text("# Index\n")
     save(tmp_path, "print('PASS', preset)")
-    monkeypatch.setattr(book_pages, "ROOT", tmp_path)
+    for module in (book_pages, build_book, notebooks, status_page):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(build_book, "render", lambda build: None)
     return tmp_path
 
@@ -86,8 +87,8 @@ def no_kernel(monkeypatch):
         shutil.copy(notebook, target)
 
     monkeypatch.setattr(build_book, "execute", copy)
-    monkeypatch.setattr(status_page, "status_page", lambda *_: "")
-    monkeypatch.setattr(build_book.ledger, "write_pages", lambda _folder: None)
+    monkeypatch.setattr(build_book, "status_page", lambda *_: "")
+    monkeypatch.setattr(build_book.claims_pages, "write_pages", lambda _folder: None)
 
 
 @pytest.mark.usefixtures("no_kernel")
@@ -175,7 +176,7 @@ def test_refreshing_what_is_no_notebook_is_refused_before_anything_runs(project)
     assert read(project / "notebooks" / "00_small.ipynb") == before
 
 
-@pytest.mark.parametrize("command", [["smoke-copies", "{}"], ["book", "--folder", "{}"], ["refresh", "{}"]])
+@pytest.mark.parametrize("command", [["smoke-copies", "{}"], ["refresh", "{}"]])
 def test_bad_input_of_the_commands_is_one_line(command, project, tmp_path, capsys):
     (tmp_path / "file").touch()
     assert notebooks.main([word.format(tmp_path / "file") for word in command]) == 2
@@ -210,8 +211,9 @@ def run(command, check):
 subprocess.run = run
 """
     after = """
-from iclgd_helpers import published, parameters
-print(len(published.table(1)), parameters.repository_root() / "_toc.yml")
+from iclgd_helpers import paths
+from iclgd_helpers.pages import published
+print(len(published.table(1)), paths.repository_root() / "_toc.yml")
 """
     program = before + notebooks.setup_source() + after
     for times in (1, 2):  # a cell may be run again
