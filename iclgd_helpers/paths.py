@@ -48,25 +48,15 @@ def resolve_here(path: str | os.PathLike[str]) -> Path:
     return resolve_path(path, here)
 
 
-def folder_from_environment(name: str) -> Path | None:
-    """The folder that the environment variable `name` holds, if any; a relative one is taken from the root."""
-    value = os.environ.get(name)
-    return resolve_path(value) if value else None
-
-
 def data_folder() -> Path | None:
-    """`$ICLGD_DATA`: the folder of the six tasks."""
-    return folder_from_environment("ICLGD_DATA")
+    """`$ICLGD_DATA`: the folder of the six tasks, if it is set."""
+    value = os.environ.get("ICLGD_DATA")
+    return resolve_path(value) if value else None
 
 
 def records_folder() -> Path:
     """Where records are kept: `$ICLGD_RECORDS`, else `_runs/records`."""
-    return folder_from_environment("ICLGD_RECORDS") or resolve_path("_runs/records")
-
-
-def tables_folder() -> Path | None:
-    """`$ICLGD_TABLES`: where the data of shown tables are written, set only where pages are stored."""
-    return folder_from_environment("ICLGD_TABLES")
+    return resolve_path(os.environ.get("ICLGD_RECORDS") or "_runs/records")
 
 
 def cache_folder() -> Path:

@@ -1,9 +1,12 @@
-"""Models and text from the package index: pinned by SHA-256, fetched and converted once, kept in a cache.
+"""
+Models and text from the package index: pinned by SHA-256, fetched and converted once, kept in a cache.
 
 Members of the packages are read by name, and nothing of them is installed. One piece of their code runs: to fetch the
 source archive of the snippets, pip asks that archive's own setup file for its name and version, after it has checked
 the archive's hash. Wheels are fetched without running anything.
 """
+
+from __future__ import annotations
 
 import contextlib
 import hashlib
@@ -19,6 +22,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -42,7 +46,7 @@ class Package:
 
 @dataclass(frozen=True)
 class PackagedModel:
-    """A GGUF model in one or more wheels; ``members`` are its pieces, one a wheel, in order."""
+    """A GGUF model in one or more wheels; `members` are its pieces, one a wheel, in order."""
 
     packages: tuple[Package, ...]
     members: tuple[str, ...]
@@ -119,9 +123,8 @@ def snippets_file() -> Path:
     with _locked("snippets") as temporary:
         archive = fetch(SNIPPETS, temporary, "data_source=folder, data_source=generated or preset=smoke")
         text = temporary / path.name
-        with tarfile.open(archive) as outer:
-            with tarfile.open(fileobj=outer.extractfile(SNIPPETS_ARCHIVE)) as inner:
-                text.write_bytes(inner.extractfile(SNIPPETS_MEMBER).read())
+        with tarfile.open(archive) as outer, tarfile.open(fileobj=outer.extractfile(SNIPPETS_ARCHIVE)) as inner:
+            text.write_bytes(inner.extractfile(SNIPPETS_MEMBER).read())  # type: ignore[union-attr]  # pinned: a file
         _check(text, SNIPPETS_SHA256)
         _remove(path)
         os.replace(text, path)
@@ -130,13 +133,13 @@ def snippets_file() -> Path:
 
 
 def sources(name: str) -> dict[str, str]:
-    """Name -> SHA-256 of what one of ``MODELS`` is made from."""
+    """Name -> SHA-256 of what one of `MODELS` is made from."""
     model = MODELS[name]
     return {"gguf": model.gguf_sha256, **{package.file: package.sha256 for package in model.packages}}
 
 
 def model_folder(name: str) -> Path:
-    """Folder (safetensors, tokenizer) of one of ``MODELS``; fetched and converted when missing or damaged."""
+    """Folder (safetensors, tokenizer) of one of `MODELS`; fetched and converted when missing or damaged."""
     model = MODELS[name]
 
     def make(temporary: Path, target: Path) -> None:
@@ -162,13 +165,21 @@ def model_folder(name: str) -> Path:
 
 def made_once(name: str, make: Callable[[Path, Path], None], megabytes: int, sources: Mapping[str, str]) -> Path:
     """
-    The folder ``name`` of the cache, made by one process if it is missing, damaged or of other sources.
+    The folder `name` of the cache, made by one process if it is missing, damaged or of other sources.
 
     Parameters
     ----------
-    make : called with a temporary folder and the folder to fill, which takes its place when it is complete.
-    megabytes : that have to be free.
-    sources : name -> SHA-256 of what it is made from.
+    make
+        called with a temporary folder and the folder to fill, which takes its place when it is complete.
+    megabytes
+        that have to be free.
+    sources
+        name -> SHA-256 of what it is made from.
+
+    Raises
+    ------
+    InputError
+        if the disk is full or not writable.
     """
     folder = cache_folder() / name
     if is_intact(folder, sources):
@@ -193,7 +204,14 @@ def _remove(path: Path) -> None:
 
 
 def fetch(package: Package, temporary: Path, other_ways: str) -> Path:
-    """Fetch one pinned file with pip, from the index that pip is configured for, unless the cache has it."""
+    """
+    Fetch one pinned file with pip, from the index that pip is configured for, unless the cache has it.
+
+    Raises
+    ------
+    InputError
+        with `other_ways` to go on, if pip gives no such file, or one with another SHA-256.
+    """
     path = cache_folder() / package.file
     if path.is_file() and _sha256(path) == package.sha256:
         return path
@@ -203,28 +221,9 @@ def fetch(package: Package, temporary: Path, other_ways: str) -> Path:
     requirements = temporary / "requirements.txt"
     requirements.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n")
     form = "--only-binary" if package.file.endswith(".whl") else "--no-binary"
-    result = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--no-deps",
-            "--require-hashes",
-            "--no-input",
-            "--quiet",
-            "--disable-pip-version-check",
-            form,
-            package.name,
-            "-d",
-            str(temporary),
-            "-r",
-            str(requirements),
-        ],
-        capture_output=True,
-        text=True,
-        errors="replace",
-    )
+    pip = "-m pip download --no-deps --require-hashes --no-input --quiet --disable-pip-version-check".split()
+    command = [sys.executable, *pip, form, package.name, "-d", str(temporary), "-r", str(requirements)]
+    result = subprocess.run(command, capture_output=True, text=True, errors="replace")
     fetched = temporary / package.file
     if result.returncode or not fetched.is_file():
         said = result.stderr.strip().splitlines() or ["another file came"]
@@ -259,7 +258,8 @@ def convert(gguf: Path, target: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder, options = str(gguf.parent), {"gguf_file": gguf.name, "trust_remote_code": False}
+    folder = str(gguf.parent)
+    options: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
     model.hf_quantizer, model.is_quantized = None, False  # left over: with them it would refuse to be saved
     if hasattr(model.config, "quantization_config"):

@@ -14,7 +14,7 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
-WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+WORDS: dict[int, str] = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 _IMPORT = "<frozen importlib._bootstrap>"  # the code that runs while a module is imported
 
 

@@ -282,9 +282,12 @@ FAULTS = [
          "self.demonstration(example)", "test_separators[llama-eos]"),
     ),
     *_faults(
-        "data/tasks.py", "test_tasks.py",
+        "data/sources.py", "test_tasks.py",
         ("Evaluation rows are shuffled with another seed.", "EVALUATION_SEED = 1 ", "EVALUATION_SEED = 2 ",
          "test_evaluation_is_shuffled_with_seed_1_and_capped"),
+    ),
+    *_faults(
+        "data/demonstrations.py", "test_tasks.py",
         ("Balancing gives the places left over to one class.", "left_over -= 1", "left_over -= 0",
          "test_balanced_demonstrations"),
         ("Shuffled labels may be the same as before.", "while permuted == labels and", "while permuted is labels and",

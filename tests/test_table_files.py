@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from iclgd_helpers.data import table_files, tasks
+from iclgd_helpers.data import sources, table_files, tasks
 from iclgd_helpers.data.sources import load_table
 from iclgd_helpers.data.tasks import TaskData, label_text, own_task
 from iclgd_helpers.errors import InputError
@@ -456,7 +456,7 @@ def test_whatever_a_parser_raises_is_one_line(read, monkeypatch, error: Exceptio
             assert f"{name} in " in the_line(read, name, JSONL)
 
 
-@pytest.mark.parametrize("helper", [(table_files, "places"), (table_files, "_check_rows"), (tasks, "label_text")])
+@pytest.mark.parametrize("helper", [(table_files, "places"), (table_files, "_check_rows"), (sources, "label_text")])
 def test_a_fault_of_the_helpers_is_not_taken_for_one_of_the_file(tmp_path: Path, monkeypatch, helper: tuple):
     def fails(*_arguments: object) -> None:
         raise ValueError("a fault of the helpers")
@@ -504,14 +504,15 @@ def test_damaged_files_are_read_or_refused_in_one_line(tmp_path_factory, suffix:
 
 EVERY_BYTE = """
 import pathlib, sys
-from iclgd_helpers import errors, tasks
+from iclgd_helpers import errors
+from iclgd_helpers.data import sources, tasks
 path, task = pathlib.Path(sys.argv[1]), tasks.own_task("{text}", "a,b")
 content = path.read_bytes()
 for place in range(content.rindex(b"PAR1") - 4 - int.from_bytes(content[-8:-4], "little"), len(content)):
     for changed in (0, content[place] ^ 2):
         path.write_bytes(content[:place] + bytes([changed]) + content[place + 1 :])
         try:
-            tasks.load_table(task, path)
+            sources.load_table(task, path)
         except errors.InputError as error:
             assert len(str(error).splitlines()) == 1
 """

@@ -13,14 +13,16 @@ from iclgd_helpers.errors import InputError
 
 
 def select_demonstrations(train: Sequence[Example], n: int, seed: int, balanced: bool) -> list[Example]:
-    """The first ``n`` examples of the training split in the protocol's shuffled order.
+    """
+    The first `n` examples of the training split in the protocol's shuffled order, which `seed` determines.
 
-    With ``balanced``, each of the C classes gets n // C places, and the n % C places left over go to the
-    classes that first ask for one more; the shuffled order is kept.
+    If `balanced`, each of the C classes gets n // C places, and the n % C places left over go to the classes that first
+    ask for one more; the shuffled order is kept.
 
     Raises
     ------
-    InputError : there are not so many examples, or, with ``balanced``, not of each class.
+    InputError
+        if there are not so many examples, or, for `balanced`, not of each class.
     """
     if n > len(train):
         what = f"n_demonstrations={n} is larger than the training split ({_rows(len(train))})"
@@ -69,5 +71,6 @@ def shuffle_labels(demonstrations: Sequence[Example], seed: int) -> list[Example
 
 
 def shuffled(rows: int, seed: int) -> list[int]:
-    """Row numbers in the order of ``datasets.Dataset.shuffle(seed)``, the protocol's shuffle (a test compares)."""
-    return np.random.default_rng(seed).permutation(rows).tolist()
+    """Row numbers in the order of `datasets.Dataset.shuffle(seed)`, the protocol's shuffle (a test compares)."""
+    order: list[int] = np.random.default_rng(seed).permutation(rows).tolist()
+    return order

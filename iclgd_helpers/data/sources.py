@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -28,17 +29,22 @@ LONGEST_PROMPTS = 2**29  # characters of all prompts of a split together
 
 
 def load_task(name: str, data_source: str, data_folder: Path | None = None) -> TaskData:
-    """Read both splits of a task from one of its sources.
+    """
+    Read both splits of a task from one of its sources.
 
     Parameters
     ----------
-    name : a key of ``TASKS``.
-    data_source : "hub", "folder", "pypi" or "generated"; each task has its own subset.
-    data_folder : for "folder", where ``<task>/<split>.parquet`` is, or another kind of table; None: ``$ICLGD_DATA``.
+    name
+        a key of `TASKS`.
+    data_source
+        `hub`, `folder`, `pypi` or `generated`; each task has its own subset.
+    data_folder
+        for `folder`, where `<task>/<split>.parquet` is, or another kind of table; `$ICLGD_DATA` by default.
 
     Raises
     ------
-    InputError : the task, the source, the folder or its content cannot be used.
+    InputError
+        if the task, the source, the folder or its content cannot be used.
     """
     if name not in TASKS:
         raise InputError(f"unknown task {name!r}; the tasks are {', '.join(TASKS)}")
@@ -64,7 +70,8 @@ def load_table(task: Task, path: Path) -> TaskData:
 
     Raises
     ------
-    InputError : the file cannot be read, has no such column, or a row has no label or a label that is no class.
+    InputError
+        if the file cannot be read, has no such column, or a row has no label or a label that is no class.
     """
     examples = _examples(task, shortened(path.name), read_columns(path, task.columns))
     if len(examples) < 2:
@@ -105,7 +112,7 @@ def _classes(task: Task, where: str, labels: Sequence[object]) -> list[int | Non
     """
     The class of each row. Rows of the six tasks without a label (missing or -1) have none, as in the protocol.
 
-    A table of the reader's own says ``label_values`` in all rows; without them, verbalizers in all or numbers in all.
+    A table of the reader's own says `label_values` in all rows; without them, verbalizers in all or numbers in all.
     """
     own = task.sources == ("file",)
     numbers = [str(number) for number in range(len(task.verbalizers))]
@@ -153,7 +160,7 @@ def _from_hub(task: Task) -> list[Columns]:
     import huggingface_hub
 
     names = [task.train_split, task.evaluation_split]
-    switches = (datasets.config, huggingface_hub.constants)
+    switches: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)  # modules, whose attributes are set
     before = [switch.HF_HUB_OFFLINE for switch in switches]
     try:
         if not hub_is_reachable():  # what was fetched before still serves; nothing is tried for minutes
@@ -184,7 +191,7 @@ def _from_folder(task: Task, folder: Path | None) -> list[Columns]:
 
 
 def _read_split(task: Task, folder: Path, split: str) -> Columns:
-    """Read ``<split>.parquet`` or another kind of table, the first that is there; texts stay as they are."""
+    """Read `<split>.parquet` or another kind of table, the first that is there; texts stay as they are."""
     for kind in (*KINDS, *map(str.upper, KINDS)):
         if (folder / (split + kind)).is_file():
             return read_columns(folder / (split + kind), task.columns)
@@ -203,12 +210,13 @@ def _from_pypi(task: Task) -> list[Columns]:
 
 
 def split_snippets(table: str) -> list[pd.DataFrame]:
-    """Movie-review snippets with a clear human valence, as (train, evaluation) with columns text and label.
+    """
+    Movie-review snippets with a clear human valence, as (train, evaluation) with columns text and label.
 
-    ``table`` has one tab-separated line (id, mean valence, text) a snippet. Texts get HTML entities decoded,
-    doubled apostrophes written as quotation marks and runs of blanks made one. Of texts equal but for case
-    and punctuation the first is kept. In the order of their SHA-256, the first 1,000 texts of each class
-    are the evaluation split, all others the training split. The file has no review ids to group by.
+    `table` has one tab-separated line (id, mean valence, text) a snippet. Texts get HTML entities decoded, doubled
+    apostrophes written as quotation marks and runs of blanks made one. Of texts equal but for case and punctuation the
+    first is kept. In the order of their SHA-256, the first 1,000 texts of each class are the evaluation split, all
+    others the training split. The file has no review ids to group by.
     """
     rows = [line.split("\t") for line in table.splitlines() if line]
     texts = [_normalise(row[2]) for row in rows]

@@ -15,35 +15,9 @@ if TYPE_CHECKING:
 VOCABULARY_SIZE = 1000  # at most
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>")  # ids 0, 1, 2, as in fairseq
 
-_WHO = (
-    "clerk",
-    "pilot",
-    "teacher",
-    "farmer",
-    "singer",
-    "doctor",
-    "painter",
-    "sailor",
-    "neighbour",
-    "student",
-    "judge",
-    "baker",
-)
-_DOES = (
-    "finds",
-    "sells",
-    "paints",
-    "opens",
-    "watches",
-    "moves",
-    "keeps",
-    "draws",
-    "counts",
-    "brings",
-    "loses",
-    "describes",
-)
-_WHAT = ("door", "story", "garden", "lamp", "picture", "engine", "letter", "bridge", "song", "window", "table", "river")
+_WHO = "clerk pilot teacher farmer singer doctor painter sailor neighbour student judge baker".split()
+_DOES = "finds sells paints opens watches moves keeps draws counts brings loses describes".split()
+_WHAT = "door story garden lamp picture engine letter bridge song window table river".split()
 _WHERE = ("today", "at night", "in the town", "by the sea", "after lunch", "in winter", "on the hill")
 _MOOD = ("dull awful boring weak", "lovely superb moving bright")
 _CUES = {  # for each label, words that only sentences of that label hold
@@ -57,28 +31,33 @@ _CUES = {  # for each label, words that only sentences of that label hold
 }
 
 
-def generate_rows(task: Task, rows: int, seed: int = 0) -> list[dict]:
+def generate_rows(task: Task, rows: int) -> list[dict[str, str | int]]:
     """``rows`` different rows with the task's own columns; labels take turns, each with its own cue words."""
-    generator = random.Random(f"{task.name} {seed}")
-    seen: set[tuple] = set()
-    result = []
+    generator = random.Random(f"{task.name} 0")
+    write = _pair if len(task.text_columns) == 2 else _sentence
+    seen: set[tuple[str, ...]] = set()
+    result: list[dict[str, str | int]] = []
     while len(result) < rows:
         label = len(result) % len(task.verbalizers)
-        texts = (_pair if len(task.text_columns) == 2 else _sentence)(generator, _CUES[task.name][label])
+        texts = write(generator, _CUES[task.name][label])
         if texts not in seen:
             seen.add(texts)
             result.append({**dict(zip(task.text_columns, texts, strict=True)), task.label_column: label})
     return result
 
 
-def _sentence(generator: random.Random, cues: str) -> tuple[str]:
-    who, does, what, where = (generator.choice(words) for words in (_WHO, _DOES, _WHAT, _WHERE))
+def _statement(generator: random.Random) -> tuple[str, str, str, str]:
+    return generator.choice(_WHO), generator.choice(_DOES), generator.choice(_WHAT), generator.choice(_WHERE)
+
+
+def _sentence(generator: random.Random, cues: str) -> tuple[str, ...]:
+    who, does, what, where = _statement(generator)
     return (f"the {who} {does} the {generator.choice(cues.split())} {what} {where} .",)
 
 
-def _pair(generator: random.Random, cue: str) -> tuple[str, str]:
+def _pair(generator: random.Random, cue: str) -> tuple[str, ...]:
     """Premise and hypothesis: the same statement, denied, or only thought possible."""
-    who, does, what, where = (generator.choice(words) for words in (_WHO, _DOES, _WHAT, _WHERE))
+    who, does, what, where = _statement(generator)
     return f"the {who} {does} the {what} {where} .", " ".join(f"the {who} {cue} {does} the {what}".split())
 
 

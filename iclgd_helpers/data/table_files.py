@@ -15,11 +15,12 @@ import json
 import os
 from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from iclgd_helpers.errors import InputError, reason, shortened
 
-Columns = dict[str, list]  # name -> one value a row
+Columns = dict[str, list[Any]]  # name -> one value a row
+T = TypeVar("T")
 
 KINDS = (".parquet", ".csv", ".jsonl", ".csv.gz", ".jsonl.gz")
 # Larger tables are refused before they fill the memory; an experiment draws a few thousand rows.
@@ -30,25 +31,23 @@ MAX_ROW_BYTES = 2**24
 _QUOTES = ": close every quotation mark, and write one inside a quoted text twice"
 
 
-def kind_of(path: Path) -> str | None:
-    """The ending that says how a file is read; None if it is no table's."""
-    return next((kind for kind in KINDS if path.name.lower().endswith(kind)), None)
-
-
 def read_columns(path: Path, names: Sequence[str]) -> Columns:
     """
     Some columns of a table. Of a link its own name counts, not that of the file it leads to.
 
     Parameters
     ----------
-    path : a file whose name ends in one of `KINDS`, in small letters or capitals.
-    names : the columns to read; the last one holds the labels.
+    path
+        a file whose name ends in one of `KINDS`, in small letters or capitals.
+    names
+        the columns to read; the last one holds the labels.
 
     Raises
     ------
-    InputError : there is no such file, it cannot be read or is too large, or a column is missing or there twice.
+    InputError
+        if there is no such file, it cannot be read or is too large, or a column is missing or there twice.
     """
-    kind = kind_of(path)
+    kind = next((kind for kind in KINDS if path.name.lower().endswith(kind)), None)
     if kind is None or not os.path.isfile(path):
         raise InputError(f"no table at {shortened(str(path))}: name a file that ends in {', '.join(KINDS)}")
     if kind == ".parquet":
@@ -64,7 +63,8 @@ def places(where: str, found: Sequence[str], names: Sequence[str]) -> dict[str, 
 
     Raises
     ------
-    InputError : a column is missing, or there are two of that name.
+    InputError
+        if a column is missing, or there are two of that name.
     """
     result = {}
     for name in names:
@@ -82,7 +82,7 @@ def _called(path: Path) -> str:
     return f"{shortened(path.name)} in {shortened(repr(str(path.parent)))}"
 
 
-def _parsed(what: str, parser: Callable, *arguments: Any, way: str = "") -> Any:
+def _parsed(what: str, parser: Callable[..., T], *arguments: object, way: str = "") -> T:
     """
     What another library's parser returns. It may raise anything, whatever the file holds, so any exception is caught.
 
@@ -274,9 +274,9 @@ def _size(metadata: Any, columns: Container[str]) -> tuple[int, int]:
     return max(metadata.num_rows, sum(group.num_rows for group in groups)), size
 
 
-def _values(column: Any) -> list:
+def _values(column: Any) -> list[Any]:
     """The values of a column of Arrow; equal texts are the same object."""
-    values: list = []
+    values: list[Any] = []
     for chunk in column.chunks:
         if hasattr(chunk, "dictionary"):
             texts = chunk.dictionary.to_pylist()

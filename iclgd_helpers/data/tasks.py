@@ -12,7 +12,6 @@ import yaml
 from iclgd_helpers.errors import InputError, shortened
 from iclgd_helpers.paths import PACKAGE
 
-ROW_CAP = 2000  # rows of an evaluation split that the protocol keeps
 # In the order of the paper's Table 1; the default task last.
 NAMES = ("cb", "sst2", "sst5", "subj", "mr", "agnews", "snippets")
 LONGEST_PROMPT = 500_000  # characters; no supported model has a context for half of that
@@ -24,7 +23,7 @@ _NUMBER = re.compile(r"[+-]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][+-]?[0-9]
 
 @dataclass(frozen=True)
 class Task:
-    """One task; the fields of ``template`` are column names, ``verbalizers`` stand in label order."""
+    """One task; the fields of `template` are column names, `verbalizers` stand in label order."""
 
     name: str
     template: str
@@ -35,7 +34,7 @@ class Task:
     evaluation_split: str = "validation"
     label_column: str = "label"
     label_values: tuple[str, ...] | None = None  # what the label column says for each class; None: 0, 1, …
-    row_cap: int = ROW_CAP
+    row_cap: int = 2000  # rows of an evaluation split that the protocol keeps
     sources: tuple[str, ...] = ("hub", "folder", "generated")
     title: str = ""  # as tables print it
 
@@ -61,7 +60,7 @@ class Example:
 
 @dataclass(frozen=True)
 class TaskData:
-    """The examples of a task; ``evaluation`` is in protocol order, ``checksum`` names the content."""
+    """The examples of a task; `evaluation` is in protocol order, `checksum` names the content."""
 
     task: Task
     train: list[Example]
@@ -76,10 +75,14 @@ def _file(name: str) -> dict[str, Any]:
 
 def _task(name: str, found: dict[str, Any]) -> Task:
     """The task that a file describes."""
-    more: dict[str, Any] = {"sources": tuple(found["sources"])} if "sources" in found else {}
-    words, settings = tuple(found["verbalizers"]), found["settings"]
     return Task(
-        name, found["template"], words, row_cap=settings["row_cap"], title=found["title"], **found["hub"], **more
+        name,
+        found["template"],
+        tuple(found["verbalizers"]),
+        row_cap=found["settings"]["row_cap"],
+        sources=tuple(found.get("sources", Task.sources)),
+        title=found["title"],
+        **found["hub"],
     )
 
 
@@ -94,14 +97,18 @@ def own_task(template: str, verbalizers: str, label_column: str = "label", label
 
     Parameters
     ----------
-    template : the prompt; ``{name}`` stands for the text in the column of that name.
-    verbalizers : the classes' words, separated by commas.
-    label_column, label_values : the column with the labels, and what it holds for each class, separated by commas;
-        without them, the verbalizers themselves or the numbers 0, 1, …; `label_text` says which labels are equal.
+    template
+        the prompt; `{name}` stands for the text in the column of that name.
+    verbalizers
+        the classes' words, separated by commas.
+    label_column, label_values
+        the column with the labels, and what it holds for each class, separated by commas; without them, the verbalizers
+        themselves or the numbers 0, 1, …; `label_text` says which labels are equal.
 
     Raises
     ------
-    InputError : the template names no column or cannot be read, or classes are fewer than two, doubled or unequal.
+    InputError
+        if the template names no column or cannot be read, or classes are fewer than two, doubled or unequal.
     """
     for text in (template, verbalizers, label_column, label_values or ""):
         if not is_encodable(text):
@@ -115,9 +122,16 @@ def own_task(template: str, verbalizers: str, label_column: str = "label", label
     if len(labels) != len(words) or not all(labels) or len(set(labels)) < len(labels):
         what = f"label_values={shortened(repr(label_values))}"
         raise InputError(f"{what}: give one different value for each of {shortened(', '.join(words))}")
-    splits = {"train_split": "train", "evaluation_split": "evaluation"}
-    columns = {"label_column": label_column, "label_values": values}
-    task = Task("own", template, words, sources=("file",), title="own table", **splits, **columns)
+    task = Task(
+        "own",
+        template,
+        words,
+        evaluation_split="evaluation",
+        label_column=label_column,
+        label_values=values,
+        sources=("file",),
+        title="own table",
+    )
     _check_template(task)
     return task
 

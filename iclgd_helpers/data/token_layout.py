@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from iclgd_helpers.data.tasks import Example, Task
 from iclgd_helpers.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -29,14 +33,14 @@ class Query:
 class Layout:
     """How text becomes tokens for one tokenizer and task."""
 
-    tokenizer: object
+    tokenizer: PreTrainedTokenizerBase
     task: Task
     bos: int
     separator: tuple[int, ...]
     labels: tuple[int, ...]
 
     @classmethod
-    def make(cls, tokenizer: object, task: Task, separator: str) -> Layout:
+    def make(cls, tokenizer: PreTrainedTokenizerBase, task: Task, separator: str) -> Layout:
         """
         Look up the special tokens and the one token of each verbalizer.
 
@@ -124,6 +128,7 @@ class Layout:
         return fitting
 
 
-def _encode(tokenizer: object, text: str) -> list[int]:
+def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Tokens of a text; where it spells a special token, such as `</s>`, these are letters like others."""
-    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    tokens: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    return tokens

@@ -18,18 +18,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from iclgd_helpers import pinned_downloads, storage
 from iclgd_helpers.engine.families import FAMILIES, REHEARSAL, TINY
 from iclgd_helpers.errors import InputError, reason
 from iclgd_helpers.paths import cache_folder, resolve_path
 
-BUILT_IN = (
-    *TINY,
-    REHEARSAL,
-    *pinned_downloads.MODELS,
-)  # fixed by their names: random ones by a seed, the others by a hash
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+# Models that are fixed by their names: random ones by a seed, the others by a hash.
+BUILT_IN = (*TINY, REHEARSAL, *pinned_downloads.MODELS)
 # Files of a folder that change what its model computes; every other file may come and go.
 PARTS = ("*.safetensors", "pytorch_model*.bin", "*.json", "*.txt", "*.model")
 WITHOUT_EFFECT = ("generation_config.json", "trainer_state.json", "all_results.json")
@@ -48,13 +48,11 @@ LARGER = 4  # times more entries than are stored: a head may be tied, a table of
 class Checkpoint:
     """
     A checkpoint of somebody else: a `folder`, or a hub id at one `revision` (a commit), whose files transformers keeps.
-
-    content: SHA-256 of the folder's parts, or the commit: what a record's identity holds.
     """
 
     name: str
     folder: Path | None
-    content: str
+    content: str  # SHA-256 of the folder's parts, or the commit: what a record's identity holds
     options: Mapping[str, Any]  # for every `from_pretrained`
 
     @property
@@ -86,7 +84,6 @@ def find(name: str) -> Checkpoint:
     else:
         config, commit = _hub_file(name, "config.json")
         checkpoint = Checkpoint(name, None, commit, {"local_files_only": not _online(), "revision": commit})
-    _check_folder(name, config.parent)
     _check_config(name, config)
     return checkpoint
 
@@ -107,9 +104,8 @@ def file_name(name: str) -> str:
 
 
 def _ways() -> str:
-    return "pass a hub id while online, a folder with config.json, tokenizer and *.safetensors, or one of " + ", ".join(
-        pinned_downloads.MODELS
-    )
+    known = ", ".join(pinned_downloads.MODELS)
+    return f"pass a hub id while online, a folder with config.json, tokenizer and *.safetensors, or one of {known}"
 
 
 @contextmanager
@@ -144,14 +140,13 @@ def file_sha256(path: Path) -> str:
     path = path.resolve()
     found = path.stat()
     state = [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
-    known = _known_sums()
-    entry = known.get(str(path))
+    entry = _known_sums().get(str(path))
     if entry and entry[:-1] == state:
-        return entry[-1]
+        return str(entry[-1])
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if time.time_ns() - found.st_mtime_ns > 2 * 10**9:  # a later write within a clock's tick would look the same
-        kept = {name: value for name, value in (_known_sums() | {str(path): [*state, sha256]}).items()}
+        kept = _known_sums() | {str(path): [*state, sha256]}  # read again: another process may have added some
         storage.write_json(cache_folder() / "checksums.json", {"files": kept})
     return sha256
 
@@ -160,7 +155,8 @@ def _known_sums() -> dict[str, list[Any]]:
     """Path -> size, times, place and checksum of files that were read before; a damaged list is begun anew."""
     path = cache_folder() / "checksums.json"
     try:
-        return storage.read_json(path)["files"] if path.is_file() else {}
+        files: dict[str, list[Any]] = storage.read_json(path)["files"] if path.is_file() else {}
+        return files
     except InputError:
         return {}
 
@@ -180,13 +176,11 @@ def _hub_file(name: str, file: str) -> tuple[Path, str]:
 
 
 # -------------------------------------------------------------------------------------------------------------- checks
-def _check_folder(name: str, folder: Path) -> None:
-    if (folder / "adapter_config.json").is_file():
-        raise InputError(f"model {name!r} holds an adapter, which would be ignored: merge it into its base model first")
-
-
 def _check_config(name: str, path: Path) -> None:
     """The kind of a model, and sizes that a model can have, before a library builds anything from them."""
+    folder = path.parent
+    if (folder / "adapter_config.json").is_file():
+        raise InputError(f"model {name!r} holds an adapter, which would be ignored: merge it into its base model first")
     try:
         config = storage.parse_json(path.read_bytes())
         if not isinstance(config, dict):
@@ -204,7 +198,7 @@ def _check_config(name: str, path: Path) -> None:
             raise InputError(f"model {name!r}: {size}={value!r} in its config.json is no size (1 to {largest})")
 
 
-def check_tokenizer(name: str, tokenizer: Any, config: Any) -> None:
+def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
     """
     Every token that a text can become must have its row in the embedding, and BOS and EOS, which the token layout puts
     between demonstrations, must be what the weights were trained with.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,21 +25,39 @@ LOSS_SCALE = 2.0**12  # of float16; a power of two, so that scaling itself round
 LEARNER_BYTES, STEP_TOKENS = 2**30, 512  # weights of the learners, and tokens before the head, held side by side
 WORDS_AT_ONCE = 4096  # rows of the head that are multiplied while they are in a cache
 
+Inputs = tuple[Tensor, ...]  # what a layer's module is called with
+Keywords = dict[str, Any]
+Recompute = Callable[[], object]
+
 
 @dataclass(frozen=True)
 class Settings:
     """
-    learning_rate: of plain gradient descent.
-    loss: `all` (mean NLL of every token after BOS), `label` (NLL of the label token over the vocabulary), or
-    `label_space` (cross-entropy over the verbalizers' logits).
-    clip, clip_value: L2 norm of all K/V gradients together (`global`), of each layer's (`per_layer`), or a bound on
-    each entry (`elementwise`); `none`.
+    What a step does.
+
+    Attributes
+    ----------
+    learning_rate
+        of plain gradient descent.
+    loss
+        `all` (mean NLL of every token after BOS), `label` (NLL of the label token over the vocabulary), or
+        `label_space` (cross-entropy over the verbalizers' logits).
+    clip, clip_value
+        L2 norm of all K/V gradients together (`global`), of each layer's (`per_layer`), or a bound on each entry
+        (`elementwise`); `none`.
     """
 
     learning_rate: float
     loss: str = "all"
     clip: str = "none"
     clip_value: float | None = None
+
+    @property
+    def bound(self) -> float:
+        """`clip_value` where something is clipped."""
+        if self.clip_value is None:
+            raise ValueError(f"clip={self.clip} needs a clip_value")
+        return self.clip_value
 
 
 @dataclass(frozen=True)
@@ -54,10 +72,16 @@ class Learner:
 @dataclass(frozen=True)
 class Finetuned:
     """
-    update: the weights after the last step.
-    losses: `[step, 1]` (standard) or `[step, layer]` (layer-causal), before each step, nats.
-    gradient_norms: `[step, layer]`, L2 over a layer's K and V entries, of this step alone, before clipping.
-    diverged: whether a loss or a weight is no finite number any more.
+    What finetuning gave.
+
+    Attributes
+    ----------
+    update
+        the weights after the last step.
+    losses
+        `[step, 1]` (standard) or `[step, layer]` (layer-causal), before each step, nats.
+    gradient_norms
+        `[step, layer]`, L2 over a layer's K and V entries, of this step alone, before clipping.
     """
 
     update: KVUpdate
@@ -66,6 +90,7 @@ class Finetuned:
 
     @property
     def diverged(self) -> bool:
+        """Whether a loss or a weight is no finite number any more."""
         return not all(bool(tensor.isfinite().all()) for tensor in (self.losses, *self.update.values))
 
 
@@ -113,21 +138,31 @@ def finetune_together(
         raise InputError(
             "clip=global needs all gradients before any update: use per_layer or elementwise for sequential"
         )
+    at_once = _learners_at_once(language_model, learners)
+    groups = [learners[first : first + at_once] for first in range(0, len(learners), at_once)]
+    return [result for group in groups for result in _finetune_group(language_model, group, labels, method, on_step)]
+
+
+def _finetune_group(
+    language_model: LanguageModel,
+    group: Sequence[Learner],
+    labels: Sequence[int],
+    method: str,
+    on_step: Callable[[], object],
+) -> Iterator[Finetuned]:
+    """All steps of learners whose weights are held side by side."""
     step = {"standard": _standard_step, "joint": _joint_step, "sequential": _sequential_step}[method]
-    at_once, results = _learners_at_once(language_model, learners), []
-    for first in range(0, len(learners), at_once):
-        group, losses, norms = learners[first : first + at_once], [], []
-        with _training(language_model, group) as descent:
-            for sequences in zip(*(learner.sequences for learner in group), strict=True):
-                tokens = torch.tensor([list(sequence) for sequence in sequences], device=language_model.device)
-                loss, norm = step(descent, tokens, labels)
-                losses.append(loss.cpu())
-                norms.append(norm)
-                for _learner in group:
-                    on_step()
-            updates = descent.updates()
-        results += map(Finetuned, updates, torch.stack(losses, 1), torch.stack(norms, 1))
-    return results
+    losses, norms = [], []
+    with _training(language_model, group) as descent:
+        for sequences in zip(*(learner.sequences for learner in group), strict=True):
+            tokens = torch.tensor([list(sequence) for sequence in sequences], device=language_model.device)
+            loss, norm = step(descent, tokens, labels)
+            losses.append(loss.cpu())
+            norms.append(norm)
+            for _learner in group:
+                on_step()
+        updates = descent.updates()
+    return map(Finetuned, updates, torch.stack(losses, 1), torch.stack(norms, 1))
 
 
 def _learners_at_once(language_model: LanguageModel, learners: Sequence[Learner]) -> int:
@@ -148,15 +183,13 @@ class _Descent:
         self.language_model, self.learners = language_model, learners
         self.loss = learners[0].settings.loss
         self.trainables = language_model.trainables
-        starts = [learner.start or language_model.original() for learner in learners]
-        self.weights = [
-            torch.stack(values).requires_grad_() for values in zip(*(s.values for s in starts), strict=True)
-        ]
+        starts = [(learner.start or language_model.original()).values for learner in learners]
+        self.weights = [torch.stack(values).requires_grad_() for values in zip(*starts, strict=True)]
         self.rates = self._for_each([learner.settings.learning_rate for learner in learners])
-        bounds = [s.clip_value if s.clip == "elementwise" else torch.inf for s in (x.settings for x in learners)]
+        bounds = [s.bound if s.clip == "elementwise" else torch.inf for s in (x.settings for x in learners)]
         self.bounds = self._for_each(bounds) if min(bounds) < torch.inf else None
         self.scale = LOSS_SCALE if language_model.dtype == torch.float16 else 1.0
-        self.of_layer = [[] for _ in range(language_model.n_layers)]
+        self.of_layer: list[list[int]] = [[] for _ in range(language_model.n_layers)]
         for index, trainable in enumerate(self.trainables):
             self.of_layer[trainable.layer].append(index)
 
@@ -218,7 +251,7 @@ def _factors(norms: Tensor, settings: Settings) -> Tensor:
     if settings.clip not in ("global", "per_layer"):
         return torch.ones_like(norms)
     size = norms.square().sum().sqrt().expand_as(norms) if settings.clip == "global" else norms
-    return (settings.clip_value / size.clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(1.0)
+    return (settings.bound / size.clamp_min(torch.finfo(torch.float64).tiny)).clamp_max(1.0)
 
 
 @contextmanager
@@ -229,7 +262,7 @@ def _training(language_model: LanguageModel, learners: Sequence[Learner]) -> Ite
     A half-precision model computes in its own precision, but the weights, their gradients and the steps are float32:
     a step too small for half precision is not lost before the next one is added.
     """
-    mixed = nullcontext()
+    mixed: AbstractContextManager[object] = nullcontext()
     if language_model.dtype.itemsize < 4:  # a cache of cast weights would hide each step from the passes that follow
         mixed = torch.autocast(language_model.device.type, language_model.dtype, cache_enabled=False)
     patched: list[nn.Module] = []
@@ -237,9 +270,8 @@ def _training(language_model: LanguageModel, learners: Sequence[Learner]) -> Ite
         with mixed, enough_memory("a finetuning step"):
             descent = _Descent(language_model, learners)
             for projection, parts in _projections(descent).items():
-                projection.forward = functools.partial(
-                    _project, descent.weights, parts, isinstance(projection, nn.Linear)
-                )
+                linear = isinstance(projection, nn.Linear)
+                projection.forward = functools.partial(_project, descent.weights, parts, linear)
                 patched.append(projection)
             yield descent
     finally:
@@ -279,7 +311,9 @@ def sequence_loss(
         classes = torch.tensor([list(labels).index(int(target)) for target in targets], device=tokens.device)
         logits = nn.functional.linear(rows, language_model.head.weight[list(labels)])
         return nn.functional.cross_entropy(logits.to(precise_dtype(logits)), classes, reduction="none")
-    return _VocabularyLoss.apply(rows, language_model.head.weight, targets.flatten()).view(targets.shape).mean(1)
+    weight, words = language_model.head.weight, targets.flatten()
+    losses: Tensor = _VocabularyLoss.apply(rows, weight, words)  # type: ignore[no-untyped-call]  # torch's own
+    return losses.view(targets.shape).mean(1)
 
 
 class _VocabularyLoss(torch.autograd.Function):
@@ -296,7 +330,7 @@ class _VocabularyLoss(torch.autograd.Function):
         largest = states.new_full((len(states), 1), -torch.inf, dtype=precise)  # of the logits so far
         normaliser = torch.zeros_like(largest)
         expected = torch.zeros(states.shape, dtype=precise, device=states.device)
-        for words in weight.split(WORDS_AT_ONCE):
+        for words in torch.split(weight, WORDS_AT_ONCE):
             logits = (states @ words.T).to(precise)
             before, largest = largest, torch.maximum(largest, logits.amax(1, keepdim=True))
             shrink = (before - largest).exp()
@@ -324,7 +358,9 @@ def _standard_step(descent: _Descent, tokens: Tensor, labels: Sequence[int]) -> 
 
 
 def _joint_step(descent: _Descent, tokens: Tensor, labels: Sequence[int]) -> tuple[Tensor, Tensor]:
-    model, losses, gradients = descent.language_model, [], {}
+    model = descent.language_model
+    losses: list[Tensor] = []
+    gradients: dict[int, Tensor] = {}
     waiting: dict[int, Tensor] = {}  # layer -> its states before the head
 
     def through_the_head() -> None:
@@ -335,7 +371,7 @@ def _joint_step(descent: _Descent, tokens: Tensor, labels: Sequence[int]) -> tup
         losses.append(loss.detach().view(len(waiting), len(tokens)))
         waiting.clear()
 
-    def on_layer(layer: int, output: Tensor, _recompute: Callable) -> None:
+    def on_layer(layer: int, output: Tensor, _recompute: Recompute) -> None:
         waiting[layer] = model.lens(output)
         if (len(waiting) + 1) * tokens.numel() > STEP_TOKENS or layer == model.n_layers - 1:
             through_the_head()
@@ -347,10 +383,11 @@ def _joint_step(descent: _Descent, tokens: Tensor, labels: Sequence[int]) -> tup
 
 
 def _sequential_step(descent: _Descent, tokens: Tensor, labels: Sequence[int]) -> tuple[Tensor, Tensor]:
-    model, losses = descent.language_model, []
+    model = descent.language_model
+    losses: list[Tensor] = []
     norms = torch.zeros(len(tokens), model.n_layers, dtype=torch.float64)
 
-    def on_layer(layer: int, output: Tensor, recompute: Callable) -> object:
+    def on_layer(layer: int, output: Tensor, recompute: Recompute) -> object:
         loss = sequence_loss(model, model.lens(output), tokens, labels, descent.loss)
         losses.append(loss.detach())
         gradients = descent.gradients(loss, [layer])
@@ -363,7 +400,7 @@ def _sequential_step(descent: _Descent, tokens: Tensor, labels: Sequence[int]) -
 
 
 def layer_by_layer(
-    language_model: LanguageModel, tokens: Tensor, on_layer: Callable[[int, Tensor, Callable], object]
+    language_model: LanguageModel, tokens: Tensor, on_layer: Callable[[int, Tensor, Recompute], object]
 ) -> None:
     """
     Forward pass in which each layer receives the detached output of the layer below.
@@ -374,10 +411,10 @@ def layer_by_layer(
     handles = []
     for index, module in enumerate(language_model.layers):
 
-        def detach(_module: nn.Module, inputs: tuple, keywords: dict) -> tuple[tuple, dict]:
+        def detach(_module: nn.Module, inputs: Inputs, keywords: Keywords) -> tuple[Inputs, Keywords]:
             return (inputs[0].detach(), *inputs[1:]), keywords
 
-        def after(module: nn.Module, inputs: tuple, keywords: dict, output: object, index: int = index) -> object:
+        def after(module: nn.Module, inputs: Inputs, keywords: Keywords, output: Any, index: int = index) -> object:
             def recompute() -> object:
                 with torch.no_grad():
                     return module.forward(inputs[0].detach(), *inputs[1:], **keywords)
@@ -408,10 +445,8 @@ def drift(language_model: LanguageModel, update: KVUpdate) -> Tensor:
 @torch.no_grad()
 def scaled_to(language_model: LanguageModel, update: KVUpdate, norm: float) -> KVUpdate:
     """The update in the same direction whose change has L2 norm `norm` over all K/V entries."""
-    original = language_model.original()
-    changes = [new - old for new, old in zip(update.values, original.values, strict=True)]
-    factor = norm / max(_norm(changes), torch.finfo(torch.float64).tiny)
-    return KVUpdate(tuple(old + factor * change for old, change in zip(original.values, changes, strict=True)))
+    changes = _changes(language_model, update)
+    return _moved(language_model, changes, norm / max(_norm(changes), torch.finfo(torch.float64).tiny))
 
 
 @torch.no_grad()
@@ -424,9 +459,7 @@ def random_update(language_model: LanguageModel, seed: int, norm: float) -> KVUp
         return trainable.masked(drawn.to(trainable.parameter.device, precise_dtype(trainable.parameter)))
 
     noises = [noise(trainable) for trainable in language_model.trainables]
-    factor = norm / _norm(noises)
-    pairs = zip(language_model.original().values, noises, strict=True)
-    return KVUpdate(tuple(value + factor * change for value, change in pairs))
+    return _moved(language_model, noises, norm / _norm(noises))
 
 
 @torch.no_grad()
@@ -443,7 +476,17 @@ def perturbed(language_model: LanguageModel, seed: int, relative: float) -> KVUp
 
 def update_norm(language_model: LanguageModel, update: KVUpdate) -> float:
     """L2 norm of an update's change over all K/V entries."""
-    return _norm([new - old for new, old in zip(update.values, language_model.original().values, strict=True)])
+    return _norm(_changes(language_model, update))
+
+
+def _changes(language_model: LanguageModel, update: KVUpdate) -> list[Tensor]:
+    return [new - old for new, old in zip(update.values, language_model.original().values, strict=True)]
+
+
+def _moved(language_model: LanguageModel, changes: Sequence[Tensor], factor: float) -> KVUpdate:
+    """The model's own values, plus `factor` times the changes."""
+    pairs = zip(language_model.original().values, changes, strict=True)
+    return KVUpdate(tuple(old + factor * change for old, change in pairs))
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -25,6 +26,7 @@ from iclgd_helpers.data import synthetic
 from iclgd_helpers.engine import checkpoints, prefix_attention
 from iclgd_helpers.engine.families import FAMILIES, REHEARSAL, TINY
 from iclgd_helpers.errors import InputError, reason
+from iclgd_helpers.paths import cache_folder
 
 PROBE_TOKENS = 4  # of the short passes that try a model out
 
@@ -57,17 +59,19 @@ class KVUpdate:
 class LanguageModel:
     """A causal language model behind one interface."""
 
-    def __init__(self, model: nn.Module, tokenizer: object, name: str) -> None:
+    def __init__(
+        self, model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase, name: str
+    ) -> None:
         kind = model.config.model_type
         if kind not in FAMILIES:
             raise InputError(f"model {name!r} is a {kind!r}; supported are {', '.join(sorted(FAMILIES))}")
         self.family = FAMILIES[kind]
         self.model, self.tokenizer, self.name = model.eval().requires_grad_(False), tokenizer, name
         part = operator.attrgetter
-        self.layers: Sequence[nn.Module] = part(self.family.layers)(model)
-        self.attentions = [getattr(layer, self.family.attention) for layer in self.layers]
-        self.final_norm = part(self.family.final_norm)(model) or nn.Identity()  # old OPT checkpoints have none
-        self.head = model.get_output_embeddings()
+        self.layers: nn.ModuleList = part(self.family.layers)(model)
+        self.attentions: list[nn.Module] = [getattr(layer, self.family.attention) for layer in self.layers]
+        self.final_norm: nn.Module = part(self.family.final_norm)(model) or nn.Identity()  # an old OPT has none
+        self.head: nn.Linear = model.get_output_embeddings()
         self.context = context(model.config)
         bias, softcap = getattr(self.head, "bias", None), getattr(model.config, "final_logit_softcapping", None)
         if bias is not None or softcap is not None:
@@ -85,10 +89,12 @@ class LanguageModel:
 
     @property
     def n_layers(self) -> int:
+        """How many blocks it has."""
         return len(self.layers)
 
     @property
     def device(self) -> torch.device:
+        """Where its weights are."""
         return self.head.weight.device
 
     @property
@@ -113,9 +119,9 @@ class LanguageModel:
             raise InputError(f"a sequence of {length} tokens is longer than the model's context of {self.context}")
         positions = torch.arange(tokens.shape[1], device=tokens.device) if packing is None else packing.positions
         positions = (start + positions).expand(len(tokens), -1)
-        return self.model.base_model(
-            input_ids=tokens, position_ids=positions, use_cache=False, shared=call
-        ).last_hidden_state
+        output = self.model.base_model(input_ids=tokens, position_ids=positions, use_cache=False, shared=call)
+        states: Tensor = output.last_hidden_state
+        return states
 
     @functools.cached_property
     @torch.no_grad()
@@ -138,9 +144,9 @@ class LanguageModel:
 
     def lens(self, states: Tensor) -> Tensor:
         """Logit lens: `states` (`[..., d_model]`, a layer's output) through the final norm; the head comes after."""
-        normed = self.final_norm(states)
+        normed: Tensor = self.final_norm(states)
         project_out = getattr(getattr(self.model.base_model, "decoder", None), "project_out", None)  # OPT-350M
-        return normed if project_out is None else project_out(normed)
+        return project_out(normed) if isinstance(project_out, nn.Module) else normed
 
     @torch.no_grad()
     def prefix(self, tokens: Sequence[int]) -> prefix_attention.Prefix:
@@ -176,39 +182,32 @@ class LanguageModel:
         `blocks` keeps embeddings, norms and head, as the original's control does. Matrices are drawn from
         N(0, initializer_range²), biases are 0, and for `everything` norms are reset.
         """
-        generator = torch.Generator().manual_seed(seed)
-        std = getattr(self.model.config, "initializer_range", None) or getattr(self.model.config, "init_std", 0.02)
-        norms = {id(p) for m in self.model.modules() if "norm" in type(m).__name__.lower() for p in m.parameters()}
+        generator, config = torch.Generator().manual_seed(seed), self.model.config
+        std = float(getattr(config, "initializer_range", 0.0) or getattr(config, "init_std", 0.02))
+        neutral = 0.0 if config.model_type.startswith("gemma") else 1.0  # Gemma's norms store weight - 1
+        norms = [m for m in self.model.modules() if "norm" in type(m).__name__.lower()]
+        of_norms = {id(parameter): part for norm in norms for part, parameter in norm.named_parameters()}
         scope = self.layers if what == "blocks" else self.model
-        chosen = [p for p in scope.parameters() if what == "everything" or id(p) not in norms]
+        chosen = [p for p in scope.parameters() if what == "everything" or id(p) not in of_norms]
         before = [parameter.data for parameter in chosen]
-        neutral = 0.0 if self.model.config.model_type.startswith("gemma") else 1.0  # Gemma's norms store weight - 1
         try:
             for parameter in chosen:
                 drawn = torch.zeros(parameter.shape, dtype=torch.float32)
                 if parameter.ndim > 1:
                     drawn.normal_(0.0, std, generator=generator)
-                elif id(parameter) in norms:
+                elif of_norms.get(id(parameter)) == "weight":
                     drawn.fill_(neutral)
                 parameter.data = drawn.to(parameter)
-            if what == "everything":
-                _zero_norm_biases(self.model)
             yield
         finally:
             for parameter, data in zip(chosen, before, strict=True):
                 parameter.data = data
 
 
-def _zero_norm_biases(model: nn.Module) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.LayerNorm) and module.bias is not None:
-            module.bias.data = torch.zeros_like(module.bias.data)
-
-
-def _kv_mask(parameter: nn.Parameter, module: nn.Module) -> Tensor:
+def _kv_mask(parameter: nn.Parameter, module: Any) -> Tensor:
     """True on the K and V entries of a fused projection (GPT-2: two thirds of the output; GPT-NeoX: of each head)."""
     if hasattr(module, "head_size"):  # GPT-NeoX: nn.Linear, outputs ordered [head, (q, k, v), head_size]
-        outputs = torch.arange(parameter.shape[0]) % (3 * module.head_size) >= module.head_size
+        outputs: Tensor = torch.arange(parameter.shape[0]) % (3 * module.head_size) >= module.head_size
         mask = outputs if parameter.ndim == 1 else outputs[:, None]
     else:  # GPT-2: Conv1D, outputs on the last axis, ordered [(q, k, v), head, head_dim]
         mask = torch.arange(parameter.shape[-1]) >= parameter.shape[-1] // 3
@@ -229,10 +228,10 @@ def _keep_freed_memory() -> None:
         mallopt(trim_threshold, 2**30)
 
 
-def _use_shared_prefix(model: nn.Module, attentions: Sequence[nn.Module]) -> None:
+def _use_shared_prefix(model: transformers.PreTrainedModel, attentions: Sequence[nn.Module]) -> None:
     if model.config.model_type == "xglm":
         for module in attentions:
-            module.forward = types.MethodType(prefix_attention.xglm_attention, module)
+            module.forward = types.MethodType(prefix_attention.xglm_attention, module)  # of this one alone
     else:
         model.set_attn_implementation(prefix_attention.NAME)
 
@@ -240,8 +239,13 @@ def _use_shared_prefix(model: nn.Module, attentions: Sequence[nn.Module]) -> Non
 # ------------------------------------------------------------------------------------------------------------ loading
 def _tiny_configs(vocabulary: int) -> dict[str, transformers.PretrainedConfig]:
     """Two- to four-layer configurations of the six tested families, for random models in memory."""
-    ids = {"vocab_size": vocabulary, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
-    gqa = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    ids: dict[str, Any] = {"vocab_size": vocabulary, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+    gqa: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
     return {
         "tiny-llama": transformers.LlamaConfig(**ids, **gqa, num_hidden_layers=3, max_position_embeddings=2048),
         "tiny-gpt2": transformers.GPT2Config(**ids, n_embd=32, n_layer=3, n_head=4, n_positions=2048),
@@ -261,7 +265,7 @@ def _tiny_configs(vocabulary: int) -> dict[str, transformers.PretrainedConfig]:
     }  # fmt: skip
 
 
-def _rehearsal_config(tokenizer: object) -> transformers.PretrainedConfig:
+def _rehearsal_config(tokenizer: transformers.PreTrainedTokenizerBase) -> transformers.PretrainedConfig:
     return transformers.XGLMConfig(
         vocab_size=51_200, d_model=2048, num_layers=24, attention_heads=32, ffn_dim=8192, scale_embedding=True,
         max_position_embeddings=2048, dropout=0.0, attention_dropout=0.0, activation_function="gelu",
@@ -287,7 +291,7 @@ def tiny_model(name: str, seed: int = 0, dtype: torch.dtype = torch.float32, dev
     return LanguageModel(model.to(device), tokenizer, name)
 
 
-def _random_model(config: transformers.PretrainedConfig, seed: int, dtype: torch.dtype) -> nn.Module:
+def _random_model(config: transformers.PretrainedConfig, seed: int, dtype: torch.dtype) -> transformers.PreTrainedModel:
     """A model with the weights that its class starts from."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -329,10 +333,10 @@ def context(config: transformers.PretrainedConfig) -> int:
         for rope in several
         if rope.get("rope_type") == "longrope"
     ]
-    return min([config.max_position_embeddings, *filter(None, changes)])
+    return int(min([config.max_position_embeddings, *filter(None, changes)]))
 
 
-def tokenizer_and_config(name: str) -> tuple[object, transformers.PretrainedConfig]:
+def tokenizer_and_config(name: str) -> tuple[transformers.PreTrainedTokenizerBase, transformers.PretrainedConfig]:
     """
     What a model is, without its weights; `name` as in `load_model`.
 
@@ -355,10 +359,11 @@ def tokenizer_and_config(name: str) -> tuple[object, transformers.PretrainedConf
     return tokenizer, config
 
 
-def load_model(name: str, dtype: str, device: str, tokenizer: object = None) -> LanguageModel:
+def load_model(
+    name: str, dtype: str, device: str, tokenizer: transformers.PreTrainedTokenizerBase | None = None
+) -> LanguageModel:
     """
-    Load a model: a name of `downloads.MODELS`, a random one ("tiny-llama", …, `REHEARSAL`), a local folder, or a hub
-    id.
+    Load a model: one of `pinned_downloads.MODELS`, a random one (`TINY`, `REHEARSAL`), a local folder, or a hub id.
 
     Weights come from safetensors (a lone `.bin` is converted once); code of a model's repository is never run. A
     `tokenizer` that was loaded and checked before is taken over.
@@ -384,7 +389,7 @@ def _checkpoint(name: str) -> checkpoints.Checkpoint:
     """Where a trained model lies; a packaged one is its pinned name."""
     if name not in pinned_downloads.MODELS:
         return checkpoints.find(name)
-    folder = _checked_folder(name, pinned_downloads.cache_folder())
+    folder = _checked_folder(name, cache_folder())
     return checkpoints.Checkpoint(name, folder, name, {"local_files_only": True})
 
 
@@ -394,7 +399,7 @@ def _checked_folder(name: str, _cache: Path) -> Path:
     return pinned_downloads.model_folder(name)
 
 
-def _trained_model(name: str, dtype: torch.dtype) -> nn.Module:
+def _trained_model(name: str, dtype: torch.dtype) -> transformers.PreTrainedModel:
     """
     A checkpoint's model, every weight of which is there, fits and is finite.
 
@@ -426,7 +431,7 @@ def _trained_model(name: str, dtype: torch.dtype) -> nn.Module:
 
 
 @torch.no_grad()
-def _try_out(name: str, model: nn.Module) -> None:
+def _try_out(name: str, model: transformers.PreTrainedModel) -> None:
     """A few tokens through transformers' own code: a configuration may fit its weights and yet compute nothing."""
     if model.config.model_type == "xglm" and model.dtype == torch.float64:
         return  # its own mask does not exist in float64

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -31,11 +32,17 @@ class Observation:
     """
     One arm on one batch of queries; metrics read these in float32 or better.
 
-    label_log_probabilities: `[query, class]`, natural logarithm, normalised over the whole vocabulary.
-    lens_log_odds: `[query, layer, class]`, logits of the verbalizers at each layer's output (logit lens).
-    attention_output: `[query, layer, d_model]` at the read position, after the output projection, before the residual.
-    attention_scores: `[query, layer, head, token]`, scaled, pre-softmax, of the read position over the query's own
-    tokens (BOS and demonstrations left out); 0 behind the read position.
+    Attributes
+    ----------
+    label_log_probabilities
+        `[query, class]`, natural logarithm, normalised over the whole vocabulary.
+    lens_log_odds
+        `[query, layer, class]`, logits of the verbalizers at each layer's output (logit lens).
+    attention_output
+        `[query, layer, d_model]` at the read position, after the output projection, before the residual.
+    attention_scores
+        `[query, layer, head, token]`, scaled, pre-softmax, of the read position over the query's own tokens (BOS and
+        demonstrations left out); 0 behind the read position.
     """
 
     label_log_probabilities: Tensor
@@ -93,30 +100,32 @@ def observe(
     waiting = batches(queries, batch_tokens)
     while waiting:
         indices = waiting.pop(0)
-        observations = {}
+        batch, observations = [queries[i] for i in indices], {}
         try:
             with enough_memory("one query") if len(indices) == 1 else nullcontext():
                 for name, arm in arms.items():
-                    with language_model.using(arm.update):
-                        batch = [queries[i] for i in indices]
-                        observations[name] = observe_batch(language_model, batch, prefixes[name], labels)
-                    _require_numbers(language_model, name, arm, observations[name])
+                    observations[name] = _observe_arm(language_model, batch, name, arm, prefixes[name], labels)
         except torch.OutOfMemoryError:
-            batch_tokens = len(indices) * len(queries[indices[0]].tokens) // 2
-            rest = sorted(index for batch in [indices, *waiting] for index in batch)
-            waiting = [[rest[i] for i in batch] for batch in batches([queries[i] for i in rest], batch_tokens)]
+            batch_tokens = len(batch) * len(batch[0].tokens) // 2
+            rest = sorted(chain(indices, *waiting))
+            waiting = [[rest[i] for i in smaller] for smaller in batches([queries[i] for i in rest], batch_tokens)]
             print(f"memory is short: going on with batches of {batch_tokens} tokens, same numbers", file=sys.stderr)
             continue
         yield indices, observations
 
 
-def _require_numbers(language_model: LanguageModel, name: str, arm: Arm, seen: Observation) -> None:
+def _observe_arm(
+    language_model: LanguageModel, batch: Sequence[Query], name: str, arm: Arm, prefix: Prefix, labels: Sequence[int]
+) -> Observation:
     """Only finetuning may diverge: a model's own weights give numbers, or the run ends here."""
+    with language_model.using(arm.update):
+        seen = observe_batch(language_model, batch, prefix, labels)
     if arm.update is None and not bool(seen.label_log_probabilities.isfinite().all()):
         raise InputError(
             f"model {language_model.name!r} gives no finite log-probabilities in {language_model.dtype} ({name}): pass "
             "dtype=float32 or dtype=bfloat16"
         )
+    return seen
 
 
 @torch.no_grad()
@@ -127,7 +136,8 @@ def observe_batch(
     device = language_model.device
     packing = Packing.of([len(query.tokens) for query in batch], device)
     tokens = _on_device([token for query in batch for token in query.tokens], device)
-    read, predict = (_on_device([getattr(query, name) for query in batch], device) for name in ("read", "predict"))
+    read = _on_device([query.read for query in batch], device)
+    predict = _on_device([query.predict for query in batch], device)
     call = Call(prefix=prefix, packing=packing, read=read)
     at_read, at_predict = packing.start + read, packing.start + predict
     with (
@@ -160,11 +170,11 @@ def _on_device(values: Sequence[int], device: torch.device) -> Tensor:
 
 
 @contextmanager
-def _recording(modules: Sequence[nn.Module], positions: Tensor) -> Iterator[list[Tensor]]:
+def _recording(modules: Iterable[nn.Module], positions: Tensor) -> Iterator[list[Tensor]]:
     """Collect each module's output `[query, d_model]` at `positions` (`[query]`) of the packed token axis."""
     collected: list[Tensor] = []
 
-    def keep(_module: nn.Module, _inputs: tuple, output: Tensor | tuple) -> None:
+    def keep(_module: nn.Module, _inputs: object, output: Tensor | tuple[Tensor, ...]) -> None:
         tensor = output[0] if isinstance(output, tuple) else output
         collected.append(tensor[0, positions])
 

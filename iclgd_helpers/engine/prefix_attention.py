@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +38,14 @@ class Packing:
     """
     Where the tokens of each query lie on the packed token axis.
 
-    start: `[query]`, its first token. take: `[query, token]`, its tokens, the last one repeated as padding.
-    place: `[packed_token]`, position of each packed token in the flattened `take`.
+    Attributes
+    ----------
+    start
+        `[query]`, its first token.
+    take
+        `[query, token]`, its tokens, the last one repeated as padding.
+    place
+        `[packed_token]`, position of each packed token in the flattened `take`.
     """
 
     start: Tensor
@@ -65,16 +72,23 @@ class Packing:
 class Call:
     """What one forward pass wants of the attention layers, beside their output."""
 
-    prefix: Prefix | None = None  # attend to these keys and values first
+    prefix: Prefix = field(default_factory=Prefix)  # what packed queries attend to first
     packing: Packing | None = None  # where the queries behind the prefix lie; without it, plain sequences
     capture: Prefix | None = None  # store the keys and values of this (single) sequence here
     read: Tensor | None = None  # [query] position (within the query) whose scores are recorded
     scores: dict[int, Tensor] = field(default_factory=dict)  # layer -> [query, head, query_token]
     queries: dict[int, Tensor] | None = None  # if a dictionary: layer -> [batch, head, token, head_dim], unscaled
 
+    def keep(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> None:
+        """Store what was asked for of a layer's queries, keys and values, as the layer is given them."""
+        if self.capture is not None:
+            self.capture.keys[layer], self.capture.values[layer] = key[0].contiguous(), value[0].contiguous()
+        if self.queries is not None:
+            self.queries[layer] = query
+
 
 def shared_prefix_attention(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -91,6 +105,8 @@ def shared_prefix_attention(
 
     Parameters
     ----------
+    module
+        the attention layer, of which its number is read.
     query
         `[batch, head, token, head_dim]`; a batch of 1 with packed queries behind a prefix.
     key, value
@@ -108,21 +124,19 @@ def shared_prefix_attention(
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     shared = shared or Call()
-    layer = module.layer_idx
-    if shared.capture is not None:
-        shared.capture.keys[layer], shared.capture.values[layer] = key[0].contiguous(), value[0].contiguous()
-    if shared.queries is not None:
-        shared.queries[layer] = query
-    packing = shared.packing
-    own = [query, key, value] if packing is None else [_unpacked(t[0], packing) for t in (query, key, value)]
+    layer, packing = module.layer_idx, shared.packing
+    shared.keep(layer, query, key, value)
+    packed_query = query[0]
+    if packing is not None:
+        query, key, value = (_unpacked(tensor[0], packing) for tensor in (query, key, value))
     if shared.read is not None:
-        shared.scores[layer] = _scores_at(shared.read, own[0], own[1], scaling, sliding_window)
+        shared.scores[layer] = _scores_at(shared.read, query, key, scaling, sliding_window)
     if packing is None:
-        return _self_attention(*own, scaling, sliding_window).transpose(1, 2), None
+        return _self_attention(query, key, value, scaling, sliding_window).transpose(1, 2), None
+    within, own_normaliser = _over_own_tokens(query, key, value, scaling, sliding_window)
     keys, values = shared.prefix.keys[layer], shared.prefix.values[layer]
-    within, own_normaliser = _over_own_tokens(*own, scaling, sliding_window)
+    before, prefix_normaliser = _over_prefix(packed_query, keys, values, packing.positions, scaling, sliding_window)
     within, own_normaliser = _packed(within, packing), _packed(own_normaliser[..., None], packing)
-    before, prefix_normaliser = _over_prefix(query[0], keys, values, packing.positions, scaling, sliding_window)
     # Softmax over both parts is a gate between them, a = Z_prefix / (Z_prefix + Z_own): the book's chapter 4.
     gate = torch.sigmoid(prefix_normaliser[..., None] - own_normaliser).to(within.dtype)
     return torch.lerp(within, before, gate).transpose(0, 1)[None], None
@@ -237,7 +251,7 @@ def _attend_in_parts(
     return torch.cat(outputs, 2), torch.cat(normalisers, 2)
 
 
-def xglm_attention(module: nn.Module, hidden_states: Tensor, shared: Call | None = None, **_: object):
+def xglm_attention(module: Any, hidden_states: Tensor, shared: Call | None = None, **_: object) -> tuple[Tensor, None]:
     """
     Forward pass of transformers' `XGLMAttention`, the class of the fairseq dense models, through the function above.
 

@@ -7,6 +7,7 @@ Over evaluation examples, for one choice of demonstrations (the seed): percentil
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,23 +16,26 @@ LEVEL = 0.95
 RESAMPLES = 2000
 
 
-def over_examples(statistic: Callable[..., float], *columns: NDArray, seed: int = 0) -> tuple[float, float]:
+Interval = tuple[float, float]
+
+
+def over_examples(statistic: Callable[..., float], *columns: NDArray[Any]) -> Interval:
     """
     Interval of `statistic(*columns)` over examples, which are resampled jointly.
 
     Resamples in which the statistic is NaN are left out; (NaN, NaN) if that is all of them.
     """
-    draws = np.random.default_rng(seed).integers(0, len(columns[0]), (RESAMPLES, len(columns[0])))
+    draws = np.random.default_rng(0).integers(0, len(columns[0]), (RESAMPLES, len(columns[0])))
     return _percentiles(np.array([statistic(*(column[i] for column in columns)) for i in draws]))
 
 
-def over_seeds(values: Sequence[float]) -> dict[str, object]:
+def over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
     """
     Mean of one value a seed, with Student's t interval; the interval is (NaN, NaN) for fewer than two seeds.
 
     Returns
     -------
-    `mean`, `interval` (two numbers) and `n`; NaN values are left out.
+    `mean`, `interval` (two numbers) and `n`; missing and NaN values are left out.
     """
     from scipy import stats  # slow to import, and only of use to pages
 
@@ -43,7 +47,7 @@ def over_seeds(values: Sequence[float]) -> dict[str, object]:
     return {"mean": mean, "interval": (mean - half, mean + half), "n": len(found)}
 
 
-def layer_means(values: NDArray, seed: int = 0) -> dict[str, object]:
+def layer_means(values: NDArray[np.floating]) -> dict[str, Any]:
     """
     Mean of `values` (`[example, layer]`, NaN = undefined) for each layer and over all layers, with intervals.
 
@@ -56,7 +60,7 @@ def layer_means(values: NDArray, seed: int = 0) -> dict[str, object]:
     """
     defined = ~np.isnan(values)
     filled = np.where(defined, values, 0.0)
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     weights = generator.multinomial(len(values), np.full(len(values), 1 / len(values)), RESAMPLES).astype(float)
     with np.errstate(invalid="ignore", divide="ignore"):
         per_layer = filled.sum(0) / defined.sum(0)
@@ -73,12 +77,12 @@ def layer_means(values: NDArray, seed: int = 0) -> dict[str, object]:
     }
 
 
-def _mean(values: NDArray) -> float:
+def _mean(values: NDArray[np.floating]) -> float:
     values = values[~np.isnan(values)]
     return float(values.mean()) if len(values) else float("nan")
 
 
-def _percentiles(draws: NDArray) -> tuple[float, float]:
+def _percentiles(draws: NDArray[np.floating]) -> Interval:
     draws = draws[~np.isnan(draws)]
     if not len(draws):
         return float("nan"), float("nan")

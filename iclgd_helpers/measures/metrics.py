@@ -23,7 +23,7 @@ def cosine(a: Tensor, b: Tensor) -> Tensor:
 
 def normalised(output: Tensor) -> Tensor:
     """`output` with each vector along the last axis at length 1."""
-    return output / output.norm(dim=-1, keepdim=True)
+    return output.div(output.norm(dim=-1, keepdim=True))
 
 
 def sim_aou(zero_shot: Tensor, in_context: Tensor, finetuned: Tensor, normalise: bool = True) -> Tensor:
@@ -84,10 +84,9 @@ def sim_am_delta(zero_shot: Tensor, in_context: Tensor, finetuned: Tensor, first
 # ------------------------------------------------------------------------------------------------------- predictions
 def changed(zero_shot: Predictions, other: Predictions, labels: Predictions, which: str = "all") -> NDArray[np.bool_]:
     """Examples whose prediction differs from zero-shot: `all`, or only to the `correct` or to an `incorrect` label."""
-    differs = other != zero_shot
-    if which == "all":
-        return differs
-    return differs & ((other == labels) == (which == "correct"))
+    differs: NDArray[np.bool_] = other != zero_shot
+    wanted: NDArray[np.bool_] = differs if which == "all" else (other == labels) == (which == "correct")
+    return differs & wanted
 
 
 def jaccard(
