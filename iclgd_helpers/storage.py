@@ -25,7 +25,6 @@ from iclgd_helpers.errors import InputError, reason, shortened
 
 CHECKSUM = "json_sha256"
 PROBE_BYTES = 2**16  # written to see whether a folder takes anything
-WAY_OUT = "free space, or make it writable"
 OLD = 24 * 3600  # seconds after which another machine's leftovers are nobody's
 _MACHINE = re.sub(r"\W", "", platform.node())[:20] or "machine"
 _numbers = itertools.count()
@@ -60,7 +59,7 @@ def _is_running(process: int) -> bool:
 
 
 @contextmanager
-def writing(what: object, way_out: str = WAY_OUT) -> Iterator[None]:
+def writing(what: object, way_out: str = "free space, or make it writable") -> Iterator[None]:
     """What the system says against writing, as one line; only what writes belongs inside."""
     try:
         yield
@@ -68,7 +67,7 @@ def writing(what: object, way_out: str = WAY_OUT) -> Iterator[None]:
         raise InputError(f"cannot write {what} ({error.strerror or reason(error)}): {way_out}") from None
 
 
-def write_bytes(path: Path, content: bytes, way_out: str = WAY_OUT) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
     """
     Write a file; it appears whole or not at all.
 
@@ -77,7 +76,7 @@ def write_bytes(path: Path, content: bytes, way_out: str = WAY_OUT) -> None:
     InputError
         if the disk is full or not writable.
     """
-    with writing(path, way_out):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         half = part(path.parent)
         try:

@@ -148,7 +148,7 @@ FAULTS = [
          "test_finetuning_equals_naive[float64-llama-standard-all]"),
         ("Biases of key and value projections are left out.", " yield Trainable(",
          ' if name == "weight": yield Trainable(', "test_finetuning_equals_naive[float64-opt-standard-all]"),
-        ("The logit lens skips the final norm.", "normed = self.final_norm(states)", "normed = states",
+        ("The logit lens skips the final norm.", "normed: Tensor = self.final_norm(states)", "normed: Tensor = states",
          "test_observation_equals_naive[float64-gpt2-0-label]"),
         ("The untrained control leaves its weights behind.", " parameter.data = data", " pass",
          "test_untrained_weights[llama-blocks]"),

@@ -226,7 +226,8 @@ def test_finetuning_restores_after_an_interrupt(double: Material, method: str):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        finetune.finetune(double.model, double.sequences, double.labels, method, Settings(RATE), interrupt)
+        learner = finetune.Learner(double.sequences, Settings(RATE))
+        finetune.finetune_together(double.model, [learner], double.labels, method, interrupt)
     assert all(torch.equal(value, state[name]) for name, value in double.model.model.state_dict().items())
     assert not any(parameter.requires_grad for parameter in double.model.model.parameters())
     assert replaced() == before

@@ -100,10 +100,9 @@ def finetune(
     labels: Sequence[int],
     method: str,
     settings: Settings,
-    on_step: Callable[[], object] = lambda: None,
 ) -> Finetuned:
     """One step for each of `sequences` (BOS, prompt, label token); methods and errors as in `finetune_together`."""
-    return finetune_together(language_model, [Learner(sequences, settings)], labels, method, on_step)[0]
+    return finetune_together(language_model, [Learner(sequences, settings)], labels, method)[0]
 
 
 def finetune_together(
@@ -124,13 +123,22 @@ def finetune_together(
     ----------
     learners
         their i-th sequences must be equally long (other rates, other clipping, other labels), their loss the same.
+    labels
+        token of each class.
+    method
+        one of `METHODS`.
     on_step
         called once for each step of each learner.
+
+    Returns
+    -------
+    what each learner's finetuning gave, in their order.
 
     Raises
     ------
     InputError
-        for global clipping with `sequential`: the global norm is not known when the first layer is updated.
+        for an unknown method, and for global clipping with `sequential`: the global norm is not known when the first
+        layer is updated.
     """
     if method not in METHODS:
         raise InputError(f"unknown finetuning method {method!r}: known are {', '.join(METHODS)}")
@@ -300,10 +308,18 @@ def sequence_loss(
     language_model: LanguageModel, states: Tensor, tokens: Tensor, labels: Sequence[int], loss: str
 ) -> Tensor:
     """
-    Loss of final-normed `states` (`[sequence, token, d_model]`) on `tokens` (`[sequence, token]`, the last is the
-    label): `[sequence]`, nats.
+    Loss of each sequence, `[sequence]`, nats. Only the positions that it reads go through the head.
 
-    Only the positions that the loss reads go through the head.
+    Parameters
+    ----------
+    states
+        `[sequence, token, d_model]`, after the final norm.
+    tokens
+        `[sequence, token]`, the last one is the label.
+    labels
+        token of each class.
+    loss
+        as in `Settings`.
     """
     states, targets = (states[:, :-1], tokens[:, 1:]) if loss == "all" else (states[:, -2:-1], tokens[:, -1:])
     rows = states.flatten(0, 1)

@@ -101,12 +101,10 @@ def shared_prefix_attention(
     """
     Causal softmax attention: of plain sequences, or of packed queries that all follow the same prefix.
 
-    The mask that transformers may pass is ignored: causality and the packing say all that it could.
+    `attention_mask`, which transformers may pass, is ignored: causality and the packing say all that it could.
 
     Parameters
     ----------
-    module
-        the attention layer, of which its number is read.
     query
         `[batch, head, token, head_dim]`; a batch of 1 with packed queries behind a prefix.
     key, value
@@ -133,13 +131,10 @@ def shared_prefix_attention(
         shared.scores[layer] = _scores_at(shared.read, query, key, scaling, sliding_window)
     if packing is None:
         return _self_attention(query, key, value, scaling, sliding_window).transpose(1, 2), None
-    within, own_normaliser = _over_own_tokens(query, key, value, scaling, sliding_window)
+    own = _over_own_tokens(query, key, value, scaling, sliding_window)
     keys, values = shared.prefix.keys[layer], shared.prefix.values[layer]
-    before, prefix_normaliser = _over_prefix(packed_query, keys, values, packing.positions, scaling, sliding_window)
-    within, own_normaliser = _packed(within, packing), _packed(own_normaliser[..., None], packing)
-    # Softmax over both parts is a gate between them, a = Z_prefix / (Z_prefix + Z_own): the book's chapter 4.
-    gate = torch.sigmoid(prefix_normaliser[..., None] - own_normaliser).to(within.dtype)
-    return torch.lerp(within, before, gate).transpose(0, 1)[None], None
+    prefix = _over_prefix(packed_query, keys, values, packing.positions, scaling, sliding_window)
+    return _gated(own, prefix, packing).transpose(0, 1)[None], None
 
 
 AttentionInterface.register(NAME, shared_prefix_attention)
@@ -161,13 +156,24 @@ def _packed(tensor: Tensor, packing: Packing) -> Tensor:
     return tensor.transpose(1, 2).flatten(0, 1)[packing.place].transpose(0, 1)
 
 
+def _gated(own: tuple[Tensor, Tensor], prefix: tuple[Tensor, Tensor], packing: Packing) -> Tensor:
+    """
+    Softmax attention over own tokens and prefix, `[head, packed_token, head_dim]`, from each one's and its normaliser.
+
+    It is a gate between the two, a = Z_prefix / (Z_prefix + Z_own): the book's chapter 4.
+    """
+    within, own_normaliser = _packed(own[0], packing), _packed(own[1][..., None], packing)
+    before, prefix_normaliser = prefix
+    gate = torch.sigmoid(prefix_normaliser[..., None] - own_normaliser).to(within.dtype)
+    return torch.lerp(within, before, gate)
+
+
 def _scores_at(read: Tensor, query: Tensor, key: Tensor, scaling: float, window: int | None) -> Tensor:
     """Scaled pre-softmax scores of one token a sequence over the query's tokens; 0 where it does not see."""
     rows = query[torch.arange(len(read), device=read.device), :, read]  # [batch, head, head_dim]
     grouped = rows.view(len(read), key.shape[1], -1, rows.shape[-1])
     scores = (torch.einsum("bkgd,bktd->bkgt", grouped, key) * scaling).flatten(1, 2)
-    distance = read[:, None] - torch.arange(key.shape[2], device=read.device)
-    visible = (distance >= 0) & (distance < (window or key.shape[2]))
+    visible = _causal_mask(key.shape[2], window, read.device)[read]
     return scores.to(precise_dtype(scores)).masked_fill(~visible[:, None], 0.0)
 
 
