@@ -24,11 +24,21 @@ def feature_map(name: str, d_k: int, generator: torch.Generator | None = None, n
     """
     A map of columns, `[d_k, token]` to `[feature, token]`.
 
-    "identity"; "elu1" is elu + 1 and "exp" the exponential, both entry by entry; "rff" are random Fourier features of
-    the kernel exp(-|x-y|^2/2) (128 by default), "favor" positive random features of exp(x.y) (64). The random ones draw
-    their directions here, once, from `generator`, which they need.
+    Parameters
+    ----------
+    name
+        `identity`; `elu1` (elu + 1) or `exp`, both entry by entry; `rff`, random Fourier features of the kernel
+        exp(-|x-y|^2/2); `favor`, positive random features of exp(x.y).
+    generator
+        from which the random ones draw their directions here, once.
+    n_features
+        of the random ones; 128 of `rff` and 64 of `favor` by default.
 
-    Raises ValueError for an unknown name, an odd number of Fourier features, or a missing generator.
+    Raises
+    ------
+    ValueError
+        for an unknown name, an odd number of Fourier features, or a missing generator.
+
     Source: Katharopoulos et al. 2020 (elu1); Rahimi and Recht 2007 (rff); Choromanski et al. 2021 (favor).
     """
     if name not in FEATURE_MAPS:
@@ -107,10 +117,18 @@ def implied_training_set(values: Tensor, keys: Tensor, base: Tensor, learning_ra
     """
     The pairs on which one step from `base` adds `fast_weight(values, keys)`, whatever the rate.
 
-    values: `[d_v, sample]`; keys: `[feature, sample]`; base: `[d_v, feature]`. x_i = key i,
-    y_i = M/learning_rate value_i + base x_i.
+    The inputs x_i are the keys, and y_i = M/learning_rate value_i + base x_i for M samples.
 
-    Raises ValueError without samples, for different numbers of keys and values, or a rate that is not positive.
+    Parameters
+    ----------
+    values, keys, base
+        `[d_v, sample]`, `[feature, sample]`, `[d_v, feature]`.
+
+    Raises
+    ------
+    ValueError
+        without samples, for different numbers of keys and values, or a rate that is not positive.
+
     Source: [C] Theorem 3.1, corrected (feature map on keys and queries; mean of halved squares).
     """
     return _implied(values, keys, base @ keys, learning_rate)
@@ -185,8 +203,13 @@ def softmax_by_one_step(
     """
     Softmax attention of `queries [d_k, query]` to demonstrations and own tokens, as a ratio of two kernel steps.
 
-    own, demonstrations: `(values [d_v, token], keys [d_k, token])`; there may be no own tokens. Numerator and
-    denominator are the rows of one function, which starts at what the own tokens write and takes one step.
+    Numerator and denominator are the rows of one function, which starts at what the own tokens write and takes one
+    step; `[d_v, query]`.
+
+    Parameters
+    ----------
+    own, demonstrations
+        `(values [d_v, token], keys [d_k, token])`; there may be no own tokens.
     """
     base = KernelExpansion(kernel, own[1], with_ones_row(own[0]))
     pairs = implied_kernel_set(with_ones_row(demonstrations[0]), demonstrations[1], base, learning_rate)
@@ -200,7 +223,14 @@ def gate(keys: Tensor, demonstration_keys: Tensor, queries: Tensor) -> Tensor:
 
 
 def relative_error(actual: Tensor, expected: Tensor) -> float:
-    """Frobenius norm of the difference, relative to that of `expected`; of two zeros 0. Raises ValueError on shapes."""
+    """
+    Frobenius norm of the difference, relative to that of `expected`; of two zeros 0.
+
+    Raises
+    ------
+    ValueError
+        if the shapes differ.
+    """
     if actual.shape != expected.shape:
         raise ValueError(f"shapes differ: {tuple(actual.shape)} and {tuple(expected.shape)}")
     difference = torch.linalg.vector_norm(actual - expected)

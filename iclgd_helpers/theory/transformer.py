@@ -24,11 +24,20 @@ class Config:
     """
     Shape and kind of a transformer.
 
-    attention: `linear` sums values times kernel; `normalised` divides by the sum of the kernel; `softmax` too, with the
-    kernel $e^{k·q/√d}$. feature_map: of the first two, a name known to `one_step`. value_scale: of value projections;
-    without a norm, stacks explode unless it is small. RoPE turns what the feature map gives.
+    Attributes
+    ----------
+    attention
+        `linear` sums values times kernel; `normalised` divides by the sum of the kernel; `softmax` too, with the kernel
+        $e^{k·q/√d}$.
+    feature_map
+        of the first two, a name known to `gradient_step.feature_map`. RoPE turns what it gives.
+    value_scale
+        of value projections; without a norm, stacks explode unless it is small.
 
-    Raises ValueError for an unknown name, RoPE with odd `d_head` or in normalised attention (vanishing denominator).
+    Raises
+    ------
+    ValueError
+        for an unknown name, RoPE with odd `d_head` or in normalised attention (vanishing denominator).
     """
 
     n_layers: int = 4
@@ -69,8 +78,14 @@ class Heads:
     """
     What the heads of a layer are given.
 
-    keys, queries: features (softmax: plain vectors) `[head, feature, token]`. values: `[head, d_head, token]`, with a
-    last row of ones where attention is normalised. positions: `[token]`.
+    Attributes
+    ----------
+    keys, queries
+        features (softmax: plain vectors) `[head, feature, token]`.
+    values
+        `[head, d_head, token]`, with a last row of ones where attention is normalised.
+    positions
+        `[token]`.
     """
 
     keys: Tensor
@@ -84,8 +99,14 @@ class Trace:
     """
     A forward pass over M demonstrations and N prompt tokens.
 
-    states: the embedding, then the output of each layer, `[d_model, M + N]`. heads: of each layer. attended: the
-    stream between attention and MLP, of each layer, `[d_model, M + N]`.
+    Attributes
+    ----------
+    states
+        the embedding, then the output of each layer, `[d_model, M + N]`.
+    heads
+        of each layer.
+    attended
+        the stream between attention and MLP, of each layer, `[d_model, M + N]`.
     """
 
     n_demonstrations: int
@@ -99,10 +120,9 @@ class Trace:
         return self.states[-1][:, self.n_demonstrations :]
 
 
-Attend = Callable[
-    [Config, Heads, int, int], Tensor
-]  # (config, heads, n_demonstrations, layer) -> [head, d_head, token]
-Split = Callable[[bool, int, int, int], tuple[range, range]]
+# (config, heads, n_demonstrations, layer) -> [head, d_head, token]
+Attend = Callable[[Config, Heads, int, int], Tensor]
+Split = Callable[[bool, int, int, int], tuple[range, range]]  # as `training_tokens`
 
 
 def random_weights(config: Config, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Weights:
@@ -208,8 +228,15 @@ def one_step_attention(
     """
     The same outputs, from one gradient step a head and token on the implied training set. `[head, d_head, token]`
 
-    learning_rate: the number of samples if None, as in Algorithm 1. Softmax steps in the space of functions, as its
-    kernel has no finite features. Where attention is normalised, the row of ones steps with the values.
+    Softmax steps in the space of functions, as its kernel has no finite features. Where attention is normalised, the
+    row of ones steps with the values.
+
+    Parameters
+    ----------
+    learning_rate
+        the number of samples by default, as in Algorithm 1.
+    split
+        which tokens write the base, and which are trained on.
 
     Source: [C], Theorem 3.1, Algorithm 1 and Lemma 6.1, corrected.
     """
@@ -253,7 +280,12 @@ def forward(
     """
     Run on `[demonstrations, prompt]`, `[d_model, M]` and `[d_model, N]`; zero-shot without demonstrations.
 
-    attend: how each layer's heads give their outputs. first_position: of the first token of all.
+    Parameters
+    ----------
+    attend
+        how each layer's heads give their outputs.
+    first_position
+        of the first token of all.
     """
     config, past = weights.config, prompt[:, :0] if demonstrations is None else demonstrations
     x, m = torch.cat([past, prompt], dim=1), past.shape[1]
