@@ -75,15 +75,9 @@ def _file(name: str) -> dict[str, Any]:
 
 def _task(name: str, found: dict[str, Any]) -> Task:
     """The task that a file describes."""
-    return Task(
-        name,
-        found["template"],
-        tuple(found["verbalizers"]),
-        row_cap=found["settings"]["row_cap"],
-        sources=tuple(found.get("sources", Task.sources)),
-        title=found["title"],
-        **found["hub"],
-    )
+    words, sources = tuple(found["verbalizers"]), tuple(found.get("sources", Task.sources))
+    more = found["hub"] | {"row_cap": found["settings"]["row_cap"], "title": found["title"]}
+    return Task(name, found["template"], words, sources=sources, **more)
 
 
 _FILES = {name: _file(name) for name in (*NAMES, "own")}

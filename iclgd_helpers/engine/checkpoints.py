@@ -46,9 +46,7 @@ LARGER = 4  # times more entries than are stored: a head may be tied, a table of
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """
-    A checkpoint of somebody else: a `folder`, or a hub id at one `revision` (a commit), whose files transformers keeps.
-    """
+    """A checkpoint of somebody else: a folder, or a hub id at one commit, whose files transformers keeps."""
 
     name: str
     folder: Path | None
