@@ -9,10 +9,10 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -32,6 +32,9 @@ from iclgd_helpers.command_line import (
 from iclgd_helpers.errors import CellError, InputError
 from iclgd_helpers.experiments import parameters, protocol
 from iclgd_helpers.paths import repository_root
+
+if TYPE_CHECKING:
+    from iclgd_helpers.experiments.plans import Planned
 
 PARAMETERS = click.option("-p", "pairs", nargs=2, multiple=True, metavar="NAME VALUE", help="a parameter; repeatable")
 PRODUCT = click.option(
@@ -121,7 +124,7 @@ def grid(
         raise CellError(f"{len(failed)} failed: {', '.join(failed)}")
 
 
-def refuse(given: dict[str, Any], reason: str) -> None:
+def refuse(given: Mapping[str, Any], reason: str) -> None:
     """UsageError for the first option that was given."""
     for name, value in given.items():
         if value:
@@ -134,21 +137,24 @@ def _product(
     """What all runs have in common, and what they differ in: parameter -> values."""
     given, over = typed_product(pairs)
     named = {"model": [from_here(model) for model in models], "task": list(tasks), "seed": list(seeds)}
-    given_once(given | over, [name for name, several in (named | {"preset": preset}).items() if several])
-    return given | ({"preset": preset} if preset else {}), over | {
-        n: several for n, several in named.items() if several
-    }
+    named = {name: several for name, several in named.items() if several}
+    given_once([*given, *over], [*named, *(["preset"] if preset else [])])
+    if preset:
+        given["preset"] = preset
+    return given, {**over, **named}
 
 
-def _runs(given: dict[str, Any], over: dict[str, Any], folder: Path | None, options: dict[str, Any]) -> Any:
+def _runs(
+    given: dict[str, Any], over: dict[str, Any], folder: Path | None, options: Mapping[str, Any]
+) -> list[Planned]:
     """The jobs of a product, when its devices, models, tables and folder are known to be there."""
     if folder is not None:
         os.environ["ICLGD_RECORDS"] = str(folder)
     from iclgd_helpers.experiments import inputs
     from iclgd_helpers.paths import records_folder
 
-    if options["on"] not in ("local", "here") and "dtype" not in given | over:
-        given = given | _dtype_of_workers(given, options["on"])
+    if options["on"] not in ("local", "here") and "dtype" not in {**given, **over}:
+        given = {**given, **_dtype_of_workers(given, options["on"])}
     several = parameters.combinations(given, over)
     identities = inputs.check(several)
     if not options["cost_only"]:
@@ -158,7 +164,7 @@ def _runs(given: dict[str, Any], over: dict[str, Any], folder: Path | None, opti
     return plans.product(several, records_folder())
 
 
-def _dtype_of_workers(given: dict[str, Any], on: str) -> dict[str, Any]:
+def _dtype_of_workers(given: Mapping[str, Any], on: str) -> dict[str, Any]:
     """What `dtype=auto` means on the workers, which need not be what it means here."""
     if parameters.preset(given.get("preset", "quick"))["dtype"] != "auto":
         return {}
@@ -169,7 +175,7 @@ def _dtype_of_workers(given: dict[str, Any], on: str) -> dict[str, Any]:
         return {"dtype": dask_workers.on_worker(client, call, {"device": device})}
 
 
-def _plan(name: str, models: Sequence[str], tasks: Sequence[str], stages: Sequence[str]) -> Any:
+def _plan(name: str, models: Sequence[str], tasks: Sequence[str], stages: Sequence[str]) -> list[Planned]:
     """The jobs of one of the book's plans."""
     known = protocol.SEEDS if name == "reproduction" else protocol.PROMPT_SEEDS
     for task in tasks:

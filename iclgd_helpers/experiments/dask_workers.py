@@ -66,7 +66,7 @@ def n_workers(threads: int = 1, peak_memory: float = 0) -> int:
     from distributed.system import MEMORY_LIMIT  # of the container, where there is one
 
     memory = min(psutil.virtual_memory().available, MEMORY_LIMIT)
-    return max(1, min(CPU_COUNT // threads, int(memory // (peak_memory + WORKER_BYTES))))
+    return max(1, min(int(CPU_COUNT) // threads, int(memory // (peak_memory + WORKER_BYTES))))
 
 
 @contextmanager

@@ -81,6 +81,5 @@ def work(
     for folder in {Path(one.job.lock).parent for one in waiting}:
         storage.require_writable(folder)
     peak = max(one.memory for one in waiting)
-    options = {"peak_memory": peak, "workers": workers, "threads": threads}
-    with dask_workers.connected(on, len(waiting), **options) as client:
+    with dask_workers.connected(on, len(waiting), peak_memory=peak, workers=workers, threads=threads) as client:
         return runner.run([one.job for one in waiting], client, threads=threads)

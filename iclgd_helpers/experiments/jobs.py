@@ -36,12 +36,12 @@ def _accuracy(arm: tuple[str, Mapping[str, Any]]) -> str:
     return f"{name} diverged" if found["diverged"] else f"{name} {found['accuracy']:.2f}"
 
 
-def compare_learning_rates(given: Mapping[str, Any]) -> Done:
-    """Every method at every rate of the protocol; the value is the choice: method -> rate."""
+def compare_learning_rates(given: Mapping[str, Any], n_shown: int) -> Done:
+    """Every method at every rate of the protocol, see `learning_rates.compare`; the value is method -> chosen rate."""
     parameters, data, found = _sweep("rates", given)
     if found is not None and learning_rates.is_whole(found):
         return STORED, found["chosen"]
-    found = learning_rates.compare(runs.prepare(parameters, data), data)
+    found = learning_rates.compare(runs.prepare(parameters, data), data, n_shown)
     storage.write_json(sweeps.path("rates", parameters.model, parameters.task), found)
     return f"chosen {found['chosen']}", found["chosen"]
 

@@ -70,7 +70,7 @@ def save(record: Record, folder: Path | None = None) -> Path:
     InputError
         if the disk is full or not writable.
     """
-    final = (folder or records_folder()) / record.json["id"]
+    final: Path = (folder or records_folder()) / record.json["id"]
     if _is_sound(final):
         return final
     parquet = io.BytesIO()
