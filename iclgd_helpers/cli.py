@@ -31,7 +31,7 @@ from iclgd_helpers.command_line import (
 )
 from iclgd_helpers.errors import CellError, InputError
 from iclgd_helpers.experiments import parameters, protocol
-from iclgd_helpers.paths import repository_root
+from iclgd_helpers.paths import records_folder, repository_root
 
 if TYPE_CHECKING:
     from iclgd_helpers.experiments.plans import Planned
@@ -42,7 +42,9 @@ PRODUCT = click.option(
 )
 TFLOPS = click.option("--tflops", type=Tflops(), help="what one worker sustains [half of a matrix product's, now]")
 PRESET = click.option("--preset", type=Given(), help="smoke, quick or paper")
-RECORDS = click.option("--records", "folder", type=Here(), help="where records are [$ICLGD_RECORDS or _runs/records]")
+WHERE: dict[str, Any] = {"type": Here(), "help": "where records are [$ICLGD_RECORDS or _runs/records]"}
+RECORDS = click.option("--records", "folder", **WHERE)
+STORED = click.option("--records", "folder", default=records_folder, **WHERE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -151,7 +153,6 @@ def _runs(
     if folder is not None:
         os.environ["ICLGD_RECORDS"] = str(folder)
     from iclgd_helpers.experiments import inputs
-    from iclgd_helpers.paths import records_folder
 
     if options["on"] not in ("local", "here") and "dtype" not in {**given, **over}:
         given = {**given, **_dtype_of_workers(given, options["on"])}
@@ -229,8 +230,8 @@ def records() -> None:
 
 
 @records.command("list", epilog="Example: iclgd records list --records results/records")
-@RECORDS
-def list_records(folder: Path | None) -> None:
+@STORED
+def list_records(folder: Path) -> None:
     """One line for each record: its run, and whether the present helpers would compute the same."""
     from iclgd_helpers.experiments import record_lines
 
@@ -238,8 +239,8 @@ def list_records(folder: Path | None) -> None:
 
 
 @records.command(epilog="Example: iclgd records current --records results/records")
-@RECORDS
-def current(folder: Path | None) -> None:
+@STORED
+def current(folder: Path) -> None:
     """Which records are current, and why the others are not."""
     from iclgd_helpers.experiments import record_lines
 
@@ -248,8 +249,8 @@ def current(folder: Path | None) -> None:
 
 @records.command(epilog="Example: iclgd records show ID --records results/records")
 @click.argument("record", type=Given())
-@RECORDS
-def show(record: str, folder: Path | None) -> None:
+@STORED
+def show(record: str, folder: Path) -> None:
     """Parameters and accuracies of RECORD (its id, the beginning of it, or its folder)."""
     from iclgd_helpers.experiments import record_lines
 
@@ -259,8 +260,8 @@ def show(record: str, folder: Path | None) -> None:
 @records.command(epilog="Example: iclgd records compare ID OTHER --records results/records")
 @click.argument("first", type=Given())
 @click.argument("second", type=Given())
-@RECORDS
-def compare(first: str, second: str, folder: Path | None) -> None:
+@STORED
+def compare(first: str, second: str, folder: Path) -> None:
     """What differs between two records: parameters, then numbers; status 1 if any number does."""
     from iclgd_helpers.experiments import record_lines
 

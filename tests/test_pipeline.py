@@ -210,9 +210,8 @@ def run(command, check):
 subprocess.run = run
 """
     after = """
-from iclgd_helpers import paths
-from iclgd_helpers.pages import published
-print(len(published.table(1)), paths.repository_root() / "_toc.yml")
+from iclgd_helpers import published, parameters
+print(len(published.table(1)), parameters.repository_root() / "_toc.yml")
 """
     program = before + notebooks.setup_source() + after
     for times in (1, 2):  # a cell may be run again

@@ -236,6 +236,7 @@ def loss_rows(tokens: int, loss: str) -> int:
 
 # -------------------------------------------------------------------------------------------------------------- bytes
 def weights_bytes(shape: Shape, dtype: str) -> int:
+    """All parameters."""
     return shape.n_parameters * ITEMSIZE[dtype]
 
 
@@ -289,12 +290,12 @@ class Cost:
     def peak_memory_bytes(self) -> int:
         return sum(self.memory.values())
 
-    def table(self, rate: float | None = None) -> list[dict[str, Any]]:
-        """One row a stage, then the sum: TFLOP by kind, and seconds at `rate` FLOP/s."""
+    def table(self, flops: float | None = None) -> list[dict[str, Any]]:
+        """One row a stage, then the sum: TFLOP by kind, and seconds at `flops` FLOP/s."""
         rows = []
         for name, work in (*self.stages.items(), ("all", sum(self.stages.values(), Work()))):
             kinds = {kind: getattr(work, kind) / 1e12 for kind in ("linear", "attention", "head", "total")}
-            rows.append({"stage": name} | kinds | ({"seconds": work.total / rate} if rate else {}))
+            rows.append({"stage": name, **kinds, **({"seconds": work.total / flops} if flops else {})})
         return rows
 
 
@@ -329,27 +330,23 @@ def run_cost(
     compared = query_lengths[:n_compared]
     arms = {name: kind(name) for name in names(controls, chosen)}
     before = {name: prefix if arm.in_context else 1 for name, arm in arms.items()}
-    once = {method: _tuning(shape, method, training_lengths, loss) for method in STEPS}
-    stages = {f"finetune {method}": work for method, work in once.items()}
+    tuning = {method: _tuning(shape, method, training_lengths, loss) for method in STEPS}
+    stages = {f"finetune {method}": work for method, work in tuning.items()}
     if controls:
-        stages["finetune controls"] = once["standard"] * 2  # shuffled labels; untrained weights
+        stages["finetune controls"] = tuning["standard"] * 2  # shuffled labels; untrained weights
     if chosen:
-        stages["finetune at chosen rates"] = sum((once[method] for method in chosen), Work())
+        stages["finetune at chosen rates"] = sum((tuning[method] for method in chosen), Work())
     if conditioning and ITEMSIZE[dtype] >= 4:
         read = _observing(shape, [1, 1], query_lengths[:N_PERTURBED_QUERIES], n_classes) * len(STEPS)
-        stages["conditioning"] = sum(once.values(), read)
-    scores = Work(attention=2 * shape.n_layers * shape.d_query * PROBE_TOKENS)
-    probe = (forward(shape, PROBE_TOKENS) + scores) * 2  # LanguageModel.first_layer_sees_the_prompt
-    stages["observe, all arms"] = _observing(shape, list(before.values()), compared, n_classes) + probe
+        stages["conditioning"] = sum(tuning.values(), read)
+    stages["observe, all arms"] = _observing(shape, list(before.values()), compared, n_classes) + _probe(shape)
     stages["observe, other queries"] = _observing(shape, [1, prefix], query_lengths[len(compared) :], n_classes)
+    observing = _observing_bytes(shape, prefix, query_lengths, len(_trained(arms)), dtype, batch_tokens)
     memory = {
         "weights": weights_bytes(shape, dtype),
         "K/V updates, or random weights of a control": _changed_bytes(shape, arms, dtype),
         "prefixes": sum(prefix_bytes(shape, tokens, dtype) for tokens in before.values()),
-        "activations": max(
-            _observing_bytes(shape, prefix, query_lengths, len(_trained(arms)), dtype, batch_tokens),
-            _tuning_bytes(shape, max(training_lengths), loss, dtype),
-        ),
+        "activations": max(observing, _tuning_bytes(shape, max(training_lengths), loss, dtype)),
     }
     return Cost(stages, memory)
 
@@ -362,6 +359,12 @@ def _observing(shape: Shape, prefixes: Sequence[int], query_lengths: Sequence[in
         for tokens in query_lengths:
             work += forward(shape, tokens, prefix, 1) + recording(shape, tokens, n_classes)
     return work
+
+
+def _probe(shape: Shape) -> Work:
+    """What `LanguageModel.first_layer_sees_the_prompt` computes."""
+    scores = Work(attention=2 * shape.n_layers * shape.d_query * PROBE_TOKENS)
+    return (forward(shape, PROBE_TOKENS) + scores) * 2
 
 
 def _tuning(shape: Shape, method: str, training_lengths: Sequence[int], loss: str) -> Work:

@@ -16,7 +16,7 @@ from iclgd_helpers.experiments.parameters import OWN_TABLE, ExperimentParameters
 
 
 def task_data(given: ExperimentParameters) -> TaskData:
-    """The data that the parameters name; errors as for `load_task` and `own_task`."""
+    """The examples that the parameters name; errors as for `load_task` and `own_task`."""
     if given.task == "own":
         column = "label" if given.label_column is None else given.label_column
         task = own_task(given.template or "", given.verbalizers or "", column, given.label_values)

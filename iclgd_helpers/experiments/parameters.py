@@ -74,11 +74,12 @@ class TheoryParameters(Parameters):
 
 class ExperimentParameters(Parameters):
     """
-    Parameters of a cell (model, task, seed); the defaults below are the original code's choices.
+    Parameters of a run (model, task, seed); the defaults below are the original code's choices.
 
     Zero-shot and in-context learning are observed on `max_examples` queries, the other arms on the first
     `max_compared` of them (all, if None). `order` permutes the demonstrations (0: as drawn). With `chosen_rates`
-    (method -> rate) those methods are run a second time, at that rate. A table of one's own: see `tasks.own_task`.
+    (method -> learning rate) those methods are run a second time, at that rate. A table of one's own: see
+    `tasks.own_task`.
     """
 
     preset: str
