@@ -11,8 +11,8 @@ Rule
    on the rows set aside (without those that are demonstrations); ties go to the smaller seed. This step was added after
    a first run, with seed 0, had shown that one draw can make every answer the same whatever the settings are.
 4. Learning rate: of those below, those at which standard finetuning on the demonstrations of that seed is well
-   conditioned (label log-probabilities of a float32 and of a float64 run differ by at most 0.01 nats on ten of the rows); among
-   these the one with the highest mean label log-probability on the rows after standard finetuning.
+   conditioned (label log-probabilities of a float32 and of a float64 run differ by at most 0.01 nats on ten of the
+   rows); among these the one with the highest mean label log-probability on the rows after standard finetuning.
 
 No row of the evaluation split is read. `iclgd settings` repeats the choice.
 """

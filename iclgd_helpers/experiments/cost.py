@@ -41,6 +41,7 @@ class Work:
 
     @property
     def total(self) -> float:
+        """All kinds."""
         return self.linear + self.attention + self.head
 
     def __add__(self, other: Work) -> Work:
@@ -115,10 +116,12 @@ class Shape:
 
     @property
     def d_query(self) -> int:
+        """Entries of a token's queries, over all heads."""
         return self.n_heads * self.head_dim
 
     @property
     def d_key(self) -> int:
+        """Entries of a token's keys, over all heads."""
         return self.n_kv_heads * self.head_dim
 
     def truncated(self, n_layers: int) -> Shape:
@@ -284,10 +287,12 @@ class Cost:
 
     @property
     def flops(self) -> float:
+        """Operations of all stages."""
         return sum(work.total for work in self.stages.values())
 
     @property
     def peak_memory_bytes(self) -> int:
+        """All that is there at the same time."""
         return sum(self.memory.values())
 
     def table(self, flops: float | None = None) -> list[dict[str, Any]]:

@@ -296,6 +296,7 @@ class Workers:
         }
 
     def submit(self, job: Job, order: str, refused_by: set[str]) -> None:
+        """Hand out a job, to workers that have not refused it."""
         # A key that was just released must not be used again; and other commands may have jobs of the same name.
         options: dict[str, Any] = {"key": f"{job.name}-{self.id}-{next(self.numbers)}", "pure": False}
         if refused_by:

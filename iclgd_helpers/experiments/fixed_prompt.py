@@ -28,7 +28,7 @@ from iclgd_helpers.engine import checkpoints, models
 from iclgd_helpers.engine.finetune import Learner, Settings, finetune_together
 from iclgd_helpers.engine.models import KVUpdate, LanguageModel
 from iclgd_helpers.engine.observe import Arm
-from iclgd_helpers.experiments import cost, learning_rates, parameters, protocol, provenance, sweeps
+from iclgd_helpers.experiments import cost, learning_rates, parameters, protocol, sweeps
 from iclgd_helpers.experiments.inputs import task_data
 from iclgd_helpers.experiments.sweeps import label_scores, score_summary
 
@@ -195,16 +195,8 @@ def sizes() -> dict[str, Any]:
 def _head(model: str, task: str) -> dict[str, Any]:
     """What every part of a task's record begins with."""
     data = _task(task)
-    return {
-        "kind": "prompts",
-        "model": checkpoints.label(model),
-        "model_content": checkpoints.content(model),
-        "task": task,
-        "engine": provenance.engine_hash(),
-        "parameters": sizes(),
-        "data_checksum": data.checksum,
-        "rows": [example.row for example in data.evaluation[: protocol.N_PROMPT_ROWS]],
-    }
+    head = sweeps.head("prompts", model, task, sizes(), data.checksum, checkpoints.content(model))
+    return {**head, "rows": [example.row for example in data.evaluation[: protocol.N_PROMPT_ROWS]]}
 
 
 def stored(model: str, task: str, part: str | int) -> dict[str, Any] | None:

@@ -25,7 +25,7 @@ BUSY_SECONDS = 2.0  # until a job that another process has in hand is asked for 
 
 
 class _Here:
-    """This process in place of workers: it computes one job at a time."""
+    """This process in place of `Workers`, whose methods it has: it computes one job at a time."""
 
     def __init__(self) -> None:
         self.flying: dict[str, Job] = {}
@@ -81,6 +81,7 @@ class _Board:
                 yield job
 
     def order(self, job: Job, threads: int | None) -> str:
+        """What `perform` is given."""
         needed = {name: self.values[name] for name in job.after} if job.after else None
         asked = {"call": job.call, "arguments": job.arguments, "needed": needed, "lock": job.lock, "threads": threads}
         return json.dumps(asked | {"identities": identities()})

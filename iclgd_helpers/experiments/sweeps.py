@@ -33,23 +33,27 @@ def path(kind: str, model: str, task: str) -> Path:
     return paths.resolve_path(protocol.SWEEPS) / f"{kind}-{checkpoints.file_name(model)}-{task}.json"
 
 
-def head(kind: str, given: ExperimentParameters, data_checksum: str, model_content: str) -> dict[str, Any]:
-    """What a stored comparison begins with, and has to agree with to be current."""
-    model = checkpoints.label(given.model)
+def head(kind: str, model: str, task: str, parameters: Mapping[str, Any], data: str, content: str) -> dict[str, Any]:
+    """What a stored file begins with, and agrees with if it is current; `data` and `content` are of data and model."""
     return {
         "kind": kind,
-        "model": model,
-        "model_content": model_content,
-        "task": given.task,
+        "model": checkpoints.label(model),
+        "model_content": content,
+        "task": task,
         "engine": provenance.engine_hash(),
-        "parameters": given.model_dump(exclude={"data_folder", "data_file"}) | {"model": model},
-        "data_checksum": data_checksum,
+        "parameters": parameters,
+        "data_checksum": data,
     }
+
+
+def _head(kind: str, given: ExperimentParameters, data: str, content: str) -> dict[str, Any]:
+    parameters = given.model_dump(exclude={"data_folder", "data_file"}) | {"model": checkpoints.label(given.model)}
+    return head(kind, given.model, given.task, parameters, data, content)
 
 
 def stored(kind: str, given: ExperimentParameters, data_checksum: str, model_content: str) -> dict[str, Any] | None:
     """The stored comparison of these settings; None if there is none, or one of other helpers, data or models."""
-    return current(path(kind, given.model, given.task), head(kind, given, data_checksum, model_content))
+    return current(path(kind, given.model, given.task), _head(kind, given, data_checksum, model_content))
 
 
 def current(file: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -63,8 +67,8 @@ def current(file: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def content(kind: str, run: Run, points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A comparison as it is stored: its head and its points."""
-    found = head(kind, run.parameters, run.data_checksum, run.model_content)
-    return found | {"n_demonstrations": len(run.demonstrations), "points": list(points)}
+    found = _head(kind, run.parameters, run.data_checksum, run.model_content)
+    return {**found, "n_demonstrations": len(run.demonstrations), "points": list(points)}
 
 
 # --------------------------------------------------------------------------------------------------------- comparison
