@@ -9,10 +9,10 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -31,7 +31,10 @@ from iclgd_helpers.command_line import (
 )
 from iclgd_helpers.errors import CellError, InputError
 from iclgd_helpers.experiments import parameters, protocol
-from iclgd_helpers.paths import repository_root
+from iclgd_helpers.paths import records_folder, repository_root
+
+if TYPE_CHECKING:
+    from iclgd_helpers.experiments.plans import Planned
 
 PARAMETERS = click.option("-p", "pairs", nargs=2, multiple=True, metavar="NAME VALUE", help="a parameter; repeatable")
 PRODUCT = click.option(
@@ -39,7 +42,9 @@ PRODUCT = click.option(
 )
 TFLOPS = click.option("--tflops", type=Tflops(), help="what one worker sustains [half of a matrix product's, now]")
 PRESET = click.option("--preset", type=Given(), help="smoke, quick or paper")
-RECORDS = click.option("--records", "folder", type=Here(), help="where records are [$ICLGD_RECORDS or _runs/records]")
+WHERE: dict[str, Any] = {"type": Here(), "help": "where records are [$ICLGD_RECORDS or _runs/records]"}
+RECORDS = click.option("--records", "folder", **WHERE)
+STORED = click.option("--records", "folder", default=records_folder, **WHERE)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -121,7 +126,7 @@ def grid(
         raise CellError(f"{len(failed)} failed: {', '.join(failed)}")
 
 
-def refuse(given: dict[str, Any], reason: str) -> None:
+def refuse(given: Mapping[str, Any], reason: str) -> None:
     """UsageError for the first option that was given."""
     for name, value in given.items():
         if value:
@@ -134,21 +139,23 @@ def _product(
     """What all runs have in common, and what they differ in: parameter -> values."""
     given, over = typed_product(pairs)
     named = {"model": [from_here(model) for model in models], "task": list(tasks), "seed": list(seeds)}
-    given_once(given | over, [name for name, several in (named | {"preset": preset}).items() if several])
-    return given | ({"preset": preset} if preset else {}), over | {
-        n: several for n, several in named.items() if several
-    }
+    named = {name: several for name, several in named.items() if several}
+    given_once([*given, *over], [*named, *(["preset"] if preset else [])])
+    if preset:
+        given["preset"] = preset
+    return given, {**over, **named}
 
 
-def _runs(given: dict[str, Any], over: dict[str, Any], folder: Path | None, options: dict[str, Any]) -> Any:
+def _runs(
+    given: dict[str, Any], over: dict[str, Any], folder: Path | None, options: Mapping[str, Any]
+) -> list[Planned]:
     """The jobs of a product, when its devices, models, tables and folder are known to be there."""
     if folder is not None:
         os.environ["ICLGD_RECORDS"] = str(folder)
     from iclgd_helpers.experiments import inputs
-    from iclgd_helpers.paths import records_folder
 
-    if options["on"] not in ("local", "here") and "dtype" not in given | over:
-        given = given | _dtype_of_workers(given, options["on"])
+    if options["on"] not in ("local", "here") and "dtype" not in {**given, **over}:
+        given = {**given, **_dtype_of_workers(given, options["on"])}
     several = parameters.combinations(given, over)
     identities = inputs.check(several)
     if not options["cost_only"]:
@@ -158,7 +165,7 @@ def _runs(given: dict[str, Any], over: dict[str, Any], folder: Path | None, opti
     return plans.product(several, records_folder())
 
 
-def _dtype_of_workers(given: dict[str, Any], on: str) -> dict[str, Any]:
+def _dtype_of_workers(given: Mapping[str, Any], on: str) -> dict[str, Any]:
     """What `dtype=auto` means on the workers, which need not be what it means here."""
     if parameters.preset(given.get("preset", "quick"))["dtype"] != "auto":
         return {}
@@ -169,7 +176,7 @@ def _dtype_of_workers(given: dict[str, Any], on: str) -> dict[str, Any]:
         return {"dtype": dask_workers.on_worker(client, call, {"device": device})}
 
 
-def _plan(name: str, models: Sequence[str], tasks: Sequence[str], stages: Sequence[str]) -> Any:
+def _plan(name: str, models: Sequence[str], tasks: Sequence[str], stages: Sequence[str]) -> list[Planned]:
     """The jobs of one of the book's plans."""
     known = protocol.SEEDS if name == "reproduction" else protocol.PROMPT_SEEDS
     for task in tasks:
@@ -223,8 +230,8 @@ def records() -> None:
 
 
 @records.command("list", epilog="Example: iclgd records list --records results/records")
-@RECORDS
-def list_records(folder: Path | None) -> None:
+@STORED
+def list_records(folder: Path) -> None:
     """One line for each record: its run, and whether the present helpers would compute the same."""
     from iclgd_helpers.experiments import record_lines
 
@@ -232,8 +239,8 @@ def list_records(folder: Path | None) -> None:
 
 
 @records.command(epilog="Example: iclgd records current --records results/records")
-@RECORDS
-def current(folder: Path | None) -> None:
+@STORED
+def current(folder: Path) -> None:
     """Which records are current, and why the others are not."""
     from iclgd_helpers.experiments import record_lines
 
@@ -242,8 +249,8 @@ def current(folder: Path | None) -> None:
 
 @records.command(epilog="Example: iclgd records show ID --records results/records")
 @click.argument("record", type=Given())
-@RECORDS
-def show(record: str, folder: Path | None) -> None:
+@STORED
+def show(record: str, folder: Path) -> None:
     """Parameters and accuracies of RECORD (its id, the beginning of it, or its folder)."""
     from iclgd_helpers.experiments import record_lines
 
@@ -253,8 +260,8 @@ def show(record: str, folder: Path | None) -> None:
 @records.command(epilog="Example: iclgd records compare ID OTHER --records results/records")
 @click.argument("first", type=Given())
 @click.argument("second", type=Given())
-@RECORDS
-def compare(first: str, second: str, folder: Path | None) -> None:
+@STORED
+def compare(first: str, second: str, folder: Path) -> None:
     """What differs between two records: parameters, then numbers; status 1 if any number does."""
     from iclgd_helpers.experiments import record_lines
 

@@ -24,7 +24,7 @@ MOST_THREADS = 1024
 Pairs = tuple[tuple[str, str], ...]  # of `-p NAME VALUE`
 
 
-class Given(click.ParamType):
+class Given(click.ParamType):  # type: ignore[type-arg]  # before version 8.4 it takes none
     """A text that is not empty: an empty one is a variable that the shell did not know."""
 
     name = "text"
@@ -44,17 +44,18 @@ class Here(Given):
         return resolve_here(value if isinstance(value, Path) else super().convert(value, option, context))
 
 
-class Tflops(click.ParamType):
-    """A rate in TFLOP/s, within `TFLOPS`."""
+class Tflops(click.ParamType):  # type: ignore[type-arg]  # see above
+    """A speed in TFLOP/s, within `TFLOPS`."""
 
     name = "number"
 
     def convert(self, value: Any, option: click.Parameter | None, context: click.Context | None) -> float:
         number = literal(value) if isinstance(value, str) else value
-        if type(number) not in (int, float) or not TFLOPS[0] <= number <= TFLOPS[1]:
-            low, high = (f"{bound:g}" for bound in TFLOPS)
-            self.fail(f"{shortened(repr(value))}: give a positive number of TFLOP/s, {low} to {high}", option, context)
-        return float(number)
+        low, high = TFLOPS
+        if isinstance(number, (int, float)) and not isinstance(number, bool) and low <= number <= high:
+            return float(number)
+        said = f"{shortened(repr(value))}: give a positive number of TFLOP/s, {low:g} to {high:g}"
+        self.fail(said, option, context)
 
 
 def literal(text: str) -> bool | int | float | str | None:
@@ -129,13 +130,17 @@ def given_once(given: Iterable[str], options: Iterable[str]) -> None:
 
 def exit_status(command: click.Command, arguments: Sequence[str] | None, name: str) -> int:
     """
-    Run the command: its status (0), with the reason 1 for a failing cell, 2 for bad input (one
-    line), 130 for an interrupt, 143 for SIGTERM.
+    Run the command, and say in one line why it failed.
+
+    Returns
+    -------
+    int
+        its status: 0; 1 for a failing cell or job; 2 for bad input; 130 for an interrupt; 143 for SIGTERM.
     """
     try:
         words = sys.argv[1:] if arguments is None else list(arguments)
         with command.make_context(name, words) as context:
-            return command.invoke(context) or 0
+            return int(command.invoke(context) or 0)
     except click.exceptions.Exit as end:  # of --help
         return end.exit_code
     except (InputError, click.ClickException) as error:

@@ -50,7 +50,7 @@ def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # ---------------------------------------------------------------------------------------------- what it consists of
 def cells_of(items: list[plans.Item], stage: str) -> list[tuple[str, str, int]]:
-    return [(item.model, item.task, item.seed) for item in items if item.stage == stage]
+    return [(i.given.model, i.given.task, i.given.seed) for i in items if i.stage == stage]
 
 
 def test_the_grid_is_six_tasks_three_seeds_two_models():
@@ -77,8 +77,8 @@ def test_every_task_of_the_grid_has_its_place_in_the_tables():
 def test_orders_and_clips_are_of_the_first_model():
     jobs = plans.items(protocol.MODELS, protocol.STAGES, tuple(protocol.SEEDS))
     orders = [job for job in jobs if job.stage == "orders"]
-    assert {job.model for job in orders} == {protocol.MODELS[0]}
-    found = Counter((job.task, job.seed, job.changed.get("order", 0)) for job in orders)
+    assert {job.given.model for job in orders} == {protocol.MODELS[0]}
+    found = Counter((job.given.task, job.given.seed, job.given.order) for job in orders)
     first = {(task, protocol.SEEDS[task][0], order) for task in ("sst2", "subj") for order in (1, 2, 3, 4)}
     assert found == Counter(first | {(task, seed, 0) for task in ("sst2", "subj") for seed in (11, 12)})
     assert {key[:2] for key in cells_of(jobs, "clips")} == {(protocol.MODELS[0], task) for task in protocol.CLIP_TASKS}
@@ -88,7 +88,7 @@ def test_rates_come_before_the_cells_that_need_them():
     jobs = plans.items(protocol.MODELS, protocol.STAGES, tuple(protocol.SEEDS))
     compared = set()
     for job in jobs:
-        key = job.model, job.task
+        key = job.given.model, job.given.task
         if job.stage == "rates":
             compared.add(key)
         assert job.stage == "clips" or key in compared
@@ -96,14 +96,14 @@ def test_rates_come_before_the_cells_that_need_them():
 
 def test_conditioning_is_measured_with_each_tasks_first_seed():
     for job in plans.items(protocol.MODELS, ["cells"], tuple(protocol.SEEDS)):
-        task, is_first_model = job.task, job.model == protocol.MODELS[0]
-        is_first_seed = job.seed == protocol.SEEDS[task][0]
-        assert job.parameters().conditioning == (is_first_seed and (is_first_model or task in ("sst2", "subj")))
+        task, is_first_model = job.given.task, job.given.model == protocol.MODELS[0]
+        is_first_seed = job.given.seed == protocol.SEEDS[task][0]
+        assert job.given.conditioning == (is_first_seed and (is_first_model or task in ("sst2", "subj")))
 
 
 def test_other_models_compare_rates_with_half_as_many_demonstrations():
     jobs = plans.items([*protocol.MODELS, "somebody/else"], ["rates", "clips"], ["mr"])
-    found = [(job.stage, job.model, job.parameters().n_demonstrations) for job in jobs]
+    found = [(job.stage, job.given.model, job.given.n_demonstrations) for job in jobs]
     first, second = protocol.MODELS
     assert found == [
         ("rates", first, 16),
@@ -118,8 +118,8 @@ def test_cells_have_the_protocols_settings(task: str):
     usual = parameters.resolve({"preset": "quick", "task": task})
     differs = {"seed", "max_examples", "max_compared", "model", "chosen_rates", "conditioning"}
     for job in plans.items(protocol.MODELS, ["cells"], [task]):
-        assert job.parameters().model_dump(exclude=differs) == usual.model_dump(exclude=differs)
-        assert job.parameters().max_examples == protocol.N_ROWS
+        assert job.given.model_dump(exclude=differs) == usual.model_dump(exclude=differs)
+        assert job.given.max_examples == protocol.N_ROWS
 
 
 def test_less_can_be_asked_for():
@@ -251,7 +251,7 @@ def tiny_cell(task: str = "subj", **given: Any) -> runs.Run:
 def test_a_point_of_the_rates_equals_an_independent_computation(small: None):
     with float64.uncast():
         cell = tiny_cell()
-        found = learning_rates.compare(cell, task_data(cell.parameters))
+        found = learning_rates.compare(cell, task_data(cell.parameters), WHOLE)
         train, whole = task_data(cell.parameters).train, WHOLE
         order = np.random.default_rng(cell.parameters.seed).permutation(len(train))
         assert found["rows"] == [train[i].row for i in order[whole : whole + 6]]
@@ -271,7 +271,7 @@ def test_the_gate_equals_an_independent_computation(small: None):
     """In-context learning with all demonstrations of the seed, on training rows that follow them."""
     with float64.uncast():
         cell = tiny_cell("agnews", seed=3)
-        gate = learning_rates.compare(cell, task_data(cell.parameters))["gate"]
+        gate = learning_rates.compare(cell, task_data(cell.parameters), WHOLE)["gate"]
         train = task_data(cell.parameters).train
         order = np.random.default_rng(3).permutation(len(train))
         other = Naive(cell, [train[i] for i in order[WHOLE : WHOLE + 9]])
@@ -452,12 +452,12 @@ def test_what_another_process_has_stored_meanwhile_is_not_computed(results: Path
 def test_unequal_demonstrations_are_counted_as_such(results: Path, monkeypatch):
     monkeypatch.setattr(protocol, "MODELS", ("tiny-llama",))
     monkeypatch.setattr(protocol, "UNEQUAL_TASKS", ("agnews",))
-    known = plans._Known.of("tiny-llama", "agnews")
+    known = plans._Known.of(list(plans._of_task("tiny-llama", "agnews")))
     assert known.unequal is not None and not known.unequal.parameters.equal_demonstrations
     (item,) = plans.items(["tiny-llama"], ["unequal"], ["agnews"])
-    given = item.parameters()
-    assert plans._plan_of(given, known) is known.unequal
-    assert plans._plan_of(given.model_copy(update={"equal_demonstrations": True}), known) is known.plan
+    given = item.given
+    assert known.plan_of(given) is known.unequal
+    assert known.plan_of(given.model_copy(update={"equal_demonstrations": True})) is known.plan
 
 
 def test_cost_only_computes_nothing(results: Path, capsys, monkeypatch):

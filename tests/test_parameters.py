@@ -9,11 +9,11 @@ import torch
 import yaml
 
 from iclgd_helpers import paths
+from iclgd_helpers.data.tasks import SETTINGS
 from iclgd_helpers.errors import InputError
 from iclgd_helpers.experiments import inputs, parameters, runs
 from iclgd_helpers.experiments.parameters import TheoryParameters, resolve, validate_for_notebook
 
-SETTINGS = yaml.safe_load((parameters.PRESETS / "tasks.yaml").read_text())
 PRESETS = {name: yaml.safe_load((parameters.PRESETS / f"{name}.yaml").read_text()) for name in parameters.presets()}
 
 

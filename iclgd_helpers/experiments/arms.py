@@ -18,16 +18,21 @@ CHOSEN = "_chosen"  # ends the name of a method's arm at the learning rate that 
 @dataclass(frozen=True)
 class ArmKind:
     """
-    label, colour, marker, linestyle, hatch: how it is named and drawn; marker and hatch do without colour.
-    in_context: whether it stands behind demonstrations. updated: whether its K/V projections are its own.
-    control: whether it is run only with `controls`. beside: the unchanged and the in-context arm that it is compared
-    with, for an arm that is finetuned or otherwise updated.
+    What is known of an arm.
+
+    Parameters
+    ----------
+    label, colour, marker, linestyle, hatch : how it is named and drawn; marker and hatch do without colour.
+    in_context : whether it stands behind demonstrations.
+    updated : whether its K/V projections are its own.
+    control : whether it is run only with `controls`.
+    beside : the unchanged and the in-context arm that it is compared with, for one that is updated.
     """
 
     label: str
     colour: str
     marker: str
-    linestyle: Any
+    linestyle: str | tuple[int, tuple[float, ...]]
     hatch: str
     in_context: bool = False
     updated: bool = False

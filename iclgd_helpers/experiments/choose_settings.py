@@ -10,20 +10,22 @@ Rule
 3. Seed: of the seeds 0 to 7, the one whose demonstrations, as a run draws them, reach the highest in-context accuracy
    on the rows set aside (without those that are demonstrations); ties go to the smaller seed. This step was added after
    a first run, with seed 0, had shown that one draw can make every answer the same whatever the settings are.
-4. Rate: of the rates below, those at which standard finetuning on the demonstrations of that seed is well conditioned
-   (label log-probabilities of a float32 and of a float64 run differ by at most 0.01 nats on ten of the rows); among
-   these the one with the highest mean label log-probability on the rows after standard finetuning.
+4. Learning rate: of those below, those at which standard finetuning on the demonstrations of that seed is well
+   conditioned (label log-probabilities of a float32 and of a float64 run differ by at most 0.01 nats on ten of the
+   rows); among these the one with the highest mean label log-probability on the rows after standard finetuning.
 
-No row of the evaluation split is read. `python -m iclgd_helpers.experiments.choose_settings` repeats the choice.
+No row of the evaluation split is read. `iclgd settings` repeats the choice.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from iclgd_helpers import paths, storage
@@ -44,11 +46,12 @@ LEARNING_RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
 SEEDS = (0, 1, 2)
 RUN_SEEDS = tuple(range(8))
 N_ROWS, ROWS_SEED, MAX_DIFFERENCE = 120, 100, 0.01
+Trial = dict[str, Any]  # what was tried, and what it reached
 
 
 def label_log_probabilities(
     model: LanguageModel, layout: Layout, examples: Sequence[Example], arm: Arm
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Log-probabilities of the verbalizers `[example, class]` under `arm`, and the labels `[example]`."""
     queries = [layout.query(example, "label") for example in examples]
     scores = label_scores(model, layout.labels, queries, {"arm": arm})["arm"]
@@ -67,7 +70,7 @@ def split_rows(data: TaskData) -> tuple[list[Example], list[Example]]:
     return [data.train[i] for i in order[:N_ROWS]], [data.train[i] for i in sorted(order[N_ROWS:])]
 
 
-def compare_demonstrations(model: LanguageModel, data: TaskData) -> list[dict]:
+def compare_demonstrations(model: LanguageModel, data: TaskData) -> list[Trial]:
     """Accuracy of every combination and seed on the rows set aside."""
     held_out, pool = split_rows(data)
     bare = Layout.make(model.tokenizer, data.task, "eos")
@@ -84,7 +87,7 @@ def compare_demonstrations(model: LanguageModel, data: TaskData) -> list[dict]:
     return trials
 
 
-def compare_seeds(model: LanguageModel, data: TaskData, chosen: dict) -> list[dict]:
+def compare_seeds(model: LanguageModel, data: TaskData, chosen: Mapping[str, Any]) -> list[Trial]:
     """Accuracy on the rows set aside with the demonstrations that a run with each seed draws."""
     held_out, _pool = split_rows(data)
     layout = Layout.make(model.tokenizer, data.task, chosen["separator"])
@@ -96,17 +99,20 @@ def compare_seeds(model: LanguageModel, data: TaskData, chosen: dict) -> list[di
     return trials
 
 
-def compare_rates(model: LanguageModel, precise: LanguageModel, data: TaskData, chosen: dict) -> list[dict]:
+def compare_rates(
+    model: LanguageModel, precise: LanguageModel, data: TaskData, chosen: Mapping[str, Any]
+) -> list[Trial]:
     """Label log-probability after standard finetuning at every rate, and how far float32 is from float64."""
     layout = Layout.make(model.tokenizer, data.task, chosen["separator"])
     drawn = select_demonstrations(data.train, chosen["n_demonstrations"], chosen["seed"], chosen["balanced"])
     held_out = [example for example in split_rows(data)[0] if example not in drawn]
     sequences = [layout.training_sequence(example) for example in drawn]
 
-    def after(which: LanguageModel, rate: float, rows: list[Example]) -> np.ndarray:
+    def after(which: LanguageModel, rate: float, rows: list[Example]) -> NDArray[np.float64]:
         tuned = finetune.finetune(which, sequences, layout.labels, "standard", finetune.Settings(rate))
         values, labels = label_log_probabilities(which, layout, rows, Arm(layout.prefix(), tuned.update))
-        return values[np.arange(len(labels)), labels]
+        right: NDArray[np.float64] = values[np.arange(len(labels)), labels]
+        return right
 
     trials = []
     for rate in tqdm(LEARNING_RATES):
@@ -119,7 +125,7 @@ def compare_rates(model: LanguageModel, precise: LanguageModel, data: TaskData, 
     return trials
 
 
-def choose(trials: list[dict], seeds: list[dict] = (), rates: list[dict] = ()) -> dict:
+def choose(trials: Sequence[Trial], seeds: Sequence[Trial] = (), rates: Sequence[Trial] = ()) -> dict[str, Any]:
     """Apply the rule to the trials made so far: steps 2, 3 and 4. With no rate well conditioned, the smallest."""
     best = max(trials, key=lambda trial: (round(trial["mean"], 9), -trial["n_demonstrations"]))
     chosen = {name: best[name] for name in ("n_demonstrations", "balanced", "separator")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from iclgd_helpers.engine import finetune
 from iclgd_helpers.engine.finetune import Learner, Settings
+from iclgd_helpers.engine.models import KVUpdate
 from iclgd_helpers.errors import InputError
 from iclgd_helpers.experiments import protocol, sweeps
 from iclgd_helpers.experiments.runs import Run
@@ -17,12 +19,12 @@ from iclgd_helpers.experiments.runs import Run
 def is_whole(sweep: Mapping[str, Any]) -> bool:
     """Whether a stored comparison tried every kind and bound of the protocol."""
     tried = {(point["clip"], point["factor"]) for point in sweep["points"] if point["clip"] != "none"}
-    return tried == {(kind, factor) for kind in protocol.CLIP_KINDS for factor in protocol.CLIP_FACTORS}
+    return tried == set(itertools.product(protocol.CLIP_KINDS, protocol.CLIP_FACTORS))
 
 
 def compare(run: Run) -> dict[str, Any]:
     """
-    Read on evaluation rows; bounds are multiples of the unclipped run's median norm.
+    The comparison as it is stored: read on evaluation rows; bounds are multiples of the unclipped run's median norm.
 
     Raises
     ------
@@ -32,32 +34,29 @@ def compare(run: Run) -> dict[str, Any]:
     given, labels = run.parameters, run.layout.labels
     examples = [run.layout.training_sequence(example) for example in run.training]
     free = [Learner(examples, Settings(given.learning_rate, given.loss))]
-    unclipped, standard = (
-        finetune.finetune_together(run.model, free, labels, method)[0] for method in ("joint", "standard")
-    )
+    (unclipped,) = finetune.finetune_together(run.model, free, labels, "joint")
+    (standard,) = finetune.finetune_together(run.model, free, labels, "standard")
     if unclipped.diverged:
         raise InputError(f"joint finetuning diverges at learning_rate={given.learning_rate}: there is no typical norm")
     typical = typical_norms(run, unclipped.gradient_norms)
-    settings = {
-        (kind, factor): Settings(given.learning_rate, given.loss, kind, typical[kind] * factor)
-        for kind in protocol.CLIP_KINDS
-        for factor in protocol.CLIP_FACTORS
-    }
-    learners = [Learner(examples, one) for one in settings.values()]
-    tuned = finetune.finetune_together(run.model, learners, labels, "joint")
-    updates: dict[Any, finetune.KVUpdate] = {key: one.update for key, one in zip(settings, tuned, strict=True)}
+    tried = itertools.product(protocol.CLIP_KINDS, protocol.CLIP_FACTORS)
+    bounds = {(kind, factor): typical[kind] * factor for kind, factor in tried}
+    learners = [
+        Learner(examples, Settings(given.learning_rate, given.loss, kind, bound))
+        for (kind, _factor), bound in bounds.items()
+    ]
+    clipped = finetune.finetune_together(run.model, learners, labels, "joint")
+    updates: dict[Any, KVUpdate] = {key: one.update for key, one in zip(bounds, clipped, strict=True)}
     updates |= {"joint": unclipped.update, "standard": standard.update}
-    found = sweeps.compare(run, run.queries, updates)
     points = []
-    for key, point in found.items():
-        about: dict[str, Any] = {"method": "joint", "learning_rate": given.learning_rate}
-        if key in settings:
-            about |= {"clip": key[0], "factor": key[1], "clip_value": settings[key].clip_value}
+    for key, point in sweeps.compare(run, run.queries, updates).items():
+        if key in bounds:
+            about = {"method": "joint", "clip": key[0], "factor": key[1], "clip_value": bounds[key]}
         else:
-            about |= {"method": key, "clip": "none", "clip_value": None}
-        points.append(about | point)
+            about = {"method": key, "clip": "none", "clip_value": None}
+        points.append({**about, "learning_rate": given.learning_rate, **point})
     rows = [query.row for query in run.queries]
-    return sweeps.content("clips", run, points) | {"rows": rows, "typical_norms": typical}
+    return {**sweeps.content("clips", run, points), "rows": rows, "typical_norms": typical}
 
 
 def typical_norms(run: Run, norms: torch.Tensor) -> dict[str, float]:

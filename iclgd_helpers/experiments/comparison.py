@@ -1,10 +1,10 @@
-"""What a run observes and compares: numbers of every question, and their summary, the record's JSON."""
+"""What a run observes and compares: numbers of every query, and their summary, the record's JSON."""
 
 from __future__ import annotations
 
 import platform
 import resource
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -23,90 +23,143 @@ from iclgd_helpers.engine.observe import Arm, Observation, observe
 from iclgd_helpers.experiments import provenance
 from iclgd_helpers.experiments.arms import COMPARISONS, METHODS
 from iclgd_helpers.experiments.runs import Run
-from iclgd_helpers.experiments.updates import Clock
 from iclgd_helpers.measures import intervals, metrics
 
+Column = tuple[str, Any]  # what it holds, and of which arm or comparison
+Columns = dict[Column, NDArray[Any]]
 
-class Table:
-    """Per-example results, filled batch by batch: the observations themselves are never kept."""
 
-    def __init__(self, run: Run) -> None:
-        self.labels = np.array([query.label for query in run.queries])
-        self.rows = [query.row for query in run.queries]
-        # ("log_probability", arm) -> [example, class]; ("lens", arm) -> [example, layer], predicted class;
-        # (metric, comparison) -> [example, layer]. Columns are shorter where only the first queries were compared.
-        self.columns: dict[tuple[str, str], NDArray] = {}
+def observed(
+    run: Run,
+    queries: Sequence[Query],
+    arms: Mapping[Any, Arm],
+    compared: Mapping[Any, tuple[Any, Any, Any]],
+    progress: bool = False,
+) -> Columns:
+    """
+    Observe every arm on the queries, and compare arms with one another, batch by batch.
 
-    def fill(self, run: Run, queries: Sequence[Query], arms: Mapping[str, Arm], progress: bool) -> None:
-        """Observe `arms` on `queries`, compare them, and append the results to the columns."""
-        compared = {name: triple for name, triple in COMPARISONS.items() if set(triple) <= set(arms)}
-        new: dict[tuple[str, str], NDArray] = {}
+    The observations themselves, which are large, are not kept.
 
-        def put(key: tuple[str, str], indices: list[int], values: torch.Tensor) -> None:
-            array = values.cpu().numpy()
-            new.setdefault(key, np.zeros((len(queries), *array.shape[1:]), array.dtype))[indices] = array
+    Parameters
+    ----------
+    run : its model observes; its labels are those that are scored.
+    queries : all have the run's layout.
+    arms : by any name.
+    compared : by any name, three of the arms: unchanged, in context, updated.
+    progress : whether a bar is shown.
 
-        with tqdm(total=len(queries), desc="queries", disable=not progress, leave=False) as bar:
-            for indices, seen in observe(run.model, queries, arms, run.layout.labels):
-                for arm, observation in seen.items():
-                    put(("log_probability", arm), indices, observation.label_log_probabilities)
-                    put(("lens", arm), indices, observation.lens_log_odds.argmax(-1))
-                rows = [queries[i].row for i in indices]
-                for name, triple in compared.items():
-                    for metric, value in similarities(*(seen[arm] for arm in triple), run, rows).items():
-                        put((metric, name), indices, value)
-                bar.update(len(indices))
-        for key, values in new.items():
-            self.columns[key] = np.concatenate([self.columns[key], values]) if key in self.columns else values
+    Returns
+    -------
+    dict
+        `("log_probability", arm)`: `[query, class]`, nats; `("lens", arm)`: `[query, layer]`, the class that the logit
+        lens predicts; `(metric, comparison)`: `[query, layer]`, see `similarities`.
+    """
+    columns: Columns = {}
 
-    def of(self, kind: str) -> dict[str, NDArray]:
-        """The columns of one kind, by arm or comparison."""
-        return {name: values for (of_kind, name), values in self.columns.items() if of_kind == kind}
+    def put(column: Column, indices: list[int], values: torch.Tensor) -> None:
+        array = values.cpu().numpy()
+        if column not in columns:
+            columns[column] = np.zeros((len(queries), *array.shape[1:]), array.dtype)
+        columns[column][indices] = array
 
-    def similarities(self, comparison: str) -> dict[str, NDArray]:
-        """Metric -> `[example, layer]` of one comparison."""
-        return {m: v for (m, name), v in self.columns.items() if name == comparison and m.startswith("sim_")}
+    with tqdm(total=len(queries), desc="queries", disable=not progress, leave=False) as bar:
+        for indices, seen in observe(run.model, queries, arms, run.layout.labels):
+            for arm, observation in seen.items():
+                put(("log_probability", arm), indices, observation.label_log_probabilities)
+                put(("lens", arm), indices, observation.lens_log_odds.argmax(-1))
+            rows = [queries[i].row for i in indices]
+            for name, (zero_shot, in_context, updated) in compared.items():
+                values = similarities(seen[zero_shot], seen[in_context], seen[updated], run, rows)
+                for metric, value in values.items():
+                    put((metric, name), indices, value)
+            bar.update(len(indices))
+    return columns
 
-    def frame(self) -> pd.DataFrame:
-        """One row a query, without any text; per-layer values in half precision; empty where not compared."""
-        columns: dict[str, Any] = {"row": self.rows, "label": self.labels.astype(np.int8)}
-        for (kind, name), values in self.columns.items():
-            if kind == "log_probability":
-                columns[f"{kind}/{name}"] = list(values.astype(np.float32))
-            elif name in METHODS and kind in ("sim_aou", "sim_am_direct", "sim_am_delta"):
-                columns[f"{kind}/{name}"] = list(values.astype(np.float16))
-            elif kind != "lens":
-                columns[f"{kind}/{name}"] = _row_means(values).astype(np.float16)
-        return pd.DataFrame({name: pd.Series(values) for name, values in columns.items()})
+
+def comparisons_of(arms: Collection[str]) -> dict[str, tuple[str, str, str]]:
+    """The comparisons, by name, of which every arm is there."""
+    return {name: triple for name, triple in COMPARISONS.items() if set(triple) <= set(arms)}
+
+
+def of_kind(columns: Columns, kind: str) -> dict[str, NDArray[Any]]:
+    """The columns of one kind, by arm or comparison."""
+    return {name: values for (of_kind, name), values in columns.items() if of_kind == kind}
+
+
+def frame(queries: Sequence[Query], columns: Columns) -> pd.DataFrame:
+    """
+    A record's examples: one row a query, without any text.
+
+    Log-probabilities in float32. Similarities in float16: `[layer]` of the methods' own, else the mean over layers.
+    Cells are empty where only the first queries were compared.
+    """
+    labels = np.array([query.label for query in queries], np.int8)
+    series: dict[str, Any] = {"row": [query.row for query in queries], "label": labels}
+    for (kind, name), values in columns.items():
+        if kind == "log_probability":
+            series[f"{kind}/{name}"] = list(values.astype(np.float32))
+        elif name in METHODS and kind in ("sim_aou", "sim_am_direct", "sim_am_delta"):
+            series[f"{kind}/{name}"] = list(values.astype(np.float16))
+        elif kind != "lens":
+            series[f"{kind}/{name}"] = _row_means(values).astype(np.float16)
+    return pd.DataFrame({name: pd.Series(values) for name, values in series.items()})
 
 
 def similarities(
     zero_shot: Observation, in_context: Observation, finetuned: Observation, run: Run, rows: list[int]
 ) -> dict[str, torch.Tensor]:
-    """Every attention metric of one comparison on one batch; each `[query, layer]`."""
-    outputs = [arm.attention_output for arm in (zero_shot, in_context, finetuned)]
-    scores = [arm.attention_scores for arm in (zero_shot, in_context, finetuned)]
+    """
+    Every attention metric of one comparison on one batch.
+
+    Parameters
+    ----------
+    zero_shot, in_context, finetuned : of the same queries.
+    run : its seed draws the random control of `sim_aou_random`.
+    rows : `[query]`, the rows of the queries in their split.
+
+    Returns
+    -------
+    dict
+        by metric, `[query, layer]`; NaN where it is undefined.
+    """
+    arms = (zero_shot, in_context, finetuned)
+    without, shown, tuned = (arm.attention_output for arm in arms)
+    maps_without, maps_shown, maps_tuned = (arm.attention_scores for arm in arms)
+    sees = run.model.first_layer_sees_the_prompt
     return {
-        "sim_aou": metrics.sim_aou(*outputs),
-        "sim_aou_null": metrics.sim_aou_null(*outputs),
-        "sim_aou_raw": metrics.sim_aou(*outputs, normalise=False),
-        "sim_aou_random": metrics.sim_aou_random(*outputs[:2], rows, run.parameters.seed),
-        "sim_am_zero_shot": metrics.sim_am(scores[1], scores[0]),
-        "sim_am_direct": metrics.sim_am(scores[1], scores[2]),
-        "sim_am_delta": metrics.sim_am_delta(*scores, run.model.first_layer_sees_the_prompt),
+        "sim_aou": metrics.sim_aou(without, shown, tuned),
+        "sim_aou_null": metrics.sim_aou_null(without, shown, tuned),
+        "sim_aou_raw": metrics.sim_aou(without, shown, tuned, normalise=False),
+        "sim_aou_random": metrics.sim_aou_random(without, shown, rows, run.parameters.seed),
+        "sim_am_zero_shot": metrics.sim_am(maps_shown, maps_without),
+        "sim_am_direct": metrics.sim_am(maps_shown, maps_tuned),
+        "sim_am_delta": metrics.sim_am_delta(maps_without, maps_shown, maps_tuned, sees),
     }
 
 
-def _row_means(values: NDArray) -> NDArray:
+def _row_means(values: NDArray[np.floating[Any]]) -> NDArray[Any]:
     defined = ~np.isnan(values)
     with np.errstate(invalid="ignore"):
-        return np.where(defined, values, 0).sum(1) / defined.sum(1)
+        means: NDArray[Any] = np.where(defined, values, 0).sum(1) / defined.sum(1)
+    return means
 
 
 # ------------------------------------------------------------------------------------------------------------ summary
-def summary(run: Run, table: Table, tuned: Mapping[str, dict], clock: Clock) -> dict[str, Any]:
-    """The record's JSON."""
-    arms, lens = table.of("log_probability"), table.of("lens")
+def summary(
+    run: Run, columns: Columns, tuned: Mapping[str, Mapping[str, Any]], seconds: Mapping[str, float]
+) -> dict[str, Any]:
+    """
+    The record's JSON.
+
+    Parameters
+    ----------
+    columns : as `observed` has them; shorter ones are of the first queries.
+    tuned : what was seen of each finetuning, as `updates` has it.
+    seconds : of each stage.
+    """
+    scores, lens = of_kind(columns, "log_probability"), of_kind(columns, "lens")
+    labels = np.array([query.label for query in run.queries])
     parameters = run.parameters.model_dump(exclude={"data_folder", "data_file"})
     return {
         "id": run.identity,
@@ -121,25 +174,35 @@ def summary(run: Run, table: Table, tuned: Mapping[str, dict], clock: Clock) -> 
         "prefix_tokens": len(run.layout.prefix(run.demonstrations)),
         "verbalizers": list(run.layout.task.verbalizers),
         "n_layers": run.model.n_layers,
-        "arms": {arm: arm_summary(values, lens[arm], table.labels[: len(values)]) for arm, values in arms.items()},
-        "comparisons": {name: _comparison(table, name) for name, (_z, _c, f) in COMPARISONS.items() if f in arms},
+        "arms": {arm: arm_summary(values, lens[arm], labels[: len(values)]) for arm, values in scores.items()},
+        "comparisons": {name: _comparison(name, columns, labels) for name in comparisons_of(scores)},
         "finetuning": dict(tuned),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "timings": clock.seconds,
+        "timings": dict(seconds),
         "environment": environment(run.model),
     }
 
 
-def is_diverged(log_probabilities: NDArray) -> bool:
-    """Whether an arm no longer gives numbers: its arg-max would be class 0 for every question."""
+def is_diverged(log_probabilities: NDArray[Any]) -> bool:
+    """Whether an arm no longer gives numbers: its arg-max would be class 0 for every query."""
     return not bool(np.isfinite(log_probabilities).all())
 
 
-def arm_summary(log_probabilities: NDArray, lens: NDArray, labels: NDArray) -> dict[str, Any]:
+def arm_summary(log_probabilities: NDArray[Any], lens: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, Any]:
     """
-    Accuracy (share of examples), how the predictions spread, and logit-lens accuracy by layer.
+    What one arm reaches; of one that has diverged, only that and `n` are told, and everything else is undefined.
 
-    Of an arm that has diverged, only that and `n` are told; everything else is undefined.
+    Parameters
+    ----------
+    log_probabilities : `[query, class]`, nats.
+    lens : `[query, layer]`, the class that the logit lens predicts.
+    labels : `[query]`, the right class.
+
+    Returns
+    -------
+    dict
+        `accuracy` (share of queries) and its interval; `predicted`: how often each class is; the entropy of that, in
+        bits; `label_log_probability`: mean of the right label's, nats; `lens_accuracy`: by layer.
     """
     if is_diverged(log_probabilities):
         undefined = dict.fromkeys(("accuracy", "prediction_entropy_bits", "label_log_probability"))
@@ -159,21 +222,24 @@ def arm_summary(log_probabilities: NDArray, lens: NDArray, labels: NDArray) -> d
     }
 
 
-def _comparison(table: Table, name: str) -> dict[str, Any]:
+def _comparison(name: str, columns: Columns, labels: NDArray[np.int64]) -> dict[str, Any]:
     """Similarities and indices of one comparison; of an arm that has diverged, all undefined."""
-    compared = table.similarities(name)
-    n = len(next(iter(compared.values())))
-    columns = [table.of("log_probability")[arm][:n] for arm in COMPARISONS[name]]
-    diverged = any(map(is_diverged, columns))
-    predictions = (*(values.argmax(-1) for values in columns), table.labels[:n])
+    compared = {kind: values for (kind, of), values in columns.items() if of == name and kind.startswith("sim_")}
+    n = len(compared["sim_aou"])
+    scores = [columns["log_probability", arm][:n] for arm in COMPARISONS[name]]
+    diverged = any(map(is_diverged, scores))
+    predictions = (*(values.argmax(-1) for values in scores), labels[:n])
     result: dict[str, Any] = {"diverged": diverged}
     for metric, values in compared.items():
         result[metric] = intervals.layer_means(np.full_like(values, np.nan) if diverged else values)
     parts = metrics.partition(*predictions)
     result["partition"] = dict.fromkeys(parts) if diverged else parts
-    undefined = {"value": None, "interval": (None, None)}
     for index, statistic in _INDICES.items():
-        result[index] = undefined if diverged else _with_interval(statistic, predictions)
+        if diverged:
+            result[index] = {"value": None, "interval": (None, None)}
+        else:
+            interval = intervals.over_examples(statistic, *predictions)
+            result[index] = {"value": statistic(*predictions), "interval": interval}
     return result
 
 
@@ -184,13 +250,9 @@ _INDICES: dict[str, Callable[..., float]] = {"rec2ftp": metrics.rec2ftp} | {
 }
 
 
-def _with_interval(statistic: Callable[..., float], columns: Sequence[NDArray]) -> dict[str, Any]:
-    return {"value": statistic(*columns), "interval": intervals.over_examples(statistic, *columns)}
-
-
 def environment(model: LanguageModel) -> dict[str, Any]:
     """Versions, device, threads and peak memory (MiB, of this process) behind a record."""
-    packages: Iterable[str] = ("torch", "transformers", "tokenizers", "datasets", "numpy")
+    packages = ("torch", "transformers", "tokenizers", "datasets", "numpy")
     return {
         "helpers": provenance.source_hash(),
         "python": platform.python_version(),

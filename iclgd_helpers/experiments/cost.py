@@ -13,6 +13,7 @@ import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import transformers
@@ -40,6 +41,7 @@ class Work:
 
     @property
     def total(self) -> float:
+        """All kinds."""
         return self.linear + self.attention + self.head
 
     def __add__(self, other: Work) -> Work:
@@ -69,7 +71,6 @@ class Shape:
     fused: bool
     vocabulary: int
     d_embedding: int
-    tied: bool
     windows: tuple[int | None, ...]
     n_parameters: int
     n_kv: int
@@ -107,7 +108,6 @@ class Shape:
             fused=fused,
             vocabulary=config.vocab_size,
             d_embedding=getattr(config, "word_embed_proj_dim", None) or d_model,
-            tied=bool(config.tie_word_embeddings),
             windows=_windows(config),
             n_parameters=sum(p.numel() for p in model.parameters()),
             n_kv=stored * 2 // 3 if fused else stored,
@@ -116,10 +116,12 @@ class Shape:
 
     @property
     def d_query(self) -> int:
+        """Entries of a token's queries, over all heads."""
         return self.n_heads * self.head_dim
 
     @property
     def d_key(self) -> int:
+        """Entries of a token's keys, over all heads."""
         return self.n_kv_heads * self.head_dim
 
     def truncated(self, n_layers: int) -> Shape:
@@ -237,6 +239,7 @@ def loss_rows(tokens: int, loss: str) -> int:
 
 # -------------------------------------------------------------------------------------------------------------- bytes
 def weights_bytes(shape: Shape, dtype: str) -> int:
+    """All parameters."""
     return shape.n_parameters * ITEMSIZE[dtype]
 
 
@@ -255,9 +258,8 @@ def batch_bytes(shape: Shape, lengths: Sequence[int], prefix: int, arms: int, dt
     size, rows, longest = ITEMSIZE[dtype], len(lengths), max(lengths)
     tokens = rows * longest
     widest = max((3 if shape.gated else 2) * shape.d_ff, 2 * shape.d_query + 2 * shape.d_key)
-    scores = (
-        2 * min(prefix_attention.SCORES_AT_ONCE, shape.n_heads * tokens * (prefix + longest)) * 4
-    )  # no fused kernel
+    at_once = min(prefix_attention.SCORES_AT_ONCE, shape.n_heads * tokens * (prefix + longest))
+    scores = 2 * at_once * 4  # no fused kernel
     logits = rows * shape.vocabulary * (size + 8)
     observed = rows * shape.n_layers * (shape.d_model + shape.n_heads * longest) * 4
     return tokens * (3 * shape.d_model + widest) * size + max(scores, logits) + arms * observed
@@ -285,18 +287,20 @@ class Cost:
 
     @property
     def flops(self) -> float:
+        """Operations of all stages."""
         return sum(work.total for work in self.stages.values())
 
     @property
     def peak_memory_bytes(self) -> int:
+        """All that is there at the same time."""
         return sum(self.memory.values())
 
-    def table(self, rate: float | None = None) -> list[dict[str, object]]:
-        """One row a stage, then the sum: TFLOP by kind, and seconds at `rate` FLOP/s."""
+    def table(self, flops: float | None = None) -> list[dict[str, Any]]:
+        """One row a stage, then the sum: TFLOP by kind, and seconds at `flops` FLOP/s."""
         rows = []
         for name, work in (*self.stages.items(), ("all", sum(self.stages.values(), Work()))):
             kinds = {kind: getattr(work, kind) / 1e12 for kind in ("linear", "attention", "head", "total")}
-            rows.append({"stage": name} | kinds | ({"seconds": work.total / rate} if rate else {}))
+            rows.append({"stage": name, **kinds, **({"seconds": work.total / flops} if flops else {})})
         return rows
 
 
@@ -316,110 +320,114 @@ def run_cost(
     batch_tokens: int = BATCH_TOKENS["cpu"],
 ) -> Cost:
     """
-    Cost of everything that `experiment.compute` runs for one run.
+    Cost of everything that `experiment.compute` does for one run.
 
     Parameters
     ----------
-    prefix
-        tokens of the in-context prefix, BOS included; the shuffled one is as long.
-    query_lengths, training_lengths
-        tokens of each query (class token included), and of each training sequence (BOS and label included).
-    n_compared
-        queries that all arms see, from the first; zero-shot and in-context see all of them.
-    chosen
-        methods that are run at a chosen rate, too.
-    conditioning
-        whether each method is run again with perturbed weights (never below float32).
-    batch_tokens
-        padded query tokens in a batch.
+    prefix : tokens of the in-context prefix, BOS included; the shuffled one is as long.
+    query_lengths, training_lengths : tokens of each query (class token included), and of each training sequence (BOS
+        and label included).
+    n_compared : queries that all arms see, from the first; zero-shot and in-context see all of them.
+    chosen : methods that are run at a chosen rate, too.
+    conditioning : whether each method is run again with perturbed weights (never below float32).
+    batch_tokens : padded query tokens in a batch.
     """
-    n = len(query_lengths) if n_compared is None else min(n_compared, len(query_lengths))
-    compared, rest = query_lengths[:n], query_lengths[n:]
+    compared = query_lengths[:n_compared]
     arms = {name: kind(name) for name in names(controls, chosen)}
-
-    def observing(seen: Sequence[str], queries: Sequence[int]) -> Work:
-        work = Work()
-        for arm in seen:
-            before = prefix if arms[arm].in_context else 1
-            work += forward(shape, before)
-            for tokens in queries:
-                work += forward(shape, tokens, before, 1) + recording(shape, tokens, n_classes)
-        return work
-
-    def tuning(method: str) -> Work:
-        steps = (STEPS[method](shape, tokens, loss_rows(tokens, loss)) for tokens in training_lengths)
-        return sum(steps, Work())
-
-    stages = {f"finetune {method}": tuning(method) for method in STEPS}
+    before = {name: prefix if arm.in_context else 1 for name, arm in arms.items()}
+    tuning = {method: _tuning(shape, method, training_lengths, loss) for method in STEPS}
+    stages = {f"finetune {method}": work for method, work in tuning.items()}
     if controls:
-        stages["finetune controls"] = tuning("standard") * 2  # shuffled labels; untrained weights
+        stages["finetune controls"] = tuning["standard"] * 2  # shuffled labels; untrained weights
     if chosen:
-        stages["finetune at chosen rates"] = sum(map(tuning, chosen), Work())
+        stages["finetune at chosen rates"] = sum((tuning[method] for method in chosen), Work())
     if conditioning and ITEMSIZE[dtype] >= 4:
-        read = observing(["standard", "standard"], query_lengths[:N_PERTURBED_QUERIES]) * len(STEPS)
-        stages["conditioning"] = sum(map(tuning, STEPS), read)
+        read = _observing(shape, [1, 1], query_lengths[:N_PERTURBED_QUERIES], n_classes) * len(STEPS)
+        stages["conditioning"] = sum(tuning.values(), read)
+    stages["observe, all arms"] = _observing(shape, list(before.values()), compared, n_classes) + _probe(shape)
+    stages["observe, other queries"] = _observing(shape, [1, prefix], query_lengths[len(compared) :], n_classes)
+    observing = _observing_bytes(shape, prefix, query_lengths, len(_trained(arms)), dtype, batch_tokens)
+    memory = {
+        "weights": weights_bytes(shape, dtype),
+        "K/V updates, or random weights of a control": _changed_bytes(shape, arms, dtype),
+        "prefixes": sum(prefix_bytes(shape, tokens, dtype) for tokens in before.values()),
+        "activations": max(observing, _tuning_bytes(shape, max(training_lengths), loss, dtype)),
+    }
+    return Cost(stages, memory)
+
+
+def _observing(shape: Shape, prefixes: Sequence[int], query_lengths: Sequence[int], n_classes: int) -> Work:
+    """Every query behind every prefix, and the prefixes themselves, which are read once."""
+    work = Work()
+    for prefix in prefixes:
+        work += forward(shape, prefix)
+        for tokens in query_lengths:
+            work += forward(shape, tokens, prefix, 1) + recording(shape, tokens, n_classes)
+    return work
+
+
+def _probe(shape: Shape) -> Work:
+    """What `LanguageModel.first_layer_sees_the_prompt` computes."""
     scores = Work(attention=2 * shape.n_layers * shape.d_query * PROBE_TOKENS)
-    probe = (forward(shape, PROBE_TOKENS) + scores) * 2  # LanguageModel.first_layer_sees_the_prompt
-    stages["observe, all arms"] = observing(list(arms), compared) + probe
-    stages["observe, other queries"] = observing(["zero_shot", "in_context"], rest)
-    return Cost(
-        stages,
-        _memory(shape, prefix, query_lengths, training_lengths, arms, dtype, loss, batch_tokens),
-    )
+    return (forward(shape, PROBE_TOKENS) + scores) * 2
+
+
+def _tuning(shape: Shape, method: str, training_lengths: Sequence[int], loss: str) -> Work:
+    return sum((STEPS[method](shape, tokens, loss_rows(tokens, loss)) for tokens in training_lengths), Work())
+
+
+def _trained(arms: Mapping[str, ArmKind]) -> list[ArmKind]:
+    return [arm for name, arm in arms.items() if not name.startswith("untrained")]
+
+
+def _changed_bytes(shape: Shape, arms: Mapping[str, ArmKind], dtype: str) -> int:
+    """The updates of the trained arms, which are given up before random weights take the place of the model's own."""
+    controls = "random_update" in arms
+    # While a control is made from another update, the change stands beside it, and so do the original values in
+    # float32 where the model does not hold them itself.
+    beside = controls * (1 if ITEMSIZE[dtype] >= 4 else 2)
+    updates = (sum(arm.updated for arm in _trained(arms)) + beside) * update_bytes(shape)
+    return max(updates, weights_bytes(shape, dtype) + update_bytes(shape) if controls else 0)
+
+
+def _observing_bytes(
+    shape: Shape, prefix: int, query_lengths: Sequence[int], n_arms: int, dtype: str, batch_tokens: int
+) -> int:
+    # Longest first, as observe.batches packs them; a short batch holds more queries, so both ends are looked at.
+    ends = (max(query_lengths), min(query_lengths))
+    batches = [[length] * min(len(query_lengths), max(1, batch_tokens // length)) for length in ends]
+    observing = (batch_bytes(shape, batch, prefix, n_arms, dtype) for batch in batches)
+    return max(*observing, batch_bytes(shape, [prefix], 0, 0, dtype))
+
+
+def _tuning_bytes(shape: Shape, longest: int, loss: str, dtype: str) -> int:
+    """A step; a learner's weights become its arm's update, which is counted there."""
+    return training_bytes(shape, longest, loss_rows(longest, loss), dtype) - update_bytes(shape)
+
+
+def lengths(plan: Plan) -> tuple[int, list[int], list[int]]:
+    """Tokens of a run's in-context prefix, of each query, and of each training sequence."""
+    layout = plan.layout
+    queries = [len(query.tokens) for query in plan.queries]
+    return len(layout.prefix(plan.demonstrations)), queries, [len(layout.training_sequence(e)) for e in plan.training]
 
 
 def of_run(plan: Plan) -> Cost:
     """Cost of a planned run: its tokens and its model's configuration are known, weights are not needed."""
-    given, layout = plan.parameters, plan.layout
+    given = plan.parameters
     device = choose_device(given.device).split(":")[0]
     return run_cost(
         Shape.of(plan.config),
-        len(layout.prefix(plan.demonstrations)),
-        [len(query.tokens) for query in plan.queries],
-        [len(layout.training_sequence(example)) for example in plan.training],
+        *lengths(plan),
         n_compared=plan.n_compared,
         controls=given.controls,
         chosen=tuple(given.chosen_rates or ()),
         conditioning=given.conditioning,
         dtype=given.dtype,
         loss=given.loss,
-        n_classes=len(layout.labels),
+        n_classes=len(plan.layout.labels),
         batch_tokens=BATCH_TOKENS.get(device, 2**14),  # as `observe.batches` has it
     )
-
-
-def _memory(
-    shape: Shape,
-    prefix: int,
-    query_lengths: Sequence[int],
-    training_lengths: Sequence[int],
-    arms: Mapping[str, ArmKind],
-    dtype: str,
-    loss: str,
-    batch_tokens: int,
-) -> dict[str, int]:
-    controls = "random_update" in arms
-    trained = [arm.updated for name, arm in arms.items() if not name.startswith("untrained")]
-    # Longest first, as observe.batches packs them; a short batch holds more queries, so both ends are looked at.
-    ends = (max(query_lengths), min(query_lengths))
-    sizes = [[length] * min(len(query_lengths), max(1, batch_tokens // length)) for length in ends]
-    observing = max(batch_bytes(shape, batch, prefix, len(trained), dtype) for batch in sizes)
-    alone = batch_bytes(shape, [prefix], 0, 0, dtype)
-    longest = max(training_lengths)
-    # A learner's weights become its arm's update, which is counted below.
-    training = training_bytes(shape, longest, loss_rows(longest, loss), dtype) - update_bytes(shape)
-    # The updates of the trained arms are given up before random weights take the place of the model's own. While a
-    # control is made from another update, the change stands beside it, and so do the original values in float32 where
-    # the model does not hold them itself.
-    beside = controls * (1 if ITEMSIZE[dtype] >= 4 else 2)
-    updates = (sum(trained) + beside) * update_bytes(shape)
-    random = weights_bytes(shape, dtype) + update_bytes(shape) if controls else 0
-    return {
-        "weights": weights_bytes(shape, dtype),
-        "K/V updates, or random weights of a control": max(updates, random),
-        "prefixes": sum(prefix_bytes(shape, prefix if arm.in_context else 1, dtype) for arm in arms.values()),
-        "activations": max(observing, alone, training),
-    }
 
 
 # --------------------------------------------------------------------------------------------------------------- time

@@ -66,7 +66,7 @@ def n_workers(threads: int = 1, peak_memory: float = 0) -> int:
     from distributed.system import MEMORY_LIMIT  # of the container, where there is one
 
     memory = min(psutil.virtual_memory().available, MEMORY_LIMIT)
-    return max(1, min(CPU_COUNT // threads, int(memory // (peak_memory + WORKER_BYTES))))
+    return max(1, min(int(CPU_COUNT) // threads, int(memory // (peak_memory + WORKER_BYTES))))
 
 
 @contextmanager
@@ -296,6 +296,7 @@ class Workers:
         }
 
     def submit(self, job: Job, order: str, refused_by: set[str]) -> None:
+        """Hand out a job, to workers that have not refused it."""
         # A key that was just released must not be used again; and other commands may have jobs of the same name.
         options: dict[str, Any] = {"key": f"{job.name}-{self.id}-{next(self.numbers)}", "pure": False}
         if refused_by:

@@ -1,8 +1,10 @@
-"""One run: observe every arm on the same questions, compare, and keep a record."""
+"""One run: observe every arm on the same queries, compare, and keep a record."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+import numpy as np
 
 from iclgd_helpers import paths, storage
 from iclgd_helpers.engine import checkpoints
@@ -17,7 +19,18 @@ def run(given: ExperimentParameters, progress: bool = True, folder: Path | None 
     """
     The record of a run: the stored one if there is one, else computed now and stored.
 
-    Says which arms have diverged. `folder` is where records are kept, by default `paths.records_folder`.
+    Says which arms have diverged.
+
+    Parameters
+    ----------
+    given : complete parameters, as `parameters.resolve` makes them.
+    progress : whether bars are shown.
+    folder : where records are kept, by default `paths.records_folder`.
+
+    Raises
+    ------
+    InputError
+        if what the parameters name is not there or does not fit together, or the record could not be stored.
     """
     folder = folder or paths.records_folder()
     data = task_data(given)
@@ -32,18 +45,20 @@ def run(given: ExperimentParameters, progress: bool = True, folder: Path | None 
 
 
 def compute(run: Run, progress: bool = True) -> Record:
-    """Finetune, observe and compare all arms of a run; questions beyond those compared are seen by two arms only."""
-    clock, table = updates.Clock(), comparison.Table(run)
+    """Finetune, observe and compare all arms of a run; queries beyond those compared are seen by two arms only."""
+    seconds: dict[str, float] = {}
     compared, rest = run.queries[: run.n_compared], run.queries[run.n_compared :]
-    tuned, arms = updates.trained_arms(run, clock, progress)
-    with clock("observe"):
-        table.fill(run, compared, arms, progress)
-        table.fill(run, rest, {name: arms[name] for name in ("zero_shot", "in_context")}, progress)
+    tuned, arms = updates.trained_arms(run, seconds, progress)
+    with updates.timed(seconds, "observe"):
+        columns = comparison.observed(run, compared, arms, comparison.comparisons_of(arms), progress)
+        two = {name: arms[name] for name in ("zero_shot", "in_context")}
+        for column, values in comparison.observed(run, rest, two, {}, progress).items():
+            columns[column] = np.concatenate([columns[column], values])
     arms.clear()  # the updates are as large as the K/V weights, and the untrained weights need the room
     if run.parameters.controls:
         with run.model.untrained(updates.control_seed(run.parameters), run.parameters.untrained):
-            more, untrained = updates.untrained_arms(run, clock, progress)
+            more, arms = updates.untrained_arms(run, seconds, progress)
             tuned |= more
-            with clock("observe_untrained"):
-                table.fill(run, compared, untrained, progress)
-    return Record(comparison.summary(run, table, tuned, clock), table.frame())
+            with updates.timed(seconds, "observe_untrained"):
+                columns |= comparison.observed(run, compared, arms, comparison.comparisons_of(arms), progress)
+    return Record(comparison.summary(run, columns, tuned, seconds), comparison.frame(run.queries, columns))

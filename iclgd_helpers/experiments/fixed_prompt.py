@@ -28,7 +28,7 @@ from iclgd_helpers.engine import checkpoints, models
 from iclgd_helpers.engine.finetune import Learner, Settings, finetune_together
 from iclgd_helpers.engine.models import KVUpdate, LanguageModel
 from iclgd_helpers.engine.observe import Arm
-from iclgd_helpers.experiments import cost, learning_rates, parameters, protocol, provenance
+from iclgd_helpers.experiments import cost, learning_rates, parameters, protocol, sweeps
 from iclgd_helpers.experiments.inputs import task_data
 from iclgd_helpers.experiments.sweeps import label_scores, score_summary
 
@@ -48,7 +48,8 @@ class Material:
 def prompts(layout: Layout, demonstrations: Sequence[Example], seed: int) -> dict[str, tuple[int, ...]]:
     """The tokens before every example, by arm; BOS alone for `plain`."""
     instruction = f"Answer with one of these words: {', '.join(layout.task.verbalizers)}."
-    words = layout.tokenizer(instruction, add_special_tokens=False)["input_ids"]
+    tokenizer: Any = layout.tokenizer
+    words = tokenizer(instruction, add_special_tokens=False)["input_ids"]
     bare = layout.prefix()
     return {
         "plain": bare,
@@ -93,10 +94,10 @@ def train_on(
 
     Arms whose prompts are equally long run side by side.
     """
-    updates = {}
+    updates: dict[Any, KVUpdate] = {}
     by_length = sorted(arms, key=lambda arm: len(arms[arm][0]))
-    for _length, group in itertools.groupby(by_length, key=lambda arm: len(arms[arm][0])):
-        group = list(group)
+    for _length, alike in itertools.groupby(by_length, key=lambda arm: len(arms[arm][0])):
+        group = list(alike)
         learners = [
             Learner(sequences(layout, prompt, rows), Settings(rate, loss="label"), start)
             for prompt, rate, start in map(arms.__getitem__, group)
@@ -117,27 +118,35 @@ def curves(
     say: Callable[[str], object] = lambda line: None,
 ) -> list[dict[str, Any]]:
     """
-    Accuracy and operations of every arm after each number of `steps` (increasing, from 0).
+    Accuracy and operations of every arm after each number of steps.
+
+    Parameters
+    ----------
+    prompts : by arm, the tokens before every example.
+    training : one step on each, in this order.
+    rates : by arm, the learning rate.
+    steps : numbers of steps, increasing from 0.
+    say : takes a line after each of them.
 
     Returns
     -------
-    points: `arm`, `step`, `tflop` (of the steps so far, by `cost.standard_step`), `right` (one character a row),
-    `accuracy` (value, interval over rows), `label_log_probability` (mean, of the right label, nats),
-    `class_log_probability` (the same, renormalised over the classes).
+    list
+        points: `arm`, `step`, `tflop` (10^12 operations of the steps so far, by `cost.standard_step`), `right` (one
+        character a query), and what `sweeps.score_summary` says.
     """
     shape = cost.Shape.of(model.model.config)
     labels = np.array([query.label for query in queries])
-    updates: dict[str, KVUpdate | None] = dict.fromkeys(prompts)
-    points = []
+    updates: dict[str, KVUpdate] = {}
+    points: list[dict[str, Any]] = []
     for before, step in itertools.pairwise((0, *steps)):
         if step > before:
-            arms = {arm: (prompts[arm], rates[arm], updates[arm]) for arm in prompts}
-            updates = train_on(model, layout, training[before:step], arms)
-        arms = {arm: Arm(tuple(prompts[arm]), updates[arm]) for arm in prompts}
+            tuned = {arm: (prompt, rates[arm], updates.get(arm)) for arm, prompt in prompts.items()}
+            updates = train_on(model, layout, training[before:step], tuned)
+        arms = {arm: Arm(tuple(prompt), updates.get(arm)) for arm, prompt in prompts.items()}
         for arm, scores in label_scores(model, layout.labels, queries, arms).items():
             seen = sequences(layout, prompts[arm], training[:step])
             flops = sum(cost.standard_step(shape, len(tokens), 1).total for tokens in seen)
-            points.append({"arm": arm, "step": step, "tflop": flops / 1e12} | _summary(scores, labels))
+            points.append({"arm": arm, "step": step, "tflop": flops / 1e12, **_summary(scores, labels)})
         reached = ((p["arm"], p["accuracy"]["value"]) for p in points[-len(prompts) :])
         say(f"step {step}: " + ", ".join(f"{arm} " + ("diverged" if v is None else f"{v:.2f}") for arm, v in reached))
     return points
@@ -157,7 +166,7 @@ def choose_rates(model: LanguageModel, layout: Layout, given: Material) -> dict[
     updates = train_on(model, layout, given.training[: protocol.N_CHOICE_STEPS], tried)
     arms = {key: Arm(tried[key][0], update) for key, update in updates.items()}
     points = [
-        {"arm": arm, "learning_rate": rate} | _summary(scores, labels)
+        {"arm": arm, "learning_rate": rate, **_summary(scores, labels)}
         for (arm, rate), scores in label_scores(model, layout.labels, queries, arms).items()
     ]
     chosen = {arm: learning_rates.best([point for point in points if point["arm"] == arm]) for arm in TUNED}
@@ -175,35 +184,24 @@ def sizes() -> dict[str, Any]:
     found = {
         "n_demonstrations": protocol.N_PROMPT_DEMONSTRATIONS,
         "n_rows": protocol.N_PROMPT_ROWS,
-        "steps": protocol.PROMPT_STEPS,
-        "rates": protocol.PROMPT_LEARNING_RATES,
+        "steps": list(protocol.PROMPT_STEPS),
+        "rates": list(protocol.PROMPT_LEARNING_RATES),
         "choice_steps": protocol.N_CHOICE_STEPS,
         "choice_rows": protocol.N_CHOICE_ROWS,
     }
-    return storage.plain(found | {"loss": "label", "separator": "eos", "rates_by": "class_log_probability"})
+    return {**found, "loss": "label", "separator": "eos", "rates_by": "class_log_probability"}
 
 
 def _head(model: str, task: str) -> dict[str, Any]:
     """What every part of a task's record begins with."""
     data = _task(task)
-    return {
-        "kind": "prompts",
-        "model": checkpoints.label(model),
-        "model_content": checkpoints.content(model),
-        "task": task,
-        "engine": provenance.engine_hash(),
-        "parameters": sizes(),
-        "data_checksum": data.checksum,
-        "rows": [example.row for example in data.evaluation[: protocol.N_PROMPT_ROWS]],
-    }
+    head = sweeps.head("prompts", model, task, sizes(), data.checksum, checkpoints.content(model))
+    return {**head, "rows": [example.row for example in data.evaluation[: protocol.N_PROMPT_ROWS]]}
 
 
 def stored(model: str, task: str, part: str | int) -> dict[str, Any] | None:
     """A part of a task's record; None if there is none of this model, this engine, these data and these sizes."""
-    path = record_file(model, task, part)
-    content = storage.read_json(path) if path.is_file() else {}
-    found = {"model_content": content.get("model")} | content  # a built-in model is its name
-    return content if all(found.get(name) == value for name, value in _head(model, task).items()) else None
+    return sweeps.current(record_file(model, task, part), _head(model, task))
 
 
 def load_all(folder: str | Path | None = None) -> list[dict[str, Any]]:

@@ -15,28 +15,28 @@ from iclgd_helpers.experiments.plans import Planned
 from iclgd_helpers.experiments.runner import duration
 
 
-def estimate(planned: Sequence[Planned], rate: float) -> Iterator[str]:
-    """Operations, memory and time of what is not stored, by group; `rate` is in FLOP/s."""
+def estimate(planned: Sequence[Planned], flops: float) -> Iterator[str]:
+    """Operations, memory and time of what is not stored, by group, at so many `flops` (FLOP/s)."""
     yield f"{'what':<44}{'jobs':>6}{'TFLOP':>10}{'memory':>10}{'time':>11}"
     waiting = [one for one in planned if not one.is_stored]
     groups = {name: [one for one in waiting if one.group == name] for name in dict.fromkeys(p.group for p in waiting)}
     for name, group in (groups | {"all": waiting}).items():
-        flops = sum(one.job.cost for one in group)
+        work = sum(one.job.cost for one in group)
         memory = f"{max((one.memory for one in group), default=0) / 2**30:.1f} GiB"
-        yield f"{name:<44}{len(group):>6}{flops / 1e12:>10.1f}{memory:>10}{duration(flops / rate):>11}"
-    yield f"Time: on one worker at {rate / 1e12:.2f} TFLOP/s. Memory: model, updates and largest batch of one job."
+        yield f"{name:<44}{len(group):>6}{work / 1e12:>10.1f}{memory:>10}{duration(work / flops):>11}"
+    yield f"Time: on one worker at {flops / 1e12:.2f} TFLOP/s. Memory: model, updates and largest batch of one job."
 
 
 def stages(given: ExperimentParameters, tflops: float | None) -> Iterator[str]:
     """What one run costs, stage by stage, and what it needs at once."""
-    found, rate = cost.of_run(runs.plan(given)), speed(tflops)
+    found, flops = cost.of_run(runs.plan(given)), speed(tflops)
     yield f"{given.model} on {given.task}, seed {given.seed} ({given.dtype}, {given.n_demonstrations} demonstrations)"
     yield f"{'stage':<44}{'TFLOP':>10}{'time':>11}"
-    for row in found.table(rate):
+    for row in found.table(flops):
         yield f"{row['stage']:<44}{row['total']:>10.3f}{duration(row['seconds']):>11}"
     for what, size in found.memory.items():
         yield f"{what:<44}{size / 2**30:>10.2f} GiB"
-    yield f"Time: at {rate / 1e12:.2f} TFLOP/s."
+    yield f"Time: at {flops / 1e12:.2f} TFLOP/s."
 
 
 def speed(tflops: float | None) -> float:
@@ -69,9 +69,8 @@ def work(
     """
     waiting = [one for one in planned if not one.is_stored]
     torch.set_num_threads(threads)
-    rate = speed(tflops)
     print(f"{len(planned) - len(waiting)} of {len(planned)} jobs are stored.")
-    print("\n".join(estimate(planned, rate)), flush=True)
+    print("\n".join(estimate(planned, speed(tflops))), flush=True)
     if cost_only or not waiting:
         return []
     names = {one.job.name for one in waiting}
@@ -81,6 +80,5 @@ def work(
     for folder in {Path(one.job.lock).parent for one in waiting}:
         storage.require_writable(folder)
     peak = max(one.memory for one in waiting)
-    options = {"peak_memory": peak, "workers": workers, "threads": threads}
-    with dask_workers.connected(on, len(waiting), **options) as client:
+    with dask_workers.connected(on, len(waiting), peak_memory=peak, workers=workers, threads=threads) as client:
         return runner.run([one.job for one in waiting], client, threads=threads)

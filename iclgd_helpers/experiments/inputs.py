@@ -16,11 +16,11 @@ from iclgd_helpers.experiments.parameters import OWN_TABLE, ExperimentParameters
 
 
 def task_data(given: ExperimentParameters) -> TaskData:
-    """The data that the parameters name; errors as for `load_task` and `own_task`."""
+    """The examples that the parameters name; errors as for `load_task` and `own_task`."""
     if given.task == "own":
-        labels = {"label_column": given.label_column, "label_values": given.label_values}
-        task = own_task(given.template, given.verbalizers, **{k: v for k, v in labels.items() if v is not None})
-        return load_table(task, paths.resolve_path(given.data_file))
+        column = "label" if given.label_column is None else given.label_column
+        task = own_task(given.template or "", given.verbalizers or "", column, given.label_values)
+        return load_table(task, paths.resolve_path(given.data_file or ""))
     return load_task(given.task, given.data_source, data_folder(given))
 
 

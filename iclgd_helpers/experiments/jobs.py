@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,30 +36,35 @@ def _accuracy(arm: tuple[str, Mapping[str, Any]]) -> str:
     return f"{name} diverged" if found["diverged"] else f"{name} {found['accuracy']:.2f}"
 
 
-def compare_learning_rates(given: Mapping[str, Any]) -> Done:
-    """Every method at every rate of the protocol; the value is the choice: method -> rate."""
-    parameters, data, found = _sweep("rates", given)
-    if found is not None and learning_rates.is_whole(found):
-        return STORED, found["chosen"]
-    found = learning_rates.compare(runs.prepare(parameters, data), data)
-    storage.write_json(sweeps.path("rates", parameters.model, parameters.task), found)
-    return f"chosen {found['chosen']}", found["chosen"]
+def compare_learning_rates(given: Mapping[str, Any], n_shown: int) -> Done:
+    """Every method at every rate of the protocol, see `learning_rates.compare`; the value is method -> chosen rate."""
+    message, found = _sweep(
+        "rates", given, learning_rates.is_whole, lambda run, data: learning_rates.compare(run, data, n_shown)
+    )
+    return message or f"chosen {found['chosen']}", found["chosen"]
 
 
 def compare_clips(given: Mapping[str, Any]) -> Done:
     """Joint finetuning under every kind and bound of clipping."""
-    parameters, data, found = _sweep("clips", given)
-    if found is not None and clipping.is_whole(found):
-        return STORED, None
-    found = clipping.compare(runs.prepare(parameters, data))
-    storage.write_json(sweeps.path("clips", parameters.model, parameters.task), found)
-    return "stored", None
+    message, _found = _sweep("clips", given, clipping.is_whole, lambda run, _data: clipping.compare(run))
+    return message or "stored", None
 
 
-def _sweep(kind: str, given: Mapping[str, Any]) -> tuple[ExperimentParameters, TaskData, dict[str, Any] | None]:
+def _sweep(
+    kind: str,
+    given: Mapping[str, Any],
+    is_whole: Callable[[dict[str, Any]], bool],
+    compare: Callable[[runs.Run, TaskData], dict[str, Any]],
+) -> tuple[str, dict[str, Any]]:
+    """The stored comparison, of which the message says so, or one that is made and stored now."""
     parameters = ExperimentParameters(**given)
     data = task_data(parameters)
-    return parameters, data, sweeps.stored(kind, parameters, data.checksum, checkpoints.content(parameters.model))
+    found = sweeps.stored(kind, parameters, data.checksum, checkpoints.content(parameters.model))
+    if found is not None and is_whole(found):
+        return STORED, found
+    found = compare(runs.prepare(parameters, data), data)
+    storage.write_json(sweeps.path(kind, parameters.model, parameters.task), found)
+    return "", found
 
 
 def choose_prompt_rates(model: str, task: str, device: str) -> Done:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,9 +13,10 @@ from iclgd_helpers.data.tasks import TaskData
 from iclgd_helpers.data.token_layout import Query
 from iclgd_helpers.engine import finetune
 from iclgd_helpers.engine.finetune import METHODS, Learner, Settings
+from iclgd_helpers.engine.models import KVUpdate
 from iclgd_helpers.engine.observe import Arm
 from iclgd_helpers.errors import InputError
-from iclgd_helpers.experiments import parameters, protocol, runs, sweeps
+from iclgd_helpers.experiments import protocol, runs, sweeps
 from iclgd_helpers.experiments.runs import Run
 from iclgd_helpers.measures import intervals
 
@@ -44,34 +46,47 @@ def choice(points: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def is_whole(sweep: Mapping[str, Any]) -> bool:
     """Whether a stored comparison tried the protocol's rates on its rows, and chose by its rule."""
     tried = {(point["method"], point["learning_rate"]) for point in sweep["points"]}
-    every = {(method, rate) for method in METHODS for rate in protocol.LEARNING_RATES}
+    every = set(itertools.product(METHODS, protocol.LEARNING_RATES))
     n_gate_rows = sweep["gate"]["in_context_minus_zero_shot"]["n"]
     enough = len(sweep["rows"]) == protocol.N_RATE_ROWS and n_gate_rows <= protocol.N_GATE_ROWS
     return enough and tried == every and sweep["chosen"] == choice(sweep["points"])
 
 
-def compare(run: Run, data: TaskData) -> dict[str, Any]:
-    """Every method at every rate, read on training rows behind the demonstrations; the choice, and the gate."""
+def compare(run: Run, data: TaskData, n_shown: int) -> dict[str, Any]:
+    """
+    Every method at every rate of the protocol, read on training rows behind the demonstrations.
+
+    Parameters
+    ----------
+    run : finetunes on its own demonstrations.
+    data : the run's.
+    n_shown : demonstrations of the task's runs; the training rows that are read come after these, and the gate shows
+        as many of them as fit.
+
+    Returns
+    -------
+    dict
+        as it is stored: `points`, the `rows` that they were read on, the `chosen` rates, the `gate`.
+    """
     given = run.parameters
-    whole = parameters.resolve({"preset": "quick", "task": given.task}).n_demonstrations
-    drawn = select_demonstrations(
-        data.train, min(len(data.train), whole + protocol.N_GATE_ROWS), given.seed, given.balanced
-    )
-    queries = [run.layout.query(example, given.token_read) for example in drawn[whole:]]
+    n_drawn = min(len(data.train), n_shown + protocol.N_GATE_ROWS)
+    drawn = select_demonstrations(data.train, n_drawn, given.seed, given.balanced)
+    queries = [run.layout.query(example, given.token_read) for example in drawn[n_shown:]]
     examples = [run.layout.training_sequence(example) for example in run.training]
-    updates = {}
+    updates: dict[Any, KVUpdate] = {}
     for method in METHODS:
         learners = [Learner(examples, Settings(rate, given.loss)) for rate in protocol.LEARNING_RATES]
         tuned = finetune.finetune_together(run.model, learners, run.layout.labels, method)
         updates |= {(method, rate): one.update for rate, one in zip(protocol.LEARNING_RATES, tuned, strict=True)}
-    found = sweeps.compare(run, queries[: protocol.N_RATE_ROWS], updates)
+    read = queries[: protocol.N_RATE_ROWS]
     points = [
-        {"method": method, "learning_rate": rate, "clip": "none", "clip_value": None} | point
-        for (method, rate), point in found.items()
+        {"method": method, "learning_rate": rate, "clip": "none", "clip_value": None, **point}
+        for (method, rate), point in sweeps.compare(run, read, updates).items()
     ]
-    shown = runs.plan(given.model_copy(update={"n_demonstrations": whole}), data).demonstrations
-    return sweeps.content("rates", run, points) | {
-        "rows": [query.row for query in queries[: protocol.N_RATE_ROWS]],
+    shown = runs.plan(given.model_copy(update={"n_demonstrations": n_shown}), data).demonstrations
+    return {
+        **sweeps.content("rates", run, points),
+        "rows": [query.row for query in read],
         "chosen": choice(points),
         "gate": gate(run, queries, run.layout.prefix(shown)),
     }

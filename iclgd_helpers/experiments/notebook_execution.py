@@ -61,8 +61,9 @@ def _kernels() -> Iterator[tuple[type[ThisInterpreter], list[ThisInterpreter]]]:
                     os.killpg(process.pid, signal.SIGKILL)
 
 
-def _process(kernel: ThisInterpreter) -> Popen | None:
-    return kernel.provisioner.process if kernel.provisioner else None
+def _process(kernel: ThisInterpreter) -> Popen[bytes] | None:
+    process: Popen[bytes] | None = getattr(kernel.provisioner, "process", None)
+    return process
 
 
 def _how_it_ended(kernels: Sequence[ThisInterpreter]) -> str:
@@ -123,7 +124,10 @@ def _run_cells(notebook: Path, half: Path, parameters: Mapping[str, Any], progre
 def prepared(notebook: Path, parameters: Mapping[str, Any]) -> NotebookNode:
     """The notebook with a cell that sets `parameters`, as it would be executed; InputError if it is none."""
     notebook_files.demand_valid(notebook)
-    return papermill.execute_notebook(_as_it_is(notebook), None, dict(parameters), prepare_only=True, **OPTIONS)
+    made: NotebookNode = papermill.execute_notebook(
+        _as_it_is(notebook), None, dict(parameters), prepare_only=True, **OPTIONS
+    )
+    return made
 
 
 def _as_it_is(path: Path) -> str:

@@ -25,9 +25,8 @@ FORMAT = 4  # of Jupyter's notebooks, since 2015
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: its kind (of `KINDS`), its text, and its tags."""
+    """One cell: its text and its tags."""
 
-    kind: str
     source: str
     tags: tuple[str, ...]
 
@@ -62,7 +61,7 @@ def demand_valid(path: Path) -> None:
 
     warnings.filterwarnings("ignore", category=MissingIDFieldWarning)  # no fault, and said again by whoever reads it
     try:
-        nbformat.validate(nbformat.read(path, as_version=FORMAT))
+        nbformat.validate(nbformat.read(path, as_version=FORMAT))  # type: ignore[no-untyped-call]  # the library's own
     except Exception as error:  # of that library alone, which raises many kinds for files of other kinds
         raise _no_notebook(path, error) from None
 
@@ -89,7 +88,7 @@ def _cell(where: str, cell: Any) -> Cell:
     _demand(_is_list_of(tags, str), f"the tags of {where} are none")
     _demand(_is_list_of(cell.get("outputs", []), dict), f"the outputs of {where} are none")
     "".join(lines).encode()  # half a character could not be written again
-    return Cell(cell["cell_type"], "".join(lines), tuple(tags))
+    return Cell("".join(lines), tuple(tags))
 
 
 def _demand(condition: bool, fault: str) -> None:
@@ -131,15 +130,14 @@ def parameters_cell(path: Path) -> dict[str, Any]:
     tagged = [cell for cell in read_cells(path) if "parameters" in cell.tags]
     if len(tagged) != 1:
         raise InputError(f"{path.name} has {len(tagged)} cells tagged 'parameters'; it needs exactly one")
-    try:
-        return _assigned(tagged[0].source)
-    except (ValueError, AttributeError, TypeError, SyntaxError, RecursionError, MemoryError):  # of ast, for any text
-        raise InputError(f"{path.name}: its cell of parameters may only hold lines such as seed = 3") from None
-
-
-def _assigned(source: str) -> dict[str, Any]:
     found = {}
-    for statement in ast.parse(source).body:
-        (name,) = statement.targets  # neither `a = b = 3` nor `a: int = 3`: papermill reads them otherwise
-        found[name.id] = ast.literal_eval(statement.value)
+    try:
+        for statement in ast.parse(tagged[0].source).body:
+            match statement:  # neither `a = b = 3` nor `a: int = 3`: papermill reads them otherwise
+                case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                    found[name] = ast.literal_eval(value)
+                case _:
+                    raise ValueError
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):  # of ast, for any text
+        raise InputError(f"{path.name}: its cell of parameters may only hold lines such as seed = 3") from None
     return found

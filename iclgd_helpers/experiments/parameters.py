@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -17,11 +17,8 @@ from iclgd_helpers import paths
 from iclgd_helpers.data.tasks import SETTINGS
 from iclgd_helpers.errors import InputError, shortened
 from iclgd_helpers.experiments import notebook_files
-from iclgd_helpers.experiments.provenance import engine_hash  # noqa: F401
-from iclgd_helpers.paths import repository_root, resolve_path  # noqa: F401
 
 PRESETS = paths.PACKAGE / "presets"
-
 OWN_TABLE = ("data_file", "template", "verbalizers", "label_column", "label_values")  # the first three are needed
 DEVICE = r"auto|cpu|mps|(cuda|xpu)(:\d{1,2})?"  # what PyTorch computes on without a further package
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -77,11 +74,12 @@ class TheoryParameters(Parameters):
 
 class ExperimentParameters(Parameters):
     """
-    Parameters of a cell (model, task, seed); the defaults below are the original code's choices.
+    Parameters of a run (model, task, seed); the defaults below are the original code's choices.
 
     Zero-shot and in-context learning are observed on `max_examples` queries, the other arms on the first
     `max_compared` of them (all, if None). `order` permutes the demonstrations (0: as drawn). With `chosen_rates`
-    (method -> rate) those methods are run a second time, at that rate. A table of one's own: see `tasks.own_task`.
+    (method -> learning rate) those methods are run a second time, at that rate. A table of one's own: see
+    `tasks.own_task`.
     """
 
     preset: str
@@ -128,9 +126,7 @@ class PageParameters(Parameters):
     other_model: Text = Field("tiny-gpt2", description="page 90: the model that is compared on the same questions")
 
 
-@cache
-def _yaml(name: str) -> dict[str, Any]:
-    return yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))
+Schema = TypeVar("Schema", bound=Parameters)
 
 
 def presets() -> list[str]:
@@ -141,12 +137,18 @@ def presets() -> list[str]:
 def known_preset(name: Any) -> str:
     """`name`, if it is a preset's; InputError if not."""
     one_of("preset", name, presets())
-    return name
+    return str(name)
 
 
-def preset(name: Any) -> dict[str, Any]:
+def preset(name: Any) -> Mapping[str, Any]:
     """The values of a preset; InputError if there is no such."""
     return _yaml(known_preset(name))
+
+
+@cache
+def _yaml(name: str) -> Mapping[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))
+    return found
 
 
 def text_names() -> set[str]:
@@ -172,7 +174,7 @@ def one_of(kind: str, name: Any, known: Iterable[str]) -> None:
         raise InputError(f"unknown {kind} {said}: {hint}known are {', '.join(known)}")
 
 
-def _validated(schema: type[Parameters], values: Mapping[str, Any]) -> Any:
+def _validated(schema: type[Schema], values: Mapping[str, Any]) -> Schema:
     try:
         return schema(**values)
     except ValidationError as error:
@@ -195,19 +197,21 @@ def resolve(given: Mapping[str, Any]) -> ExperimentParameters:
     given = {name: value for name, value in given.items() if value is not None}
     for name in given:
         one_of("parameter", name, ExperimentParameters.model_fields)
-    values = {"preset": "quick"} | ({"task": "own"} if "data_file" in given else {}) | given
-    defaults = preset(values["preset"])
-    values.setdefault("task", defaults["task"])
-    one_of("task", values["task"], SETTINGS)
-    settings = dict(SETTINGS[values["task"]])
-    settings["max_examples"] = min(settings.pop("row_cap"), defaults["max_examples"])
-    values = defaults | settings | values
+    of_preset = preset(given.get("preset", "quick"))
+    task = given.get("task", "own" if "data_file" in given else of_preset["task"])
+    one_of("task", task, SETTINGS)
+    settings = dict(SETTINGS[task])
+    of_task = {
+        "preset": "quick",
+        "task": task,
+        "max_examples": min(settings.pop("row_cap"), of_preset["max_examples"]),
+    }
     if "data_source" not in given:
-        values["data_source"] = _default_source(values["task"], defaults["data_source"], given)
-    parameters = _validated(ExperimentParameters, values)
+        of_task["data_source"] = _default_source(task, of_preset["data_source"], given)
+    parameters = _validated(ExperimentParameters, {**of_preset, **settings, **of_task, **given})
     _check_combinations(parameters)
     if parameters.dtype == "auto":
-        parameters = parameters.model_copy(update={"dtype": half_on_a_gpu(parameters.device)})
+        return parameters.model_copy(update={"dtype": half_on_a_gpu(parameters.device)})
     return parameters
 
 
@@ -233,11 +237,6 @@ def half_on_a_gpu(device: str) -> str:
     return "float16" if on_gpu else "float32"
 
 
-def given_in(namespace: Mapping[str, Any]) -> dict[str, Any]:
-    """What a notebook's `globals()` hold of the schema's names: the values of its parameters cell."""
-    return {name: namespace[name] for name in ExperimentParameters.model_fields if name in namespace}
-
-
 def _default_source(task: str, preset_source: str, given: Mapping[str, Any]) -> str:
     """The preset's text source; a file or folder that was named wins, and only the default task lies on the index."""
     if task == "own":
@@ -249,35 +248,48 @@ def _default_source(task: str, preset_source: str, given: Mapping[str, Any]) -> 
     return preset_source
 
 
-def _check_combinations(parameters: ExperimentParameters) -> None:
-    if not re.fullmatch(DEVICE, parameters.device, re.ASCII):
-        what = f"device {shortened(repr(parameters.device))} cannot be used here"
+def _check_combinations(given: ExperimentParameters) -> None:
+    """InputError for values that are right alone, and not together, or not of a kind that the schema can name."""
+    if not re.fullmatch(DEVICE, given.device, re.ASCII):
+        what = f"device {shortened(repr(given.device))} cannot be used here"
         raise InputError(f"{what}: known are auto, cpu, cuda, cuda:0, …, mps, xpu; pass device=cpu")
-    if parameters.data_folder is not None and parameters.data_source != "folder":
-        raise InputError(f"data_folder is given, but data_source={parameters.data_source!r}: pass data_source=folder")
-    own = {name: getattr(parameters, name) for name in OWN_TABLE}
-    if parameters.task == "own" and None in (missing := {n: own[n] for n in OWN_TABLE[:3]}).values():
-        name = next(name for name, value in missing.items() if value is None)
+    if given.data_folder is not None and given.data_source != "folder":
+        raise InputError(f"data_folder is given, but data_source={given.data_source!r}: pass data_source=folder")
+    is_own, table = given.task == "own", {name: getattr(given, name) for name in OWN_TABLE}
+    if is_own and (missing := [name for name in OWN_TABLE[:3] if table[name] is None]):
         raise InputError(
-            f"task=own needs {name}: pass data_file (a table), template ('Text: {{column}} Label:') and "
+            f"task=own needs {missing[0]}: pass data_file (a table), template ('Text: {{column}} Label:') and "
             "verbalizers ('negative,positive')"
         )
-    if (parameters.task == "own") != (parameters.data_source == "file"):
+    if is_own != (given.data_source == "file"):
         raise InputError(
-            f"data_source={parameters.data_source!r} with task={parameters.task!r}: "
+            f"data_source={given.data_source!r} with task={given.task!r}: "
             "task=own is read with data_source=file, and no other task is"
         )
-    if parameters.task != "own" and any(own.values()):
-        name = next(name for name, value in own.items() if value)
-        raise InputError(f"{name} is given, but task={parameters.task!r} has its own: pass task=own")
-    if (parameters.clip == "none") != (parameters.clip_value is None):
-        raise InputError(f"clip={parameters.clip!r} with clip_value={parameters.clip_value}: give both, or neither")
+    if not is_own and (foreign := [name for name, value in table.items() if value]):
+        raise InputError(f"{foreign[0]} is given, but task={given.task!r} has its own: pass task=own")
+    if (given.clip == "none") != (given.clip_value is None):
+        raise InputError(f"clip={given.clip!r} with clip_value={given.clip_value}: give both, or neither")
 
 
 def own(namespace: Mapping[str, Any]) -> dict[str, Any]:
     """Validated values of the parameters that only single pages have, taken from a page's `globals()`."""
-    given = {name: namespace[name] for name in PageParameters.model_fields if name in namespace}
+    given = _named(PageParameters, namespace)
     return _validated(PageParameters, given).model_dump(include=set(given))
+
+
+def theory(namespace: Mapping[str, Any]) -> TheoryParameters:
+    """Validated parameters of a theory notebook, taken from its `globals()`."""
+    return _validated(TheoryParameters, _named(TheoryParameters, namespace))
+
+
+def given_in(namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """What a notebook's `globals()` hold of the schema's names: the values of its parameters cell."""
+    return _named(ExperimentParameters, namespace)
+
+
+def _named(schema: type[Parameters], namespace: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: namespace[name] for name in schema.model_fields if name in namespace}
 
 
 def validate_for_notebook(notebook: str | Path, given: Mapping[str, Any]) -> Parameters:
@@ -293,14 +305,6 @@ def validate_for_notebook(notebook: str | Path, given: Mapping[str, Any]) -> Par
     defaults = notebook_files.parameters_cell(notebook)
     for name in given:
         one_of(f"parameter of {notebook.name}", name, defaults)
-    values = defaults | dict(given)
+    values = {**defaults, **given}
     own(values)
-    if "preset" in defaults:
-        return resolve(given_in(values))
-    return theory(values)
-
-
-def theory(namespace: Mapping[str, Any]) -> TheoryParameters:
-    """Validated parameters of a theory notebook, taken from its `globals()`."""
-    given = {name: namespace[name] for name in TheoryParameters.model_fields if name in namespace}
-    return _validated(TheoryParameters, given)
+    return resolve(given_in(values)) if "preset" in defaults else theory(values)

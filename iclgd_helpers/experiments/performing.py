@@ -148,4 +148,5 @@ def locked(path: Path) -> Iterator[bool]:
 
 
 def reply(call: str, arguments: Mapping[str, Any]) -> Any:
+    """What `package.module:function` answers here."""
     return _function(call)(**arguments)

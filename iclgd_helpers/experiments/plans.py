@@ -37,7 +37,7 @@ class Planned:
 
 # ------------------------------------------------------------------------------------------------------------- product
 def product(several: Sequence[ExperimentParameters], folder: Path) -> list[Planned]:
-    """One run for each of several parameters, with its record in `folder`."""
+    """One run for each of several parameters, with its record in `folder`; errors as for `runs.plan`."""
     found = []
     for given in several:
         plan = runs.plan(given)
@@ -50,27 +50,22 @@ def product(several: Sequence[ExperimentParameters], folder: Path) -> list[Plann
 
 def _name(given: ExperimentParameters, several: Sequence[ExperimentParameters]) -> str:
     """Model, task and seed, and what else differs between several runs."""
-    alike = [
-        one.model_dump() for one in several if (one.model, one.task, one.seed) == (given.model, given.task, given.seed)
-    ]
+    key = (given.model, given.task, given.seed)
+    alike = [one.model_dump() for one in several if (one.model, one.task, one.seed) == key]
     values = given.model_dump()
     differing = [name for name in values if any(other[name] != values[name] for other in alike)]
-    others = "".join(f", {name} {values[name]}" for name in differing)
-    return f"{Path(given.model).name}/{given.task}/{given.seed}{others}"
+    return _short(given) + "".join(f", {name} {values[name]}" for name in differing)
+
+
+def _short(given: ExperimentParameters) -> str:
+    return f"{Path(given.model).name}/{given.task}/{given.seed}"
 
 
 def _run_job(
-    name: str, given: ExperimentParameters, folder: Path, lock: str, flops: float, after: tuple[str, ...] = ()
+    name: str, given: ExperimentParameters, folder: Path, identity: str, flops: float, after: tuple[str, ...] = ()
 ) -> Job:
-    return Job(
-        name=name,
-        call=f"{JOBS}:run",
-        arguments={"given": _plain(given), "folder": str(folder)},
-        lock=str(folder / f".{lock}.lock"),
-        cost=flops,
-        after=after,
-        resources=_resources(given),
-    )
+    arguments = {"given": _plain(given), "folder": str(folder)}
+    return Job(name, f"{JOBS}:run", arguments, str(folder / f".{identity}.lock"), flops, after, _resources(given))
 
 
 def _plain(given: ExperimentParameters) -> dict[str, Any]:
@@ -86,162 +81,178 @@ def _resources(given: ExperimentParameters) -> dict[str, float]:
 # -------------------------------------------------------------------------------------------------------- reproduction
 @dataclass(frozen=True)
 class Item:
-    """One job of the reproduction before anything is looked up; `changed` differs from the stage of cells."""
+    """One job of the reproduction before anything is looked up: its stage, its parameters without chosen rates."""
 
     stage: str
-    model: str
-    task: str
-    seed: int
-    changed: Mapping[str, Any]
+    given: ExperimentParameters
 
     @property
     def name(self) -> str:
-        order = f", order {self.changed['order']}" if "order" in self.changed else ""
-        return f"{self.stage}: {Path(self.model).name}/{self.task}/{self.seed}{order}"
-
-    def parameters(self, chosen: Mapping[str, float] | None = None) -> ExperimentParameters:
-        """Of its run, at the chosen rates where they are given."""
-        given = {"preset": "quick", "model": self.model, "task": self.task, "seed": self.seed}
-        return resolve(given | {"max_examples": protocol.N_ROWS} | dict(self.changed) | {"chosen_rates": chosen})
+        """What messages call it; no two of a reproduction are the same."""
+        return f"{self.stage}: {_short(self.given)}" + (f", order {self.given.order}" if self.given.order else "")
 
 
 def items(names: Sequence[str], stages: Sequence[str], tasks: Sequence[str]) -> list[Item]:
     """The reproduction in the order in which it is computed: of each model its stages, seeds before tasks."""
-    found = []
-    for model in dict.fromkeys(names):
-        of_model = [item for task in dict.fromkeys(tasks) for item in _of_task(model, task)]
-        for stage in (stage for stage in protocol.STAGES if stage in stages):
-            of_stage = [item for item in of_model if item.stage == stage]
-            found += sorted(of_stage, key=_seed_number) if stage == "cells" else of_stage
-    return found
+    return [item for of_model in _every(names, tasks) for item in _ordered(of_model, stages)]
+
+
+def _every(names: Sequence[str], tasks: Sequence[str]) -> list[dict[str, list[Item]]]:
+    """For each model: task -> all its items."""
+    return [{task: list(_of_task(model, task)) for task in dict.fromkeys(tasks)} for model in dict.fromkeys(names)]
+
+
+def _ordered(of_model: Mapping[str, Sequence[Item]], stages: Sequence[str]) -> Iterator[Item]:
+    for stage in (stage for stage in protocol.STAGES if stage in stages):
+        of_stage = [item for of_task in of_model.values() for item in of_task if item.stage == stage]
+        yield from sorted(of_stage, key=_seed_number) if stage == "cells" else of_stage
 
 
 def _seed_number(item: Item) -> int:
-    return protocol.SEEDS[item.task].index(item.seed)
+    return protocol.SEEDS[item.given.task].index(item.given.seed)
 
 
 def _of_task(model: str, task: str) -> Iterator[Item]:
+    """All items of a model and task: the comparison of learning rates first, then the run of the first seed."""
     seeds, is_first = protocol.SEEDS[task], model == protocol.MODELS[0]
     few = protocol.N_SWEEP_DEMONSTRATIONS if is_first else protocol.N_SWEEP_DEMONSTRATIONS_OF_OTHERS
-    sweep = PLAIN | {"n_demonstrations": few}
-    yield Item("rates", model, task, seeds[0], sweep)
+    sweep = {**PLAIN, "n_demonstrations": few}
+
+    def item(stage: str, seed: int, changed: Mapping[str, Any]) -> Item:
+        given = {"preset": "quick", "model": model, "task": task, "seed": seed, "max_examples": protocol.N_ROWS}
+        return Item(stage, resolve({**given, **changed}))
+
+    yield item("rates", seeds[0], sweep)
     for seed in seeds:
         is_conditioned = seed == seeds[0] and (is_first or task in protocol.ORDER_TASKS)
-        yield Item("cells", model, task, seed, {} if is_conditioned else {"conditioning": False})
+        yield item("cells", seed, {} if is_conditioned else {"conditioning": False})
     if not is_first:
         return
     if task in protocol.ORDER_TASKS:
-        yield from (Item("orders", model, task, seeds[0], PLAIN | {"order": order}) for order in protocol.ORDERS)
-        yield from (Item("orders", model, task, seed, PLAIN) for seed in protocol.MORE_SEEDS)
+        yield from (item("orders", seeds[0], {**PLAIN, "order": order}) for order in protocol.ORDERS)
+        yield from (item("orders", seed, PLAIN) for seed in protocol.MORE_SEEDS)
     if task in protocol.UNEQUAL_TASKS:
-        yield Item("unequal", model, task, seeds[0], PLAIN | {"equal_demonstrations": False})
+        yield item("unequal", seeds[0], {**PLAIN, "equal_demonstrations": False})
     if task in protocol.CLIP_TASKS:
-        yield Item("clips", model, task, seeds[0], sweep | {"max_examples": protocol.N_CLIP_ROWS})
+        yield item("clips", seeds[0], {**sweep, "max_examples": protocol.N_CLIP_ROWS})
 
 
 def reproduction(names: Sequence[str], stages: Sequence[str], tasks: Sequence[str]) -> list[Planned]:
     """The items as jobs; runs wait for the choice of their learning rates where it is not stored."""
-    wanted = items(names, stages, tasks)
-    known = {(item.model, item.task): _Known.of(item.model, item.task) for item in wanted}
-    return [_planned(item, known[item.model, item.task]) for item in wanted]
+    found = []
+    for of_model in _every(names, tasks):
+        wanted = list(_ordered(of_model, stages))
+        known = {task: _Known.of(of_model[task]) for task in dict.fromkeys(item.given.task for item in wanted)}
+        for item in wanted:
+            planned = _sweep if item.stage in ("rates", "clips") else _run
+            found.append(planned(item, known[item.given.task]))
+    return found
 
 
 @dataclass(frozen=True)
 class _Known:
-    """What is looked up once for a model and task: data, content, the chosen rates if they are stored, the sizes."""
+    """What is looked up once for a model and task."""
 
     data: TaskData
     model_content: str
-    chosen: dict[str, float] | None
+    first: str  # name of the job that chooses the learning rates
+    chosen: dict[str, float] | None  # the learning rates, if they are stored
     plan: runs.Plan  # of the first seed: every seed costs as much
     unequal: runs.Plan | None
 
     @classmethod
-    def of(cls, model: str, task: str) -> _Known:
-        rates, first = list(_of_task(model, task))[:2]
-        data, content = task_data(first.parameters()), checkpoints.content(model)
-        stored = sweeps.stored("rates", rates.parameters(), data.checksum, content)
+    def of(cls, of_task: Sequence[Item]) -> _Known:
+        """Of all items of a model and task."""
+        rates, given = of_task[0], of_task[1].given
+        data, content = task_data(given), checkpoints.content(given.model)
+        stored = sweeps.stored("rates", rates.given, data.checksum, content)
         chosen = stored["chosen"] if stored is not None and learning_rates.is_whole(stored) else None
-        plan = runs.plan(first.parameters(), data)
-        every = first.parameters().model_copy(update={"equal_demonstrations": False})
-        unequal = runs.plan(every, data) if task in protocol.UNEQUAL_TASKS else None
-        return cls(data, content, chosen, plan, unequal)
+        every = given.model_copy(update={"equal_demonstrations": False})
+        unequal = runs.plan(every, data) if given.task in protocol.UNEQUAL_TASKS else None
+        return cls(data, content, rates.name, chosen, runs.plan(given, data), unequal)
+
+    def plan_of(self, given: ExperimentParameters) -> runs.Plan:
+        """The plan that costs as much as a run with these parameters."""
+        return self.plan if given.equal_demonstrations or self.unequal is None else self.unequal
 
 
-def _planned(item: Item, known: _Known) -> Planned:
-    given, group = item.parameters(), f"{item.model} {item.stage}"
-    work = _work(item.stage, given, known)
-    if item.stage in ("rates", "clips"):
-        call = "compare_learning_rates" if item.stage == "rates" else "compare_clips"
-        module = learning_rates if item.stage == "rates" else clipping
-        stored = sweeps.stored(item.stage, given, known.data.checksum, known.model_content)
-        file = sweeps.path(item.stage, item.model, item.task)
-        job = Job(item.name, f"{JOBS}:{call}", {"given": _plain(given)}, str(file.with_suffix(".lock")), work.flops)
-        job = replace(job, resources=_resources(given))
-        is_stored = stored is not None and module.is_whole(stored)
-        return Planned(job, group, work.peak_memory_bytes + LEARNER_BYTES, is_stored)
-    folder = paths.resolve_path(protocol.RECORDS)
-    after = () if known.chosen else (next(_of_task(item.model, item.task)).name,)
-    given = item.parameters(known.chosen)
+def _run(item: Item, known: _Known) -> Planned:
+    """A run, at the chosen rates where they are known, else after they are chosen."""
+    work, folder = _run_cost(item.given, known), paths.resolve_path(protocol.RECORDS)
+    given = item.given.model_copy(update={"chosen_rates": known.chosen})
     identity = records.run_id(given, known.data.checksum, known.model_content)
     is_stored = known.chosen is not None and records.find(identity, folder) is not None
+    after = () if known.chosen else (known.first,)
     job = _run_job(item.name, given, folder, identity, work.flops, after)
-    return Planned(job, group, work.peak_memory_bytes, is_stored)
+    return Planned(job, f"{given.model} {item.stage}", work.peak_memory_bytes, is_stored)
 
 
-def _plan_of(given: ExperimentParameters, known: _Known) -> runs.Plan:
-    return known.plan if given.equal_demonstrations or known.unequal is None else known.unequal
+def _sweep(item: Item, known: _Known) -> Planned:
+    """A comparison of learning rates, or of bounds of clipping."""
+    given, work = item.given, _sweep_cost(item, known)
+    arguments: dict[str, Any] = {"given": _plain(given)}
+    if item.stage == "rates":
+        call, is_whole = "compare_learning_rates", learning_rates.is_whole
+        arguments["n_shown"] = known.plan.parameters.n_demonstrations
+    else:
+        call, is_whole = "compare_clips", clipping.is_whole
+    stored = sweeps.stored(item.stage, given, known.data.checksum, known.model_content)
+    lock = sweeps.path(item.stage, given.model, given.task).with_suffix(".lock")
+    job = Job(item.name, f"{JOBS}:{call}", arguments, str(lock), work.flops, resources=_resources(given))
+    is_stored = stored is not None and is_whole(stored)
+    return Planned(job, f"{given.model} {item.stage}", work.peak_memory_bytes + LEARNER_BYTES, is_stored)
 
 
-def _work(stage: str, given: ExperimentParameters, known: _Known) -> cost.Cost:
-    """Counted operations and memory; every seed counts as the task's first."""
-    plan = _plan_of(given, known)
-    shape = cost.Shape.of(plan.config)
-    lengths = [len(plan.layout.training_sequence(e)) for e in plan.training[: given.n_demonstrations]]
-    queries = [len(query.tokens) for query in plan.queries]
-    prefix = len(plan.layout.prefix(plan.demonstrations))
+def _run_cost(given: ExperimentParameters, known: _Known) -> cost.Cost:
+    """Operations and memory of a run at the given and at chosen rates; every seed counts as the task's first."""
+    plan = known.plan_of(given)
+    prefix, queries, lengths = cost.lengths(plan)
     options: dict[str, Any] = {"controls": given.controls, "conditioning": given.conditioning, "chosen": METHODS}
-    whole = cost.run_cost(shape, prefix, queries, lengths, **options)
-    if stage not in ("rates", "clips"):
-        return whole
+    return cost.run_cost(cost.Shape.of(plan.config), prefix, queries, lengths[: given.n_demonstrations], **options)
+
+
+def _sweep_cost(item: Item, known: _Known) -> cost.Cost:
+    """The same of a comparison of settings, which needs as much memory as a run."""
+    plan = known.plan_of(item.given)
+    shape, (prefix, queries, lengths) = cost.Shape.of(plan.config), cost.lengths(plan)
+    lengths = lengths[: item.given.n_demonstrations]
     one = sum(cost.forward(shape, n, 1, 1).total for n in queries) / len(queries)
-    steps = {m: sum(step(shape, n, n - 1).total for n in lengths) for m, step in cost.STEPS.items()}
-    if stage == "rates":
-        of_rates = sum(steps.values()) + 3 * protocol.N_RATE_ROWS * one
-        flops = len(protocol.LEARNING_RATES) * of_rates + 2 * protocol.N_GATE_ROWS * one
+    steps = {method: sum(step(shape, n, n - 1).total for n in lengths) for method, step in cost.STEPS.items()}
+    if item.stage == "rates":
+        of_rate = sum(steps.values()) + 3 * protocol.N_RATE_ROWS * one
+        flops = len(protocol.LEARNING_RATES) * of_rate + 2 * protocol.N_GATE_ROWS * one
     else:
         n_arms = len(protocol.CLIP_KINDS) * len(protocol.CLIP_FACTORS) + 2
         flops = n_arms * (steps["joint"] + protocol.N_CLIP_ROWS * one) + cost.forward(shape, prefix).total
-    return replace(whole, stages={stage: cost.Work(flops)})
+    return replace(_run_cost(item.given, known), stages={item.stage: cost.Work(flops)})
 
 
 # ------------------------------------------------------------------------------------------------------- fixed prompts
 def prompts(model: str, tasks: Sequence[str]) -> list[Planned]:
-    """Finetuning behind fixed prompts: rates of each task, then its seeds, first seeds first."""
-    found = []
-    for task in dict.fromkeys(tasks):
-        rates, of_seed = fixed_prompt.flops(model, task)
-        stored = fixed_prompt.stored(model, task, "rates")
-        first = f"prompts: {Path(model).name}/{task}, rates"
-        common = {"model": model, "task": task, "device": "auto"}
-        found.append(_prompt_job(first, "choose_prompt_rates", common, "rates", rates, stored is not None))
-        for seed in protocol.PROMPT_SEEDS[task]:
-            chosen = None if stored is None else stored["rates"]["chosen"]
-            name, more = f"prompts: {Path(model).name}/{task}/{seed}", {"seed": seed, "chosen": chosen}
-            is_stored = fixed_prompt.stored(model, task, seed) is not None
-            after = () if chosen else (first,)
-            call = "finetune_behind_prompts"
-            found.append(_prompt_job(name, call, common | more, seed, of_seed, is_stored, after))
-    return found
-
-
-def _prompt_job(
-    name: str, call: str, arguments: dict[str, Any], part: str | int, flops: float, is_stored: bool,
-    after: tuple[str, ...] = (),
-) -> Planned:  # fmt: skip
-    model, task = arguments["model"], arguments["task"]
-    lock = fixed_prompt.record_file(model, task, part).with_suffix(".lock")
-    job = Job(name, f"{JOBS}:{call}", arguments, str(lock), flops, after)
+    """Finetuning behind fixed prompts: learning rates of each task, then its seeds, first seeds first."""
     shape = cost.Shape.of(models.tokenizer_and_config(model)[1])
     memory = cost.weights_bytes(shape, "float32") + LEARNER_BYTES + len(fixed_prompt.ARMS) * cost.update_bytes(shape)
-    return Planned(job, f"{Path(model).name} {task}", memory, is_stored)
+    return [
+        Planned(job, f"{Path(model).name} {task}", memory, is_stored)
+        for task in dict.fromkeys(tasks)
+        for job, is_stored in _of_prompts(model, task)
+    ]
+
+
+def _of_prompts(model: str, task: str) -> Iterator[tuple[Job, bool]]:
+    """The jobs of a task, and whether the result of each is stored."""
+
+    def lock(part: str | int) -> str:
+        return str(fixed_prompt.record_file(model, task, part).with_suffix(".lock"))
+
+    rates_flops, seed_flops = fixed_prompt.flops(model, task)
+    stored = fixed_prompt.stored(model, task, "rates")
+    chosen = None if stored is None else stored["rates"]["chosen"]
+    name, common = f"prompts: {Path(model).name}/{task}", {"model": model, "task": task, "device": "auto"}
+    rates = Job(f"{name}, rates", f"{JOBS}:choose_prompt_rates", common, lock("rates"), rates_flops)
+    yield rates, stored is not None
+    after = () if chosen else (rates.name,)
+    for seed in protocol.PROMPT_SEEDS[task]:
+        arguments = {**common, "seed": seed, "chosen": chosen}
+        job = Job(f"{name}/{seed}", f"{JOBS}:finetune_behind_prompts", arguments, lock(seed), seed_flops, after)
+        yield job, fixed_prompt.stored(model, task, seed) is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-SIX_TASKS = ("cb", "sst2", "sst5", "subj", "mr", "agnews")
 MODELS = ("SmolLM2-135M-Instruct", "Gemma-3-270M")
 SEEDS = {"sst2": (2, 3, 4), "subj": (4, 5, 6), "mr": (5, 6, 7), "sst5": (5, 6, 7), "cb": (3, 4, 5), "agnews": (3, 4, 5)}
 STAGES = ("rates", "cells", "orders", "unequal", "clips")  # in the order in which they are computed

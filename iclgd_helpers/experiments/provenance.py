@@ -129,7 +129,7 @@ def engine_hash() -> str:
 
 def run_id(parameters: Mapping[str, Any], engine: str, data_checksum: str, model: str) -> str:
     """
-    Identity of a cell's record.
+    Identity of a run's record.
 
     Parameters
     ----------

@@ -12,12 +12,12 @@ from iclgd_helpers.errors import InputError, shortened
 from iclgd_helpers.experiments import provenance, records
 from iclgd_helpers.experiments.parameters import ExperimentParameters
 from iclgd_helpers.experiments.records import Record
-from iclgd_helpers.paths import records_folder, resolve_here
+from iclgd_helpers.paths import resolve_here
 
 
-def listed(folder: Path | None) -> Iterator[str]:
+def listed(folder: Path) -> Iterator[str]:
     """Identity, model, task, seed, questions, demonstrations, date, and whether it is current."""
-    found = records.load_all(folder or records_folder())
+    found = records.load_all(folder)
     yield f"{'record':<18}{'model':<28}{'task':<10}{'seed':>5}{'n':>6}{'demos':>7}  {'created':<12}helpers"
     for record in found:
         content, given = record.json, record.json["parameters"]
@@ -25,12 +25,12 @@ def listed(folder: Path | None) -> Iterator[str]:
         state = "current" if record.is_current else "older"
         name = shortened(Path(given["model"]).name, 27)
         yield f"{content['id']:<18}{name:<28}{given['task']:<10}{numbers}  {content['created'][:10]:<12}{state}"
-    yield f"{len(found)} records in {folder or records_folder()}"
+    yield f"{len(found)} records in {folder}"
 
 
-def currency(folder: Path | None) -> Iterator[str]:
+def currency(folder: Path) -> Iterator[str]:
     """How many records are current, and of each other one the reason."""
-    found = records.load_all(folder or records_folder())
+    found = records.load_all(folder)
     older = [record for record in found if not record.is_current]
     yield f"{len(found) - len(older)} of {len(found)} records are current: helpers {provenance.engine_hash()}"
     for record in older:
@@ -38,7 +38,7 @@ def currency(folder: Path | None) -> Iterator[str]:
         yield f"{record.json['id']}: made by helpers {engine}, which are not shown to compute the same numbers"
 
 
-def found(name: str, folder: Path | None) -> Record:
+def found(name: str, folder: Path) -> Record:
     """
     The record in the folder `name`, or the one whose identity begins with `name`.
 
@@ -50,14 +50,14 @@ def found(name: str, folder: Path | None) -> Record:
     here = resolve_here(name)
     if (here / records.JSON).is_file():
         return records.load(here)
-    several = sorted((folder or records_folder()).glob(f"{name}*/{records.JSON}"))
+    several = sorted(folder.glob(f"{name}*/{records.JSON}"))
     if len(several) != 1:
-        what = f"{len(several)} records in {folder or records_folder()} begin with {shortened(repr(name))}"
+        what = f"{len(several)} records in {folder} begin with {shortened(repr(name))}"
         raise InputError(f"{what}: see `iclgd records list`, and name the folder with --records")
     return records.load(several[0].parent)
 
 
-def shown(name: str, folder: Path | None) -> Iterator[str]:
+def shown(name: str, folder: Path) -> Iterator[str]:
     """Parameters that are not the defaults, accuracies of all arms, and what made the record."""
     record = found(name, folder)
     content = record.json
@@ -73,7 +73,7 @@ def shown(name: str, folder: Path | None) -> Iterator[str]:
     yield "  made with " + ", ".join(f"{key} {value}" for key, value in content["environment"].items())
 
 
-def compared(first: str, second: str, folder: Path | None) -> tuple[list[str], bool]:
+def compared(first: str, second: str, folder: Path) -> tuple[list[str], bool]:
     """What differs between two records, as lines; whether their numbers are the same."""
     one, other = found(first, folder), found(second, folder)
     lines = list(_differences("", *(_settled(record) for record in (one, other))))

@@ -1,4 +1,4 @@
-"""Run records: one folder a cell, `record.json` beside `examples.parquet`, found by identity."""
+"""Run records: one folder a run, `record.json` beside `examples.parquet`, found by identity."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VOLATILE = ("created", "timings", "environment")
 
 @dataclass(frozen=True)
 class Record:
-    """A cell's results: `json` (parameters, arms, comparisons, finetuning, …) and `examples`, one row a query."""
+    """A run's results: `json` (parameters, arms, comparisons, finetuning, …) and `examples`, one row a query."""
 
     json: dict[str, Any]
     examples: pd.DataFrame
@@ -55,7 +55,7 @@ class Record:
 
 
 def run_id(parameters: ExperimentParameters, data_checksum: str, model: str) -> str:
-    """Identity of a cell of the present helpers: its parameters, and the content of its data and of its model."""
+    """Identity of a run by the present helpers: its parameters, and the content of its data and of its model."""
     return provenance.run_id(parameters.model_dump(), provenance.engine_hash(), data_checksum, model)
 
 
@@ -70,7 +70,7 @@ def save(record: Record, folder: Path | None = None) -> Path:
     InputError
         if the disk is full or not writable.
     """
-    final = (folder or records_folder()) / record.json["id"]
+    final: Path = (folder or records_folder()) / record.json["id"]
     if _is_sound(final):
         return final
     parquet = io.BytesIO()

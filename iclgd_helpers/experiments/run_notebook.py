@@ -35,7 +35,7 @@ def run(notebook: Path, given: Mapping[str, Any], output: Path | None = None, pr
     Returns
     -------
     Path
-        the folder: the executed notebook and, if the page used its cell's record, `record.json` and
+        the folder: the executed notebook and, if the page used its run's record, `record.json` and
         `examples.parquet`.
 
     Raises
@@ -62,7 +62,7 @@ def run(notebook: Path, given: Mapping[str, Any], output: Path | None = None, pr
             if not existed:
                 folder.rmdir()
         raise
-    if identity and (records_folder() / identity).is_dir():  # not every page observes a whole cell
+    if identity and (records_folder() / identity).is_dir():  # not every page makes a whole run
         from iclgd_helpers.experiments import records
 
         records.copy_to(identity, folder)
@@ -76,7 +76,7 @@ def _check_target(notebook: Path, target: Path) -> None:
 
 
 def _looked_for(notebook: Path, given: Mapping[str, Any], parameters: ExperimentParameters) -> str | None:
-    """The identity of the page's cell when all that it names is there; None where the page brings its own text."""
+    """The identity of the page's run when all that it names is there; None where the page brings its own text."""
 
     values = own(notebook_files.parameters_cell(notebook) | dict(given))
     if "bench_file" in values:

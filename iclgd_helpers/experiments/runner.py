@@ -5,9 +5,6 @@ A job is plain data: a function's name and its arguments. Dask performs it at le
 its record first and a lock is held while it computes, what it makes is stored once. A worker may die, and so may the
 command: what is stored stays, and the command that is started again goes on from there. Jobs wait in the command, not
 on the workers: so a job that kills its worker takes no other with it, and only it is counted as having failed.
-
-Whoever reaches a scheduler's port can run code as its owner. The port of the workers that the command starts is open
-on the loopback interface alone, where the other users of this machine reach it.
 """
 
 from __future__ import annotations
@@ -28,7 +25,7 @@ BUSY_SECONDS = 2.0  # until a job that another process has in hand is asked for 
 
 
 class _Here:
-    """This process in place of workers: it computes one job at a time."""
+    """This process in place of `Workers`, whose methods it has: it computes one job at a time."""
 
     def __init__(self) -> None:
         self.flying: dict[str, Job] = {}
@@ -84,6 +81,7 @@ class _Board:
                 yield job
 
     def order(self, job: Job, threads: int | None) -> str:
+        """What `perform` is given."""
         needed = {name: self.values[name] for name in job.after} if job.after else None
         asked = {"call": job.call, "arguments": job.arguments, "needed": needed, "lock": job.lock, "threads": threads}
         return json.dumps(asked | {"identities": identities()})
@@ -165,7 +163,8 @@ def run(
 
     Returns
     -------
-    The names of those that failed. What needs one of them is not tried, and counted in the last line.
+    list
+        the names of those that failed. What needs one of them is not tried, and counted in the last line.
 
     Raises
     ------
@@ -180,17 +179,8 @@ def run(
         if not pool.slots(job):
             offered = ", ".join(f"{name} {amount:g}" for name, amount in job.resources.items())
             raise InputError(f"{job.name} needs a worker that offers {offered}: none is connected")
-    said = time.monotonic()
     try:
-        while board.waiting or pool.flying:
-            pool.look()
-            board.fill(pool, threads)
-            for name, outcome in pool.ended():
-                board.take(name, outcome)
-                said = time.monotonic()
-            if time.monotonic() - said > interval:
-                say(f"now: {pool.now()}")
-                said = time.monotonic()
+        _perform_all(board, pool, threads, interval)
     except KeyboardInterrupt:
         others = "" if client is None or client.cluster else "; workers finish and store what they have begun"
         say(f"{len(board.values)} of {len(jobs)} jobs are done and stored{others}")
@@ -202,3 +192,16 @@ def run(
         untried = f"; {len(board.untried)} that need them were not tried" if board.untried else ""
         say(f"{len(board.values)} of {len(jobs)} jobs are done, {len(board.failed)} failed{untried}")
     return board.failed
+
+
+def _perform_all(board: _Board, pool: _Here | Workers, threads: int | None, interval: float) -> None:
+    said = time.monotonic()
+    while board.waiting or pool.flying:
+        pool.look()
+        board.fill(pool, threads)
+        for name, outcome in pool.ended():
+            board.take(name, outcome)
+            said = time.monotonic()
+        if time.monotonic() - said > interval:
+            board.say(f"now: {pool.now()}")
+            said = time.monotonic()

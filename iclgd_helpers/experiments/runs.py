@@ -6,7 +6,7 @@ A run is one (model, task, seed) with all its arms.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from transformers import PretrainedConfig
 
@@ -23,7 +23,12 @@ from iclgd_helpers.experiments.parameters import ExperimentParameters
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do, before any weights are loaded."""
+    """
+    What a run will do, before any weights are loaded.
+
+    `demonstrations` are those that fit into the context, in the order in which they are shown; `training` are those
+    that are finetuned on. `identity` is that of the record; checksum and content are what it depends on.
+    """
 
     parameters: ExperimentParameters
     identity: str
@@ -43,7 +48,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Run(Plan):
-    """A plan with its model: token layout, demonstrations that fit, queries."""
+    """A plan with its model."""
 
     model: LanguageModel
 
@@ -94,6 +99,5 @@ def plan(given: ExperimentParameters, data: TaskData | None = None) -> Plan:
 def prepare(given: ExperimentParameters, data: TaskData | None = None) -> Run:
     """The plan with its model loaded; parameters and errors as for `plan` and `models.load_model`."""
     planned = plan(given, data)
-    parts = {field.name: getattr(planned, field.name) for field in fields(planned)}
-    tokenizer = planned.layout.tokenizer
-    return Run(**parts, model=models.load_model(given.model, given.dtype, given.device, tokenizer))
+    model = models.load_model(given.model, given.dtype, given.device, planned.layout.tokenizer)
+    return Run(**vars(planned), model=model)

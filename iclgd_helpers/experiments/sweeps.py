@@ -33,35 +33,42 @@ def path(kind: str, model: str, task: str) -> Path:
     return paths.resolve_path(protocol.SWEEPS) / f"{kind}-{checkpoints.file_name(model)}-{task}.json"
 
 
-def head(kind: str, given: ExperimentParameters, data_checksum: str, model_content: str) -> dict[str, Any]:
-    """What a stored comparison begins with, and has to agree with to be current."""
-    model = checkpoints.label(given.model)
+def head(kind: str, model: str, task: str, parameters: Mapping[str, Any], data: str, content: str) -> dict[str, Any]:
+    """What a stored file begins with, and agrees with if it is current; `data` and `content` are of data and model."""
     return {
         "kind": kind,
-        "model": model,
-        "model_content": model_content,
-        "task": given.task,
+        "model": checkpoints.label(model),
+        "model_content": content,
+        "task": task,
         "engine": provenance.engine_hash(),
-        "parameters": given.model_dump(exclude={"data_folder", "data_file"}) | {"model": model},
-        "data_checksum": data_checksum,
+        "parameters": parameters,
+        "data_checksum": data,
     }
+
+
+def _head(kind: str, given: ExperimentParameters, data: str, content: str) -> dict[str, Any]:
+    parameters = given.model_dump(exclude={"data_folder", "data_file"}) | {"model": checkpoints.label(given.model)}
+    return head(kind, given.model, given.task, parameters, data, content)
 
 
 def stored(kind: str, given: ExperimentParameters, data_checksum: str, model_content: str) -> dict[str, Any] | None:
     """The stored comparison of these settings; None if there is none, or one of other helpers, data or models."""
-    file = path(kind, given.model, given.task)
+    return current(path(kind, given.model, given.task), _head(kind, given, data_checksum, model_content))
+
+
+def current(file: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a file holds; None if it is not there, or does not begin with what is wanted."""
     if not file.is_file():
         return None
     content = storage.read_json(file)
-    found = {"model_content": content.get("model")} | content  # a built-in model is its name
-    wanted = storage.plain(head(kind, given, data_checksum, model_content))
-    return content if all(found.get(name) == value for name, value in wanted.items()) else None
+    found = {"model_content": content.get("model"), **content}  # a built-in model is its name
+    return content if all(found.get(name) == value for name, value in storage.plain(dict(wanted)).items()) else None
 
 
 def content(kind: str, run: Run, points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A comparison as it is stored: its head and its points."""
-    found = head(kind, run.parameters, run.data_checksum, run.model_content)
-    return found | {"n_demonstrations": len(run.demonstrations), "points": list(points)}
+    found = _head(kind, run.parameters, run.data_checksum, run.model_content)
+    return {**found, "n_demonstrations": len(run.demonstrations), "points": list(points)}
 
 
 # --------------------------------------------------------------------------------------------------------- comparison
@@ -112,29 +119,25 @@ def compare(run: Run, queries: Sequence[Query], updates: Mapping[Any, KVUpdate])
     bare, labels = run.layout.prefix(), np.array([query.label for query in queries])
     arms = {"zero_shot": Arm(bare), "in_context": Arm(run.layout.prefix(run.demonstrations))}
     arms |= {key: Arm(bare, update) for key, update in updates.items()}
-    scores = {key: np.zeros((len(queries), len(run.layout.labels))) for key in arms}
-    similarity = {key: {m: np.zeros((len(queries), run.model.n_layers)) for m in SIMILARITIES} for key in updates}
-    for indices, seen in observe(run.model, queries, arms, run.layout.labels):
-        rows = [queries[i].row for i in indices]
-        for key, observation in seen.items():
-            scores[key][indices] = observation.label_log_probabilities.double().cpu().numpy()
-        for key in updates:
-            values = comparison.similarities(seen["zero_shot"], seen["in_context"], seen[key], run, rows)
-            for metric in SIMILARITIES:
-                similarity[key][metric][indices] = values[metric].double().cpu().numpy()
+    columns = comparison.observed(run, queries, arms, {key: ("zero_shot", "in_context", key) for key in updates})
+    scores = {key: columns["log_probability", key].astype(np.float64) for key in arms}
     predicted = {key: values.argmax(-1) for key, values in scores.items()}
     found = {}
     for key in updates:
-        columns = (predicted["zero_shot"], predicted["in_context"], predicted[key], labels)
-        found[key] = _point(score_summary(scores[key], labels), columns, similarity[key])
+        predictions = (predicted["zero_shot"], predicted["in_context"], predicted[key], labels)
+        similarity = {metric: columns[metric, key].astype(np.float64) for metric in SIMILARITIES}
+        found[key] = _point(score_summary(scores[key], labels), predictions, similarity)
     return found
 
 
-def _point(summary: Point, columns: tuple[NDArray[np.int64], ...], similarity: Mapping[str, NDArray[Any]]) -> Point:
+def _point(summary: Point, predictions: Sequence[NDArray[np.int64]], similarity: Mapping[str, NDArray[Any]]) -> Point:
     """`summary` with the similarities of one update, undefined where it has diverged."""
     if summary["diverged"]:
         return summary | {name: {"value": None, "interval": (None, None)} for name in ("jaccard", *similarity)}
-    jaccard = {"value": metrics.jaccard(*columns), "interval": intervals.over_examples(metrics.jaccard, *columns)}
-    means = {metric: intervals.layer_means(values) for metric, values in similarity.items()}
-    layers = {metric: {"value": mean["mean"], "interval": mean["interval"]} for metric, mean in means.items()}
-    return summary | {"jaccard": jaccard} | layers
+    zero_shot, in_context, updated, labels = predictions
+    value = metrics.jaccard(zero_shot, in_context, updated, labels)
+    point = summary | {"jaccard": {"value": value, "interval": intervals.over_examples(metrics.jaccard, *predictions)}}
+    for metric, values in similarity.items():
+        mean = intervals.layer_means(values)
+        point[metric] = {"value": mean["mean"], "interval": mean["interval"]}
+    return point

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -21,23 +22,18 @@ from iclgd_helpers.experiments.runs import Run
 
 # Conditioning: relative change of the starting weights (that of one float32 rounding), and queries it is read on.
 PERTURBATION, N_PERTURBED_QUERIES = 2.0**-23, 16
+PERTURBED = "perturbed"  # the learner that begins there; it is no arm
 
 
-class Clock:
-    """Seconds spent in named stages: `with clock("observe"): …`."""
+Tuned = dict[str, dict[str, Any]]  # of each finetuned arm: learning rate, losses, norms and what else was seen
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
 
-    def __call__(self, name: str) -> Clock:
-        self._name = name
-        return self
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self.seconds[self._name] = round(time.perf_counter() - self._start, 2)
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Note in `seconds` how long the block took."""
+    start = time.perf_counter()
+    yield
+    seconds[stage] = round(time.perf_counter() - start, 2)
 
 
 def control_seed(given: ExperimentParameters) -> int:
@@ -45,44 +41,57 @@ def control_seed(given: ExperimentParameters) -> int:
     return given.seed + 1000
 
 
-def trained_arms(run: Run, clock: Clock, progress: bool) -> tuple[dict, dict[str, Arm]]:
-    """Arms of the pretrained model; with controls, those of shuffled labels and of random or rescaled updates."""
+def trained_arms(run: Run, seconds: dict[str, float], progress: bool) -> tuple[Tuned, dict[str, Arm]]:
+    """
+    Arms of the pretrained model; with controls, those of shuffled labels and of random or rescaled updates.
+
+    Parameters
+    ----------
+    run : with its model.
+    seconds : takes up how long each finetuning took.
+    progress : whether bars are shown.
+
+    Returns
+    -------
+    tuple
+        what was seen of each finetuning, and the arms by name.
+    """
     layout, model, seed = run.layout, run.model, control_seed(run.parameters)
-    shuffled = {"in_context": run.demonstrations, "training": run.training}
+    demonstrations, training = run.demonstrations, run.training
     if run.parameters.controls:
-        shuffled = {name: shuffle_labels(examples, seed) for name, examples in shuffled.items()}
-    updates, tuned = {}, {}
+        demonstrations, training = shuffle_labels(demonstrations, seed), shuffle_labels(training, seed)
+    updates: dict[str, KVUpdate] = {}
+    tuned: Tuned = {}
     for method in METHODS:
-        of_method = _finetuned(run, method, shuffled["training"], clock, progress)
-        for name, result in of_method.items():
-            updates[name] = result.pop("update")
-            tuned[name] = result
-        if f"{method}_perturbed" in updates:
-            del tuned[f"{method}_perturbed"]
-            again = updates.pop(f"{method}_perturbed")
-            tuned[method]["conditioning"] = _largest_difference(run, updates[method], again)
+        learners = _learners(run, method, training)
+        new, seen = _finetuned(run, method, learners, method, seconds, progress)
+        if (again := new.pop(PERTURBED, None)) is not None:
+            del seen[PERTURBED]
+            seen[method]["conditioning"] = _largest_difference(run, new[method], again)
+        updates |= new
+        tuned |= seen
     bare = layout.prefix()
     arms = {"zero_shot": Arm(bare), "in_context": Arm(layout.prefix(run.demonstrations))}
     arms |= {name: Arm(bare, update) for name, update in updates.items()}
     if run.parameters.controls:
         norm = finetune.update_norm(model, updates["standard"])
-        arms["in_context_shuffled"] = Arm(layout.prefix(shuffled["in_context"]))
+        arms["in_context_shuffled"] = Arm(layout.prefix(demonstrations))
         arms["random_update"] = Arm(bare, finetune.random_update(model, seed, norm))
         arms["norm_matched"] = Arm(bare, finetune.scaled_to(model, updates["joint"], norm))
     return tuned, arms
 
 
-def untrained_arms(run: Run, clock: Clock, progress: bool) -> tuple[dict, dict[str, Arm]]:
+def untrained_arms(run: Run, seconds: dict[str, float], progress: bool) -> tuple[Tuned, dict[str, Arm]]:
     """The same three arms for a model with random weights (the caller has put them in place)."""
-    learner = {"untrained_standard": _learner(run, "standard", run.training)}
-    tuned = _run_learners(run, "standard", learner, "untrained_standard", clock, progress)["untrained_standard"]
-    bare = run.layout.prefix()
+    name, bare = "untrained_standard", run.layout.prefix()
+    learner = {name: _learner(run, "standard", run.training)}
+    updates, tuned = _finetuned(run, "standard", learner, name, seconds, progress)
     arms = {
         "untrained_zero_shot": Arm(bare),
         "untrained_in_context": Arm(run.layout.prefix(run.demonstrations)),
-        "untrained_standard": Arm(bare, tuned.pop("update")),
+        name: Arm(bare, updates[name]),
     }
-    return {"untrained_standard": tuned}, arms
+    return tuned, arms
 
 
 def settings(given: ExperimentParameters, method: str) -> finetune.Settings:
@@ -93,24 +102,23 @@ def settings(given: ExperimentParameters, method: str) -> finetune.Settings:
     )
 
 
-def _finetuned(
-    run: Run, method: str, shuffled: Sequence[Example], clock: Clock, progress: bool
-) -> dict[str, dict[str, Any]]:
+def _learners(run: Run, method: str, shuffled: Sequence[Example]) -> dict[str, finetune.Learner]:
     """
     All finetunings by `method`, side by side: at the given rate, at the chosen one, with shuffled labels, and from
     perturbed weights (below float32 the result always depends on the machine, so that is not asked).
     """
     given = run.parameters
     learners = {method: _learner(run, method, run.training)}
-    if method in (given.chosen_rates or {}):
-        changed = replace(learners[method].settings, learning_rate=given.chosen_rates[method])
-        learners[method + CHOSEN] = replace(learners[method], settings=changed)
+    for chosen, rate in (given.chosen_rates or {}).items():
+        if chosen == method:
+            changed = replace(learners[method].settings, learning_rate=rate)
+            learners[method + CHOSEN] = replace(learners[method], settings=changed)
     if method == "standard" and given.controls:
         learners["standard_shuffled"] = _learner(run, method, shuffled)
     if given.conditioning and run.model.dtype.itemsize >= 4:
         start = finetune.perturbed(run.model, control_seed(given), PERTURBATION)
-        learners[f"{method}_perturbed"] = replace(learners[method], start=start)
-    return _run_learners(run, method, learners, method, clock, progress)
+        learners[PERTURBED] = replace(learners[method], start=start)
+    return learners
 
 
 def _learner(run: Run, method: str, examples: Sequence[Example]) -> finetune.Learner:
@@ -118,15 +126,17 @@ def _learner(run: Run, method: str, examples: Sequence[Example]) -> finetune.Lea
     return finetune.Learner(sequences, settings(run.parameters, method))
 
 
-def _run_learners(
-    run: Run, method: str, learners: Mapping[str, finetune.Learner], name: str, clock: Clock, progress: bool
-) -> dict[str, dict[str, Any]]:
+def _finetuned(
+    run: Run, method: str, learners: Mapping[str, finetune.Learner], stage: str, seconds: dict[str, float],
+    progress: bool,
+) -> tuple[dict[str, KVUpdate], Tuned]:  # fmt: skip
+    """The weights of each learner, and what was seen of it."""
     n_steps = sum(len(learner.sequences) for learner in learners.values())
-    with clock(f"finetune_{name}"), tqdm(total=n_steps, desc=name, disable=not progress, leave=False) as bar:
+    with timed(seconds, f"finetune_{stage}"), tqdm(total=n_steps, desc=stage, disable=not progress, leave=False) as bar:
         results = finetune.finetune_together(run.model, list(learners.values()), run.layout.labels, method, bar.update)
-    return {
+    updates = {name: result.update for name, result in zip(learners, results, strict=True)}
+    tuned = {
         name: {
-            "update": result.update,
             "learning_rate": learner.settings.learning_rate,
             "diverged": result.diverged,
             "losses": result.losses.tolist(),
@@ -136,6 +146,7 @@ def _run_learners(
         }
         for (name, learner), result in zip(learners.items(), results, strict=True)
     }
+    return updates, tuned
 
 
 def _largest_difference(run: Run, update: KVUpdate, again: KVUpdate) -> float:
