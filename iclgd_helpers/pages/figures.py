@@ -7,7 +7,7 @@ import hashlib
 import html
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -22,7 +22,6 @@ from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter
 
 from iclgd_helpers.experiments.arms import ARMS, GREY, METHODS  # noqa: F401
-from iclgd_helpers.experiments.records import Record
 
 WIDTH = 5.2  # inches: at the width of a phone, 9 pt text is still read
 DOTS_PER_INCH = 192
@@ -130,44 +129,6 @@ def layer_lines(ax: Axes, comparison: Mapping[str, Any], metric: str, arm: str, 
     ax.plot(layers, mean, color=drawn.colour, marker=drawn.marker, linestyle=drawn.linestyle,
             markevery=max(1, len(layers) // 8), label=label or drawn.label)  # fmt: skip
     ax.xaxis.get_major_locator().set_params(integer=True)
-
-
-def with_interval(
-    value: float | None, interval: Sequence[float | None], digits: int = 3, missing: str = "undefined"
-) -> str:
-    """`0.712 [0.660, 0.764]`; `missing` for None or NaN."""
-    if pd.isna(value):
-        return missing
-    if any(map(pd.isna, interval)):
-        return f"{value:.{digits}f} [undefined]"
-    return f"{value:.{digits}f} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
-
-
-def accuracy_table(record: Record) -> pd.DataFrame:
-    """Of every arm at the protocol's rate: n, accuracy with interval or "diverged", and how its predictions spread."""
-    arms = record.json["arms"]
-    rows = {
-        ARMS[name].label: {
-            "n": arm["n"],
-            "accuracy [95 % interval]": with_interval(arm["accuracy"], arm["accuracy_interval"], missing=DIVERGED),
-            "predicted classes": " / ".join(map(str, arm["predicted"])),
-            "prediction entropy, bits": "" if arm["accuracy"] is None else round(arm["prediction_entropy_bits"], 3),
-        }
-        for name, arm in ((name, arms[name]) for name in ARMS if name in arms)
-    }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(f"run {record.json['id']}")
-
-
-def records_table(records: Sequence[Record], columns: Mapping[str, Callable[[Record], Any]]) -> pd.DataFrame:
-    """One row a record: what it is, whether the present helpers computed it, then `columns`; may be empty."""
-    named = ("model", "task", "seed")
-    rows = [
-        {name: r.json["parameters"][name] for name in named}
-        | {heading: value(r) for heading, value in columns.items()}
-        | {"run": r.json["id"], "helpers": "current" if r.is_current else "older"}
-        for r in records
-    ]
-    return pd.DataFrame(rows, columns=[*named, *columns, "run", "helpers"])
 
 
 FRAMES = """<div id="{id}" style="display:inline-block;width:{width}px;max-width:100%">
