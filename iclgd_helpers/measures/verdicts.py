@@ -7,6 +7,7 @@ An effect is (value, low, high): positive where the statement holds, with its 95
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,8 @@ def status(effects: Sequence[Sequence[float]], least: int = 2) -> str:
     if len(known) < least:
         return "undefined" if len(known) < len(effects) else "open"
     if np.isnan(known[:, 1:]).all():
-        known[:, 1:] = intervals.over_seeds(known[:, 0].tolist())["interval"]
+        seeds: dict[str, Any] = intervals.over_seeds(known[:, 0].tolist())
+        known[:, 1:] = seeds["interval"]
     for sign, name in ((1, "for"), (-1, "against")):
         nearest = (sign * known[:, 1:]).min(1)  # NaN, and so not above 0, without an interval
         if (sign * known[:, 0] > 0).all() and (nearest > 0).sum() >= least:

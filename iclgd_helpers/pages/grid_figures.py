@@ -1,8 +1,9 @@
-"""How pages show the grid: each seed with its interval over examples, and the mean with Student's over seeds."""
+"""How pages draw the grid: each seed with its interval over examples, and the mean with Student's over seeds."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,18 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from iclgd_helpers.experiments.arms import CHOSEN, kind, label  # noqa: F401
+from iclgd_helpers.experiments.arms import CHOSEN, kind
+from iclgd_helpers.experiments.arms import label as label
 from iclgd_helpers.pages import figures, quantities, selection
 
-NUMBERS = ("value", "low", "high")
-CELL = (
-    "Mean over seeds; s: Student's 95 % interval over seeds; e: 95 % interval over examples, its ends averaged over "
-    "seeds; n: seeds times examples."
-)
 
-
-# ------------------------------------------------------------------------------------------------------------ tables
-# ----------------------------------------------------------------------------------------------------------- figures
 def draw(
     long: pd.DataFrame,
     arms: Mapping[str, str],
@@ -74,23 +68,18 @@ def _rows(ax: Axes, long: pd.DataFrame, arms: Mapping[str, str], marks: pd.DataF
     ax.grid(axis="y", visible=False)
 
 
-def _look(arm: str) -> dict[str, object]:
+def _look(arm: str) -> dict[str, Any]:
     style = kind(arm)
     face, edge = ("white", style.colour) if arm.endswith(CHOSEN) else (style.colour, "white")
-    return {
-        "marker": style.marker,
-        "color": style.colour,
-        "mfc": face,
-        "mec": edge,
-        "mew": 1.2 if face == "white" else 0.5,
-    }
+    width = 1.2 if face == "white" else 0.5
+    return {"marker": style.marker, "color": style.colour, "mfc": face, "mec": edge, "mew": width}
 
 
 def _frame(ax: Axes, long: pd.DataFrame, line: float | None, marks: pd.DataFrame | None) -> None:
     """Limits from values and intervals over examples: Student's interval from few seeds can be very wide."""
-    values = [long[name].to_numpy(float) for name in NUMBERS]
-    values += [] if marks is None else [marks["value"].to_numpy(float)]
-    values = np.concatenate([*values, [] if line is None else [line]])
+    parts = [long[name].to_numpy(float) for name in ("value", "low", "high")]
+    parts += [] if marks is None else [marks["value"].to_numpy(float)]
+    values = np.concatenate([*parts, [] if line is None else [line]])
     values = values[np.isfinite(values)]
     if len(values):
         room = 0.06 * max(np.ptp(values), 0.02)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 from IPython.display import HTML
@@ -13,6 +14,7 @@ from iclgd_helpers.pages import tables
 from iclgd_helpers.pages.selection import TASKS, cell, mark
 
 LONG = ("model", "task", "seed", "value", "low", "high", "n", "id")
+OVER_SEEDS = "model task value seeds_low seeds_high n_seeds examples_low examples_high n ids".split()
 CELL = (
     "Mean over seeds; s: Student's 95 % interval over seeds; e: 95 % interval over examples, its ends averaged over "
     "seeds; n: seeds times examples."
@@ -67,15 +69,14 @@ def over_seeds(long: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for (model, task), group in long.dropna(subset="value").groupby(["model", "task"], sort=False):
-        seeds = intervals.over_seeds(group["value"].tolist())
+        seeds: dict[str, Any] = intervals.over_seeds(group["value"].tolist())
         rows.append({
             "model": model, "task": task, "value": seeds["mean"],
             "seeds_low": seeds["interval"][0], "seeds_high": seeds["interval"][1], "n_seeds": seeds["n"],
             "examples_low": group["low"].mean(), "examples_high": group["high"].mean(),
             "n": int(group["n"].min()), "ids": " ".join(group["id"]),
         })  # fmt: skip
-    names = "model task value seeds_low seeds_high n_seeds examples_low examples_high n ids".split()
-    return pd.DataFrame(rows, columns=names)
+    return pd.DataFrame(rows, columns=OVER_SEEDS)
 
 
 def collect(found: Sequence[Record], named: Mapping[str, str | Quantity]) -> pd.DataFrame:

@@ -22,18 +22,18 @@ def _column(record: Record, name: str) -> NDArray[Any]:
 
 def truth(record: Record) -> NDArray[Any]:
     """The right class."""
-    return record.examples["label"].to_numpy()[: record.json["n_compared"]]
+    return np.asarray(record.examples["label"])[: record.json["n_compared"]]
 
 
 def predicted(record: Record, arm: str) -> NDArray[Any]:
     """The predicted class."""
     record.arms[arm]  # KeyError
-    return _column(record, f"log_probability/{arm}").argmax(-1)
+    return np.asarray(_column(record, f"log_probability/{arm}").argmax(-1))
 
 
 def right(record: Record, arm: str) -> NDArray[Any]:
     """Whether the predicted class is the right one."""
-    return predicted(record, arm) == truth(record)
+    return np.asarray(predicted(record, arm) == truth(record))
 
 
 def moved(record: Record, arm: str, which: str = "all", base: str = "zero_shot") -> NDArray[Any]:
@@ -54,4 +54,5 @@ def similarity(record: Record, column: str) -> NDArray[np.float64]:
     record.comparisons[column.split("/")[1]]  # KeyError
     values = _column(record, column).astype(float)
     defined = ~np.isnan(values)
-    return np.where(defined, values, 0).sum(1) / np.where(defined.any(1), defined.sum(1), np.nan)
+    counts = np.where(defined.any(1), defined.sum(1), np.nan)
+    return np.asarray(np.where(defined, values, 0).sum(1) / counts)
