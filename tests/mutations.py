@@ -254,17 +254,26 @@ FAULTS = [
          "after = ()", "test_a_run_is_not_stored_before_its_rates_are_chosen"),
     ),
     *_faults(
-        "pages/reproduction.py", "test_reproduction.py",
+        "pages/selection.py", "test_reproduction.py",
         ("A record of older helpers comes before the present one.", "return record.is_current, found",
          "return not record.is_current, found", "test_current_helpers_come_first_then_more_rows"),
         ("The gate opens when the difference itself is above 0.", '_minus_zero_shot"]["interval"][0]',
          '_minus_zero_shot"]["value"]', "test_gate_is_an_interval_above_zero_on_training_rows"),
         ("Random weights count as evidence.", 'startswith(("random-", "tiny-")):', 'startswith("tiny-"):',
          "test_notes_name_what_is_missing_older_or_random"),
+    ),
+    *_faults(
+        "measures/resampling.py", "test_verdicts.py",
         ("What the choice of questions adds stays in a spread.", "(sums**2 - squares).sum(0)", "(sums**2).sum(0)",
          "test_variance_between_cells_is_that_of_all_pairs_of_questions"),
         ("The jackknife forgets how many are left out.", "np.sqrt((n - 1) * np.var", "np.sqrt(np.var",
          "test_jackknife_of_a_mean_is_the_textbook_interval"),
+    ),
+    *_faults(
+        "measures/verdicts.py", "test_verdicts.py",
+        ("One seed decides a task.", "least: int = 2", "least: int = 1", "test_status_of_a_task"),
+        ("A majority is enough for a statement.", '3 * judged.count("for")', '4 * judged.count("for")',
+         "test_verdict_of_a_model"),
     ),
     *_faults(
         "pages/published.py", "test_published.py",

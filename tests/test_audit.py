@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from iclgd_helpers.pages import published, reproduction
+from iclgd_helpers.pages import published, tables
 
 PAGE = "84_audit_of_the_published_numbers"
 SOURCES = ("archive", "archived_gradient_norms", "class_counts", "dai_accuracies", "table", "text")
@@ -22,8 +22,8 @@ LATER = "delta-table A-delta A-order untrained-table A-untrained".split()
 @pytest.fixture
 def page(monkeypatch):
     """Runs cells of the page on changed tables, and returns the verdicts; nothing is written or displayed."""
-    monkeypatch.setattr(reproduction, "download", lambda *_: None)
-    monkeypatch.setattr(reproduction, "share", lambda *_: None)
+    monkeypatch.setattr(tables, "download", lambda *_: None)
+    monkeypatch.setattr(tables, "share", lambda *_: None)
     original = {name: getattr(published, name) for name in SOURCES}
 
     def run(ids, **changes):

@@ -10,18 +10,19 @@ import pytest
 from notebook_cells import run
 from test_reproduction import MODEL, a_grid, answers, diverged, edited, made_up
 
+from iclgd_helpers.experiments import protocol
 from iclgd_helpers.experiments.records import Record
 from iclgd_helpers.measures import intervals
-from iclgd_helpers.pages import grid_figures, reproduction
+from iclgd_helpers.pages import grid_figures, quantities, selection
 
-RULE = ("claims", "reading", "columns", "effects", "effect", "rule", "effects-of")
+RULE = ("claims", "columns", "effect", "rule", "effects-of")
 
 
 @pytest.fixture
 def page(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Names of page 62 up to the judging of an empty grid, every gate open."""
     monkeypatch.setattr(intervals, "RESAMPLES", 200)
-    monkeypatch.setattr(reproduction, "gate", lambda *_: True)
+    monkeypatch.setattr(selection, "gate", lambda *_: True)
     return run("62_controls", "parameters", "imports", *RULE, "judge", found=[], rates={})
 
 
@@ -36,25 +37,6 @@ def swapped(record: Record, a: str, b: str) -> Record:
 
 
 # ---------------------------------------------------------------------------------------------------------- page 62
-def test_rule_is_that_of_the_page_of_results(page: dict[str, Any]) -> None:
-    other = run("78_results_of_the_reproduction", "rule", np=np, statistics=intervals)
-    names = {
-        "reproduced": "more than the control",
-        "not reproduced": "not more",
-        "inconclusive": "inconclusive",
-        "not run": "inconclusive",
-    }
-    rng = np.random.default_rng(0)
-    for _ in range(300):
-        middle, half = rng.normal(0.1, 0.2, rng.integers(0, 4)), rng.uniform(0, 0.3)
-        effects = [(m, m - half, m + half) for m in np.where(rng.random(len(middle)) < 0.2, np.nan, middle)]
-        assert page["status"](effects) == other["status"](effects)
-        states = rng.choice(
-            ["for", "against", "open", "undefined", "no in-context effect"], rng.integers(0, 7)
-        ).tolist()
-        assert page["verdict"](states) == names[other["verdict"](states)]
-
-
 def test_planted_levels_are_found(page: dict[str, Any]) -> None:
     found = verdicts(page, a_grid())
     assert {name: found[name] for name in ("C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8")} == dict.fromkeys(
@@ -86,7 +68,7 @@ def test_swapped_measure_and_null_turn_the_verdict_round(page: dict[str, Any]) -
 def test_labels_that_do_not_matter_are_not_found(page: dict[str, Any]) -> None:
     assert verdicts(page, a_grid(), "accuracy")["C10"] == "more than the control"
     same = answers() | {"in_context_shuffled": answers()["in_context"]}
-    other = [made_up(MODEL, *reproduction.cell(record)[1:], arms=same) for record in a_grid()]
+    other = [made_up(MODEL, *selection.cell(record)[1:], arms=same) for record in a_grid()]
     assert verdicts(page, other, "accuracy")["C10"] == "inconclusive"
 
 
@@ -107,8 +89,8 @@ def test_highest_of_several_controls_counts(page: dict[str, Any]) -> None:
 
 def test_jaccard_is_the_records_own(page: dict[str, Any]) -> None:
     (record, *_) = a_grid()
-    means = np.array(page["columns"](record, "jaccard", "standard"), float).mean(1)
-    assert page["levels"](means)[0] == pytest.approx(
+    shared, union = page["columns"](record, "jaccard", "standard")
+    assert shared.mean() / union.mean() == pytest.approx(
         record.json["comparisons"]["standard"]["jaccard_all_code"]["value"]
     )
 
@@ -116,11 +98,11 @@ def test_jaccard_is_the_records_own(page: dict[str, Any]) -> None:
 def test_few_cells_closed_gates_and_random_weights_decide_nothing(
     page: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    firsts = grid_figures.first_seeds(a_grid())
+    firsts = selection.first_seeds(a_grid())
     assert len(firsts) == 6 and set(verdicts(page, firsts).values()) == {"inconclusive"}
     random = [edited(r, parameters=r.json["parameters"] | {"model": "random-x"}) for r in a_grid()]
     assert verdicts(page, random) == {}
-    monkeypatch.setattr(reproduction, "gate", lambda *_: False)
+    monkeypatch.setattr(selection, "gate", lambda *_: False)
     assert set(verdicts(page, a_grid()).values()) == {"inconclusive"}
 
 
@@ -145,9 +127,9 @@ def test_draws_are_of_the_models_that_were_reordered() -> None:
     orders = [made_up(MODEL, "sst2", order=order) for order in range(5)]
     seeds = [made_up(model, task, seed) for model in (MODEL, "Other") for task, seed in
              (("sst2", 2), ("sst2", 3), ("sst2", 4), ("mr", 5))]  # fmt: skip
-    names = {"everything": orders + seeds, "found": seeds, "extra": {}, "reproduction": reproduction}
+    names = {"everything": orders + seeds, "found": seeds, "extra": {}, "selection": selection, "protocol": protocol}
     page = run("50_prediction_alignment", "order-groups", **names)
-    assert [reproduction.cell(record) for record in page["draws"]] == [(MODEL, "sst2", seed) for seed in (2, 3, 4)]
+    assert [selection.cell(record) for record in page["draws"]] == [(MODEL, "sst2", seed) for seed in (2, 3, 4)]
     assert len(page["orders"]) == 5
 
 
@@ -168,18 +150,18 @@ def test_clipping_is_counted() -> None:
 
 # ------------------------------------------------------------------------------------------------------------ helper
 def test_two_uncertainties_stay_apart() -> None:
-    long = grid_figures.collect(a_grid(), {"one": "sim_aou/joint", "two": "sim_aou/standard"})
-    assert list(long.columns) == ["quantity", *reproduction.LONG] and len(long) == 36
-    summary = grid_figures.by_task(long)
+    long = quantities.collect(a_grid(), {"one": "sim_aou/joint", "two": "sim_aou/standard"})
+    assert list(long.columns) == ["quantity", *quantities.LONG] and len(long) == 36
+    summary = quantities.by_task(long)
     assert len(summary) == 12 and (summary["n_seeds"] == 3).all()
-    one = grid_figures.by_task(grid_figures.collect(grid_figures.first_seeds(a_grid()), {"one": "sim_aou/joint"}))
+    one = quantities.by_task(quantities.collect(selection.first_seeds(a_grid()), {"one": "sim_aou/joint"}))
     assert one["seeds_low"].isna().all() and one["examples_low"].notna().all()
-    assert grid_figures.by_task(long.iloc[:0]).empty
+    assert quantities.by_task(long.iloc[:0]).empty
 
 
 def test_shown_table_has_every_cell_and_its_download() -> None:
-    long = grid_figures.collect(a_grid(), {"one": "sim_aou/joint"})
-    page, nothing = grid_figures.show(long, "some").data, grid_figures.show(long.iloc[:0], "some").data
+    long = quantities.collect(a_grid(), {"one": "sim_aou/joint"})
+    page, nothing = quantities.show(long, "some").data, quantities.show(long.iloc[:0], "some").data
     assert page.count("<br>s [") == 6 and page.count("<br>e [") == 6 and page.count("n 3 × ") == 6
     text = base64.b64decode(re.search(r"base64,([^\"]+)", page)[1]).decode()
     assert all(record.json["id"] in text for record in a_grid())
@@ -190,9 +172,9 @@ def test_drawing_any_subset() -> None:
     arms = {"finetuned": "standard", "finetuned, chosen rate": "standard_chosen"}
     named = {"finetuned": "sim_aou/standard", "finetuned, chosen rate": "sim_aou/joint"}
     for found in ([], a_grid()[:1], a_grid(), [*a_grid(), *a_grid("SmolLM2-135M-Instruct")]):
-        long = grid_figures.collect(found, named)
+        long = quantities.collect(found, named)
         figure = grid_figures.draw(long, arms, "SimAOU", marks=long, line=0)
-        assert len(figure.axes) == max(1, len({reproduction.cell(record)[0] for record in found}))
+        assert len(figure.axes) == max(1, len({selection.cell(record)[0] for record in found}))
         if found:
             low, high = figure.axes[0].get_xlim()
             assert low < long["low"].min() and long["high"].max() < high

@@ -36,7 +36,7 @@ from iclgd_helpers.experiments import (
 from iclgd_helpers.experiments.inputs import task_data
 from iclgd_helpers.experiments.learning_rates import best
 from iclgd_helpers.measures import intervals
-from iclgd_helpers.pages import reproduction
+from iclgd_helpers.pages import selection
 
 FEW = 10
 REPRODUCTION = ["grid", "--plan", "reproduction", "--on", "here"]
@@ -71,7 +71,7 @@ def test_what_is_asked_for_twice_is_one_job():
 
 
 def test_every_task_of_the_grid_has_its_place_in_the_tables():
-    assert set(protocol.SEEDS) == set(reproduction.TASKS)
+    assert set(protocol.SEEDS) == set(selection.TASKS)
 
 
 def test_orders_and_clips_are_of_the_first_model():

@@ -13,7 +13,7 @@ from iclgd_helpers import cli
 from iclgd_helpers.data.synthetic import generate_rows
 from iclgd_helpers.data.tasks import TASKS
 from iclgd_helpers.engine import models
-from iclgd_helpers.pages import figures, grid_figures, reproduction
+from iclgd_helpers.pages import figures, tables
 from tools import book_pages
 from tools.book_pages import ROOT
 
@@ -38,9 +38,9 @@ def hostile_frame() -> pd.DataFrame:
 
 def test_tables_and_lists_hold_names_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = []
-    monkeypatch.setattr(reproduction, "display", lambda data, **_: shown.append(data["text/html"]))
-    table = grid_figures.table(hostile_frame(), (hostile_frame(), "some"), caption=HOSTILE)
-    reproduction.share("some", TAG, [TAG, (TAG, HOSTILE)], table, folded=HOSTILE)
+    monkeypatch.setattr(tables, "display", lambda data, **_: shown.append(data["text/html"]))
+    table = tables.table(hostile_frame(), (hostile_frame(), "some"), caption=HOSTILE)
+    tables.share("some", TAG, [TAG, (TAG, HOSTILE)], table, folded=HOSTILE)
     (page,) = shown
     assert not markup(page) and "base64" in page
     text = BeautifulSoup(page, "html.parser").text
@@ -99,10 +99,10 @@ def html_made_by_hand(sources: dict[str, str]) -> list[str]:
 
 
 def test_html_is_made_in_one_place() -> None:
-    sources = {path.stem: path.read_text() for path in (ROOT / "iclgd_helpers").glob("*.py")}
+    sources = {path.stem: path.read_text() for path in (ROOT / "iclgd_helpers").rglob("*.py")}
     for path in book_pages.notebooks():
         sources |= {f"{path.stem} {c.id}": c.source for c in book_pages.read(path).cells if c.cell_type == "code"}
-    assert set(html_made_by_hand(sources)) == {"reproduction", "grid_plots", "figures"}
+    assert set(html_made_by_hand(sources)) == {"tables", "figures"}
     assert not any("escape=False" in source for source in sources.values())
     assert html_made_by_hand({"the control": 'share("x", "<b>" + model + "</b>")'})
 

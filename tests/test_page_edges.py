@@ -13,7 +13,7 @@ from notebook_cells import sources, whole_page
 
 from iclgd_helpers.engine import models
 from iclgd_helpers.experiments import records
-from iclgd_helpers.pages import reproduction
+from iclgd_helpers.pages import selection
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 PAGES = (
@@ -60,8 +60,8 @@ def shown(slug: str, **given: Any) -> str:
 def alone(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Records in a folder of this module's; nothing stored of the grid, which takes long to draw."""
     monkeypatch.setenv("ICLGD_RECORDS", str(tmp_path_factory.getbasetemp() / "edges"))
-    monkeypatch.setattr(reproduction, "grid", lambda: [])
-    monkeypatch.setattr(reproduction, "sweeps", lambda _kind: {})
+    monkeypatch.setattr(selection, "grid", lambda: [])
+    monkeypatch.setattr(selection, "sweeps", lambda _kind: {})
     stored = records.load_all
     monkeypatch.setattr(records, "load_all", lambda folder: [] if folder == "results/records" else stored(folder))
     with torch.set_grad_enabled(True):  # page 10 turns gradients off

@@ -261,7 +261,7 @@ def judged(found: list[dict[str, Any]]) -> dict[str, str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("ICLGD_TABLES", raising=False)  # nothing is written
         patch.setattr("iclgd_helpers.pages.figures.show", plt.close)
-        patch.setattr("iclgd_helpers.pages.reproduction.share", lambda name, content: None)
+        patch.setattr("iclgd_helpers.pages.tables.share", lambda name, content: None)
         patch.setattr("iclgd_helpers.measures.intervals.RESAMPLES", 200)
         space = run_cells("74_fixed_prompt_finetuning", *names, found=found)
     return {(row.id, row.model): row.verdict for row in space["verdicts"].itertuples()}

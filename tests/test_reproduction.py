@@ -19,7 +19,7 @@ from iclgd_helpers.experiments import parameters, protocol, provenance, records
 from iclgd_helpers.experiments.comparison import arm_summary
 from iclgd_helpers.experiments.records import Record
 from iclgd_helpers.measures import intervals, metrics
-from iclgd_helpers.pages import figures, reproduction
+from iclgd_helpers.pages import figures, quantities, selection, tables
 from iclgd_helpers.paths import repository_root
 
 PAGE = "78_results_of_the_reproduction"
@@ -32,8 +32,8 @@ LEVELS = {
     "sim_aou_random/standard": 0.0, "sim_am_direct/standard": 0.7, "sim_am_direct/joint": 0.3,
     "sim_am_zero_shot/standard": 0.5, "sim_am_delta/joint": 0.6, "sim_am_delta/standard": 0.4,
 }  # fmt: skip
-GATE = reproduction.gate  # the fixture of the page opens every gate
-SHARING = {name: getattr(reproduction, name) for name in ("share", "download")}  # and it shows nothing
+GATE = selection.gate  # the fixture of the page opens every gate
+SHARING = {name: getattr(tables, name) for name in ("share", "download")}  # and it shows nothing
 FINETUNED = ("standard", "joint", "sequential", "standard_shuffled", "random_update", "norm_matched")
 COMPARED = {name: ("zero_shot", "in_context", name) for name in FINETUNED}
 COMPARED["untrained_standard"] = ("untrained_zero_shot", "untrained_in_context", "untrained_standard")
@@ -72,7 +72,7 @@ def _made_up(
     arms: dict[str, np.ndarray] | None = None,
     **given: Any,
 ) -> Record:
-    seed = reproduction.SEEDS[task][0] if seed is None else seed
+    seed = protocol.SEEDS[task][0] if seed is None else seed
     asked = {"preset": "quick", "task": task, "model": model, "seed": seed, "data_source": "folder"}
     settings = parameters.resolve(asked | {"data_folder": "."} | given).model_dump(exclude={"data_folder"})
     arms = dict(answers() if arms is None else arms)
@@ -110,7 +110,7 @@ def _compared(z: np.ndarray, c: np.ndarray, f: np.ndarray, y: np.ndarray) -> dic
 @cache
 def a_grid(model: str = MODEL) -> tuple[Record, ...]:
     """Six tasks and three seeds in which every statement of single records holds."""
-    return tuple(made_up(model, task, seed) for task, seeds in reproduction.SEEDS.items() for seed in seeds)
+    return tuple(made_up(model, task, seed) for task, seeds in protocol.SEEDS.items() for seed in seeds)
 
 
 def edited(record: Record, columns: dict[str, str] | None = None, **json_changes: Any) -> Record:
@@ -149,12 +149,12 @@ def a_sweep(values: dict[Any, tuple[float, float, float]], points: list[dict[str
 def page(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Names after the page's cells up to the verdicts were executed on an empty grid, in which every gate is open."""
     monkeypatch.setattr(records, "load_all", lambda _folder: [])
-    monkeypatch.setattr(reproduction, "sweeps", lambda _kind: {})
-    monkeypatch.setattr(reproduction, "share", lambda _name, *_parts, **_options: None)
-    monkeypatch.setattr(reproduction, "download", lambda frame, _name: type("Link", (), {"data": str(len(frame))}))
-    monkeypatch.setattr(reproduction, "gate", lambda *_: True)
+    monkeypatch.setattr(selection, "sweeps", lambda _kind: {})
+    monkeypatch.setattr(tables, "share", lambda _name, *_parts, **_options: None)
+    monkeypatch.setattr(tables, "download", lambda frame, _name: type("Link", (), {"data": str(len(frame))}))
+    monkeypatch.setattr(selection, "gate", lambda *_: True)
     wanted = (
-        "parameters imports resampled reading effects-predictions effects-predictions-2 effects-rest effects-sweeps "
+        "parameters imports resampled effects-predictions effects-predictions-2 effects-rest effects-sweeps "
         "effects-sweeps-2 claim-class claims-predictions claims-similarity claims-rest rule verdict-rule layout "
         "layout-html layout-html-2 judge judge-2 all-verdicts"
     ).split()
@@ -221,7 +221,7 @@ def changed_arms(which: str) -> dict[str, np.ndarray]:
 def test_other_predictions_turn_the_verdict_round(page: dict[str, Any], which: str) -> None:
     assert verdicts(page, a_grid(), which) == ["reproduced"]
     arms = changed_arms(which)
-    other = [made_up(MODEL, *reproduction.cell(record)[1:], arms=arms) for record in a_grid()]
+    other = [made_up(MODEL, *selection.cell(record)[1:], arms=arms) for record in a_grid()]
     assert verdicts(page, other, which) == ["not reproduced"]
 
 
@@ -242,7 +242,7 @@ def test_seeds_that_agree_turn_the_verdict_round(page: dict[str, Any]) -> None:
         arms = answers()
         return [
             made_up(MODEL, task, seed, arms=arms | ({} if seed == seeds[0] else {"in_context": others}))
-            for task, seeds in reproduction.SEEDS.items()
+            for task, seeds in protocol.SEEDS.items()
             for seed in seeds
         ]
 
@@ -272,51 +272,12 @@ def test_who_changes_nothing_overlaps_with_nobody(page: dict[str, Any], still: s
 def test_undefined_effects_are_not_judged(page: dict[str, Any]) -> None:
     still = answers() | {"standard": answers()["zero_shot"]}
     mixed = [
-        made_up(MODEL, *reproduction.cell(r)[1:], arms=still) if reproduction.cell(r)[1] in ("subj", "cb") else r
+        made_up(MODEL, *selection.cell(r)[1:], arms=still) if selection.cell(r)[1] in ("subj", "cb") else r
         for r in a_grid()
     ]
     made = page["judge_all"](mixed)[0]
     (row,) = made[(made["id"] == "R5") & (made["rate"] == "protocol")].itertuples()
     assert row.states["subj"] == row.states["cb"] == "undefined" and row.verdict == "reproduced"
-
-
-# ------------------------------------------------------------------------------------------- variance between cells
-def equally_good(rng: np.random.Generator, n_cells: int, n: int, redrawn: float) -> np.ndarray:
-    """`[cell, question]`: cells of one expected accuracy, which share a part of their answers."""
-    shared, own = rng.random(n) < 0.7, rng.random((n_cells, n)) < 0.7
-    return np.where(rng.random((n_cells, n)) < redrawn, own, shared)
-
-
-def test_variance_between_cells_is_that_of_all_pairs_of_questions() -> None:
-    right = np.random.default_rng(3).random((4, 7)) < 0.5
-    deviation = right - right.mean(0)
-
-    def naive(kept: list[int]) -> float:
-        pairs = [deviation[:, i] @ deviation[:, j] for i in kept for j in kept if i != j]
-        return float(np.mean(pairs)) / 3
-
-    value, without = reproduction.variance_between(right)
-    assert value == pytest.approx(naive(list(range(7))), abs=1e-12)
-    assert without == pytest.approx([naive([i for i in range(7) if i != q]) for q in range(7)], abs=1e-12)
-
-
-def test_equally_good_cells_have_no_variance_however_much_they_disagree() -> None:
-    rng, found, plain = np.random.default_rng(0), [], []
-    for _ in range(400):
-        few, many = (reproduction.variance_between(equally_good(rng, 5, 100, share)) for share in (0.1, 0.9))
-        found.append(reproduction.jackknife(many[0] - few[0], many[1] - few[1]))
-        plain.append(np.var(equally_good(rng, 5, 100, 0.9).mean(1), ddof=1))
-    values, lows, highs = np.array(found).T
-    assert abs(values.mean()) < 4 * values.std() / 20 < np.mean(plain)  # a plain variance would be far above zero
-    assert (lows > 0).mean() < 0.05 and (highs < 0).mean() < 0.07  # 0.025 each, nominally
-
-
-def test_jackknife_of_a_mean_is_the_textbook_interval() -> None:
-    x = np.random.default_rng(0).normal(size=50)
-    value, low, high = reproduction.jackknife(x.mean(), (x.sum() - x) / 49)
-    half = 1.959964 * x.std(ddof=1) / np.sqrt(50)
-    assert (low, high) == pytest.approx((value - half, value + half))
-    assert reproduction.signed_root((0.04, -0.09, 0.0)) == pytest.approx((0.2, -0.3, 0.0))
 
 
 CLIPPED = [
@@ -368,9 +329,9 @@ def test_few_cells_decide_nothing(page: dict[str, Any]) -> None:
     def unsettled(found: Any) -> bool:
         return set(page["judge_all"](list(found))[0]["verdict"]) == {"inconclusive", "not run"}
 
-    assert unsettled(record for record in a_grid() if reproduction.cell(record)[1] in ("sst2", "cb"))
-    firsts = [seeds[0] for seeds in reproduction.SEEDS.values()]
-    one_seed = [r for r in a_grid() if r.json["parameters"]["seed"] == reproduction.SEEDS[reproduction.cell(r)[1]][0]]
+    assert unsettled(record for record in a_grid() if selection.cell(record)[1] in ("sst2", "cb"))
+    firsts = [seeds[0] for seeds in protocol.SEEDS.values()]
+    one_seed = [r for r in a_grid() if r.json["parameters"]["seed"] == protocol.SEEDS[selection.cell(r)[1]][0]]
     assert len(one_seed) == len(firsts) and unsettled(one_seed)
     assert not unsettled(a_grid())
     assert page["judge_all"]([])[0].empty
@@ -378,7 +339,7 @@ def test_few_cells_decide_nothing(page: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("gate", "state"), [(False, "no in-context effect"), (None, "gate not measured")])
 def test_closed_gate(page: dict[str, Any], monkeypatch: pytest.MonkeyPatch, gate: bool | None, state: str) -> None:
-    monkeypatch.setattr(reproduction, "gate", lambda *_: gate)
+    monkeypatch.setattr(selection, "gate", lambda *_: gate)
     made, effects = page["judge_all"](list(a_grid()))
     gated = {claim.id for claim in page["CLAIMS"] if claim.gated}
     assert set(made[made["id"].isin(gated)]["verdict"]) == {"inconclusive", "not run"}
@@ -394,7 +355,7 @@ def test_gates_are_listed_with_their_gain_on_both_kinds_of_rows(page: dict[str, 
 
     rates = {(MODEL, "cb"): sweep(-0.1), (MODEL, "sst2"): sweep(0.05), ("Other", "mr"): {"gate": {}}}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reproduction, "gate", GATE)
+        patch.setattr(selection, "gate", GATE)
         names = notebook_cells.run(PAGE, "gate", **page | {"rates": rates, "evidence": list(a_grid())})
     gates = names["gates"].set_index("task")
     assert gates["gate"].to_dict() == {"SST2": "open", "CB": "closed"}
@@ -403,7 +364,7 @@ def test_gates_are_listed_with_their_gain_on_both_kinds_of_rows(page: dict[str, 
 
 def test_the_maps_show_the_papers_task(page: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
-    monkeypatch.setattr(reproduction, "share_figure", lambda _name, figure, _alt: drawn.append(figure))
+    monkeypatch.setattr(tables, "share_figure", lambda _name, figure, _alt: drawn.append(figure))
     notebook_cells.run(PAGE, "figure-3-data", "figure-3-steps", **page | {"found": list(a_grid())})
     assert [ax.get_title("left").split(":")[0] for ax in drawn[0].axes if ax.get_title("left")] == [
         f"{MODEL}, Subj"
@@ -417,7 +378,7 @@ def test_the_short_list_says_what_the_verdicts_say(page: dict[str, Any], turned:
     made = page["judge_all"]([edited(record, swap) for record in a_grid()])
     names = page | {"verdicts": made[0], "effects": made[1], "n_open": pd.Series({MODEL: "6 of 6"})}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reproduction, "share", shown.__setitem__)
+        patch.setattr(tables, "share", shown.__setitem__)
         notebook_cells.run(PAGE, "verdict-table", "short", **names)
     lines = shown["results-short"]
     (lead,) = [lead for lead, rest in lines if "(R13, paper)" in rest and ", protocol" in rest]
@@ -459,11 +420,11 @@ def test_a_bound_that_diverges_hides_no_other(page: dict[str, Any]) -> None:
 
 def test_what_has_diverged_is_said(page: dict[str, Any]) -> None:
     record = diverged(made_up(), "joint")
-    shown = figures.accuracy_table(record)["accuracy [95 % interval]"]
+    shown = tables.accuracy_table(record)["accuracy [95 % interval]"]
     assert shown[figures.ARMS["joint"].label] == "diverged" != shown[figures.ARMS["standard"].label]
-    (line,) = [line for line in reproduction.notes([record]) if "Diverged" in line]
+    (line,) = [line for line in selection.notes([record]) if "Diverged" in line]
     assert record.json["id"] in line and "joint" in line
-    assert not any("Diverged" in line for line in reproduction.notes([made_up()]))
+    assert not any("Diverged" in line for line in selection.notes([made_up()]))
 
 
 def test_a_models_name_is_text_in_tables_lists_and_figures(page: dict[str, Any]) -> None:
@@ -481,12 +442,12 @@ def test_a_models_name_is_text_in_tables_lists_and_figures(page: dict[str, Any])
     ).split()
     with pytest.MonkeyPatch.context() as patch:
         for part, original in SHARING.items():
-            patch.setattr(reproduction, part, original)
-        patch.setattr(reproduction, "display", lambda data, **_: shown.append(data))
+            patch.setattr(tables, part, original)
+        patch.setattr(tables, "display", lambda data, **_: shown.append(data))
         notebook_cells.run(PAGE, *cells, **page | names)
-    tables = [data["text/html"] for data in shown if isinstance(data, dict) and "text/html" in data]
+    pages = [data["text/html"] for data in shown if isinstance(data, dict) and "text/html" in data]
     pictures = [data for data in shown if isinstance(data, Image)]
-    soups = [BeautifulSoup(table, "html.parser") for table in tables]
+    soups = [BeautifulSoup(shown_page, "html.parser") for shown_page in pages]
     assert not any(soup.find("img") for soup in soups) and len(pictures) == 5
     assert sum(name in soup.text for soup in soups) == len(soups) - 1, "all but the clips"
 
@@ -495,15 +456,15 @@ def test_a_models_name_is_text_in_tables_lists_and_figures(page: dict[str, Any])
 def test_a_record_of_the_paper_preset_joins_the_tables(page: dict[str, Any]) -> None:
     """The made-up grid, in which a cell is missing, and the committed rehearsals of the preset in random weights."""
     made_ups = [record for record in a_grid() if record.json["id"] != f"{MODEL}-cb-3"]
-    found = reproduction.select([*made_ups, *LOAD_ALL(REHEARSALS)])
+    found = selection.select([*made_ups, *LOAD_ALL(REHEARSALS)])
     random = [record for record in found if record.json["parameters"]["preset"] == "paper"]
-    assert len(random) == 1 and not reproduction.is_evidence(random[0])
+    assert len(random) == 1 and not selection.is_evidence(random[0])
     for number in (1, 2):
         table = page["beside"](number, found)
         assert {MODEL, "random-fairseq-dense-1.3B (random weights)"} == set(table["model"].dropna())
         shown = page["laid_out"](table, 2).to_string()
         assert "(random weights)" in shown and "published" in shown
-    assert any("No evidence" in line and random[0].json["id"] in line for line in reproduction.notes(found))
+    assert any("No evidence" in line and random[0].json["id"] in line for line in selection.notes(found))
     made, effects = page["judge_all"](found)
     assert set(made["model"]) == {MODEL} and set(effects["model"]) == {MODEL}
     without = page["judge_all"]([record for record in found if record is not random[0]])
@@ -531,14 +492,14 @@ LOAD_ALL = records.load_all  # which the page's fixture replaces
     ],
 )  # fmt: skip
 def test_only_the_protocols_settings_are_in_the_grid(given: dict[str, Any]) -> None:
-    assert reproduction.in_grid(made_up())
-    assert reproduction.in_grid(made_up(model="somebody/else", max_examples=7, dtype="bfloat16", controls=False))
-    assert not reproduction.in_grid(made_up(**given))
+    assert selection.in_grid(made_up())
+    assert selection.in_grid(made_up(model="somebody/else", max_examples=7, dtype="bfloat16", controls=False))
+    assert not selection.in_grid(made_up(**given))
 
 
 def test_parameters_that_came_later_have_their_defaults_in_older_records() -> None:
     older = {name: value for name, value in made_up().json["parameters"].items() if name != "equal_demonstrations"}
-    assert reproduction.in_grid(edited(made_up(), parameters=older))
+    assert selection.in_grid(edited(made_up(), parameters=older))
 
 
 def test_the_first_seed_is_the_protocols() -> None:
@@ -546,8 +507,8 @@ def test_the_first_seed_is_the_protocols() -> None:
 
 
 def test_variant() -> None:
-    assert reproduction.in_grid(made_up(n_demonstrations=16), n_demonstrations=16)
-    assert not reproduction.in_grid(made_up(), n_demonstrations=16)
+    assert selection.in_grid(made_up(n_demonstrations=16), n_demonstrations=16)
+    assert not selection.in_grid(made_up(), n_demonstrations=16)
 
 
 def test_current_helpers_come_first_then_more_rows() -> None:
@@ -560,28 +521,28 @@ def test_current_helpers_come_first_then_more_rows() -> None:
     for name in ("older", "small", "large"):
         there.append(cells[name])
         for order in (there, there[::-1]):
-            (found,) = reproduction.select(order)
+            (found,) = selection.select(order)
             assert found.json["id"] == name
 
 
 def test_notes_name_what_is_missing_older_or_random(tmp_path: Path) -> None:
-    assert reproduction.notes([])[0].startswith("0 of 36") and "CB (seed 3, 4, 5)" in reproduction.notes([])[1]
-    lines = reproduction.notes([*a_grid(), *a_grid("SmolLM2-135M-Instruct")])
+    assert selection.notes([])[0].startswith("0 of 36") and "CB (seed 3, 4, 5)" in selection.notes([])[1]
+    lines = selection.notes([*a_grid(), *a_grid("SmolLM2-135M-Instruct")])
     assert lines == ["36 of 36 cells of the grid are recorded."]
     older = edited(made_up(), engine="another")
-    assert any("older version" in line and "SST2 (seed 2)" in line for line in reproduction.notes([older]))
+    assert any("older version" in line and "SST2 (seed 2)" in line for line in selection.notes([older]))
     for name, kind in (("random-thing", "random weights"), ("tiny-llama", "random weights"), ("real", None)):
         record = edited(made_up(), parameters=made_up().json["parameters"] | {"model": name})
-        lines = [line for line in reproduction.notes([record]) if line.startswith("No evidence")]
-        assert reproduction.is_evidence(record) == (kind is None) and len(lines) == (kind is not None)
+        lines = [line for line in selection.notes([record]) if line.startswith("No evidence")]
+        assert selection.is_evidence(record) == (kind is None) and len(lines) == (kind is not None)
         assert all(f"{name} ({kind})" in line and record.json["id"] in line for line in lines)
 
 
 # ------------------------------------------------------------------------------------------------------------ tables
 def test_two_uncertainties_are_kept_apart() -> None:
-    long = reproduction.table(a_grid(), "sim_aou/joint")
-    assert list(long.columns) == list(reproduction.LONG) and len(long) == 18
-    wide = reproduction.over_seeds(long)
+    long = quantities.table(a_grid(), "sim_aou/joint")
+    assert list(long.columns) == list(quantities.LONG) and len(long) == 18
+    wide = quantities.over_seeds(long)
     for row in wide.itertuples():
         group = long[long["task"] == row.task]
         expected = intervals.over_seeds(group["value"].tolist())
@@ -591,10 +552,10 @@ def test_two_uncertainties_are_kept_apart() -> None:
 
 
 def test_one_seed_has_no_interval_over_seeds_and_an_absent_arm_no_row() -> None:
-    wide = reproduction.over_seeds(reproduction.table([made_up()], "accuracy/in_context"))
+    wide = quantities.over_seeds(quantities.table([made_up()], "accuracy/in_context"))
     assert len(wide) == 1 and np.isnan(wide["seeds_low"][0]) and not np.isnan(wide["examples_low"][0])
-    assert reproduction.over_seeds(reproduction.table([made_up()], "sim_aou/standard_chosen")).empty
-    assert reproduction.over_seeds(reproduction.table([], "accuracy/in_context")).empty
+    assert quantities.over_seeds(quantities.table([made_up()], "sim_aou/standard_chosen")).empty
+    assert quantities.over_seeds(quantities.table([], "accuracy/in_context")).empty
 
 
 def test_layout_has_the_printed_cells_and_ours(page: dict[str, Any]) -> None:
@@ -619,32 +580,32 @@ def test_gate_is_an_interval_above_zero_on_training_rows() -> None:
         found = {"value": 0.1, "interval": [low, 0.3], "n": 200}
         return {("m", "sst2"): {"gate": {"in_context_minus_zero_shot": found}}}
 
-    assert reproduction.gate(rates(0.01), "m", "sst2") is True
-    assert reproduction.gate(rates(0.0), "m", "sst2") is False
-    assert reproduction.gate(rates(None), "m", "sst2") is None
-    assert reproduction.gate(rates(0.01), "m", "cb") is None and reproduction.gate({("m", "cb"): {}}, "m", "cb") is None
+    assert selection.gate(rates(0.01), "m", "sst2") is True
+    assert selection.gate(rates(0.0), "m", "sst2") is False
+    assert selection.gate(rates(None), "m", "sst2") is None
+    assert selection.gate(rates(0.01), "m", "cb") is None and selection.gate({("m", "cb"): {}}, "m", "cb") is None
 
 
 def test_sweeps_are_found_by_kind(tmp_path: Path) -> None:
     for kind, task in (("rates", "cb"), ("rates", "mr"), ("clips", "mr")):
         storage.write_json(tmp_path / f"{kind}-m-{task}.json", {"kind": kind, "model": "m", "task": task})
-    assert set(reproduction.sweeps("rates", tmp_path)) == {("m", "cb"), ("m", "mr")}
-    assert reproduction.sweeps("rates", tmp_path / "absent") == {}
+    assert set(selection.sweeps("rates", tmp_path)) == {("m", "cb"), ("m", "mr")}
+    assert selection.sweeps("rates", tmp_path / "absent") == {}
 
 
 def test_download_holds_the_table_and_is_written_where_tables_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frame = pd.DataFrame({"a": [0.1234567, np.nan], "b": ["x, y", "“z”"]})
-    link = reproduction.download(frame, "some", tmp_path / "absent").data
+    link = tables.download(frame, "some", tmp_path / "absent").data
     text = base64.b64decode(re.search(r"base64,([^\"]+)", link)[1]).decode()
     assert text == 'a,b\n0.123457,"x, y"\n,“z”\n' and 'download="some.csv"' in link
-    reproduction.download(frame, "some", tmp_path)
+    tables.download(frame, "some", tmp_path)
     assert (tmp_path / "some.csv").read_text() == text and not (tmp_path / "absent").exists()
     monkeypatch.delenv("ICLGD_TABLES", raising=False)
     monkeypatch.chdir(tmp_path)
-    reproduction.download(frame, "other")
+    tables.download(frame, "other")
     assert not list(tmp_path.rglob("other.csv"))
     monkeypatch.setenv("ICLGD_TABLES", str(tmp_path))
-    reproduction.download(frame, "other")
+    tables.download(frame, "other")
     assert (tmp_path / "other.csv").read_text() == text

@@ -74,6 +74,23 @@ def test_code_cells(path):
                 assert not re.match(ABSOLUTE, node.value), f"absolute path {node.value!r}"
 
 
+def test_no_cell_takes_the_name_of_an_imported_helper(path):
+    trees = [ast.parse(re.sub(r"^[%!].*", "", cell.source, flags=re.M)) for cell in cells(path, "code")]
+    imports = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    helpers = {alias.asname or alias.name for node in imports for alias in node.names if "iclgd" in node.module}
+    assert not helpers & {name for tree in trees for name in bound(tree)}, "later cells would not find it"
+    assert bound(ast.parse("for a, b in x:\n    c = [d for d in b]\ndef e():\n    f = 1")) == {"a", "b", "c", "e"}
+
+
+def bound(node) -> set[str]:
+    """Names that the statements of a module bind, those inside functions and comprehensions left out."""
+    inner = (ast.FunctionDef, ast.Lambda, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+    if isinstance(node, inner):
+        return {node.name} if isinstance(node, ast.FunctionDef) else set()
+    own = {node.id} if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) else set()
+    return own.union(*map(bound, ast.iter_child_nodes(node)))
+
+
 def test_checked_cells_hold_a_reference(path):
     checked = cells(path, "code", "nbval-check-output")
     assert checked, "no cell is compared"

@@ -19,7 +19,8 @@ TABLES = "results/tables"  # the data of the tables that pages show, written by 
 
 def read(notebook: Path) -> nbformat.NotebookNode:
     """The notebook, in the current format."""
-    return nbformat.read(notebook, as_version=4)
+    found: nbformat.NotebookNode = nbformat.read(notebook, as_version=4)
+    return found
 
 
 def write(notebook: nbformat.NotebookNode, path: Path) -> None:

@@ -104,8 +104,8 @@ def render(build: Path) -> None:
         shutil.rmtree(build / old, ignore_errors=True)
     options = ["--path-output", str(build.parent), "--all", "-W", "-n", "--keep-going"]
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    done = subprocess.run([*command, str(build / "source"), *options], **streams)
+    command += [str(build / "source"), *options]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     log = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
     storage.write_text(build / "book.log", log)
     if done.returncode:

@@ -21,8 +21,8 @@ VERSIONS_SHOWN = ("torch", "transformers", "numpy", "pandas", "datasets", "jupyt
 def git_commit() -> str:
     """Short hash of the checkout, marked when files differ from it; `unknown` without git."""
     try:
-        options = {"cwd": ROOT, "capture_output": True, "text": True, "check": True}
-        commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **options).stdout.strip()
+        options: dict[str, Any] = {"cwd": ROOT, "capture_output": True, "text": True, "check": True}
+        commit: str = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **options).stdout.strip()
         changed = subprocess.run(["git", "status", "--porcelain"], **options).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

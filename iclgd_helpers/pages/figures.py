@@ -1,4 +1,4 @@
-"""One look for all figures; one colour, marker, dash and hatch for each arm; the tables that pages share."""
+"""One look for all figures; one colour, marker, dash and hatch for each arm."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hashlib
 import html
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -21,27 +21,24 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import LogFormatter
 
-from iclgd_helpers.experiments.arms import ARMS, GREY, METHODS  # noqa: F401
-from iclgd_helpers.experiments.records import Record
+from iclgd_helpers.experiments.arms import ARMS as ARMS
+from iclgd_helpers.experiments.arms import GREY as GREY
+from iclgd_helpers.experiments.arms import METHODS as METHODS
 
 WIDTH = 5.2  # inches: at the width of a phone, 9 pt text is still read
 DOTS_PER_INCH = 192
+LOOK = {
+    "axes.labelsize": 9, "axes.titlesize": 9, "xtick.labelsize": 9, "ytick.labelsize": 9, "font.size": 9,
+    "legend.fontsize": 8.5, "legend.frameon": False, "axes.titlelocation": "left", "axes.axisbelow": True,
+    "lines.linewidth": 1.5, "lines.markersize": 4.5, "hatch.linewidth": 0.6, "font.family": "DejaVu Sans",
+    "figure.facecolor": "white", "savefig.facecolor": "white", "grid.color": "#e4e4e4", "axes.edgecolor": "#444444",
+}  # fmt: skip
 DIVERGED = "diverged"  # stands for the accuracy of an arm that no longer gives numbers
 
 
 def style() -> None:
     """Set the look of all figures that follow; `axes()` does it by itself."""
-    small = {"axes.labelsize": 9, "axes.titlesize": 9, "xtick.labelsize": 9, "ytick.labelsize": 9}
-    lines = {"lines.linewidth": 1.5, "lines.markersize": 4.5, "hatch.linewidth": 0.6}
-    white = {"figure.facecolor": "white", "savefig.facecolor": "white", "font.family": "DejaVu Sans"}
-    rest = {
-        "legend.fontsize": 8.5,
-        "legend.frameon": False,
-        "axes.titlelocation": "left",
-        "axes.axisbelow": True,
-    }
-    edges = {"grid.color": "#e4e4e4", "axes.edgecolor": "#444444", "font.size": 9}
-    sns.set_theme(style="whitegrid", rc=small | lines | white | rest | edges)
+    sns.set_theme(style="whitegrid", rc=LOOK)
 
 
 def axes(rows: int = 1, height: float = 2.2, width: float = WIDTH, **options: Any) -> tuple[Figure, Any]:
@@ -90,10 +87,10 @@ def show(figure: Figure, formulas: bool = False) -> None:
 
 def legend_below(figure: Figure, columns: int = 2) -> None:
     """One legend below all panels, with each label of any panel once."""
-    found = {}
+    found: dict[str, Any] = {}
     for panel in figure.axes:
         found |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
-    figure.legend(found.values(), found.keys(), loc="outside lower left", ncols=columns, handlelength=3.2)
+    figure.legend(list(found.values()), list(found), loc="outside lower left", ncols=columns, handlelength=3.2)
 
 
 def interval_points(
@@ -107,12 +104,12 @@ def interval_points(
     """A dot with its interval in each row, first row on top; `arms` gives the styles. For None stands `missing`."""
     for row, (value, interval) in enumerate(zip(values, intervals, strict=True)):
         drawn = ARMS[arms[row]] if arms else ARMS["in_context"]
-        if pd.isna(value):
-            place = {"transform": ax.get_yaxis_transform(), "ha": "right", "va": "center"}
-            ax.text(0.98, row, missing, color=GREY, **place)
+        if value is None or pd.isna(value):
+            ax.text(0.98, row, missing, color=GREY, transform=ax.get_yaxis_transform(), ha="right", va="center")
             continue
-        if not any(map(pd.isna, interval)):
-            ax.plot(interval, [row, row], color=drawn.colour, linewidth=2, solid_capstyle="butt", zorder=2)
+        ends = [end for end in interval if end is not None and not pd.isna(end)]
+        if len(ends) == 2:
+            ax.plot(ends, [row, row], color=drawn.colour, linewidth=2, solid_capstyle="butt", zorder=2)
         size = 9 if drawn.marker in "*PX" else 6.5
         ax.plot(value, row, drawn.marker, color=drawn.colour, ms=size, mec="white", mew=0.5, zorder=3)
     ax.set_yticks(range(len(labels)), labels)
@@ -129,45 +126,7 @@ def layer_lines(ax: Axes, comparison: Mapping[str, Any], metric: str, arm: str, 
     ax.fill_between(layers, low, high, color=drawn.colour, alpha=0.18, linewidth=0)
     ax.plot(layers, mean, color=drawn.colour, marker=drawn.marker, linestyle=drawn.linestyle,
             markevery=max(1, len(layers) // 8), label=label or drawn.label)  # fmt: skip
-    ax.xaxis.get_major_locator().set_params(integer=True)
-
-
-def with_interval(
-    value: float | None, interval: Sequence[float | None], digits: int = 3, missing: str = "undefined"
-) -> str:
-    """`0.712 [0.660, 0.764]`; `missing` for None or NaN."""
-    if pd.isna(value):
-        return missing
-    if any(map(pd.isna, interval)):
-        return f"{value:.{digits}f} [undefined]"
-    return f"{value:.{digits}f} [{interval[0]:.{digits}f}, {interval[1]:.{digits}f}]"
-
-
-def accuracy_table(record: Record) -> pd.DataFrame:
-    """Of every arm at the protocol's rate: n, accuracy with interval or "diverged", and how its predictions spread."""
-    arms = record.json["arms"]
-    rows = {
-        ARMS[name].label: {
-            "n": arm["n"],
-            "accuracy [95 % interval]": with_interval(arm["accuracy"], arm["accuracy_interval"], missing=DIVERGED),
-            "predicted classes": " / ".join(map(str, arm["predicted"])),
-            "prediction entropy, bits": "" if arm["accuracy"] is None else round(arm["prediction_entropy_bits"], 3),
-        }
-        for name, arm in ((name, arms[name]) for name in ARMS if name in arms)
-    }
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(f"run {record.json['id']}")
-
-
-def records_table(records: Sequence[Record], columns: Mapping[str, Callable[[Record], Any]]) -> pd.DataFrame:
-    """One row a record: what it is, whether the present helpers computed it, then `columns`; may be empty."""
-    named = ("model", "task", "seed")
-    rows = [
-        {name: r.json["parameters"][name] for name in named}
-        | {heading: value(r) for heading, value in columns.items()}
-        | {"run": r.json["id"], "helpers": "current" if r.is_current else "older"}
-        for r in records
-    ]
-    return pd.DataFrame(rows, columns=[*named, *columns, "run", "helpers"])
+    ax.locator_params(axis="x", integer=True)
 
 
 FRAMES = """<div id="{id}" style="display:inline-block;width:{width}px;max-width:100%">

@@ -1,83 +1,21 @@
-"""How pages show the grid: each seed with its interval over examples, and the mean with Student's over seeds."""
+"""How pages draw the grid: each seed with its interval over examples, and the mean with Student's over seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from IPython.display import HTML
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from iclgd_helpers.experiments.arms import CHOSEN, kind, label  # noqa: F401
-from iclgd_helpers.experiments.records import Record
-from iclgd_helpers.pages import figures, reproduction
-from iclgd_helpers.pages.reproduction import Quantity
-
-NUMBERS = ("value", "low", "high")
-CELL = (
-    "Mean over seeds; s: Student's 95 % interval over seeds; e: 95 % interval over examples, its ends averaged over "
-    "seeds; n: seeds times examples."
-)
+from iclgd_helpers.experiments.arms import CHOSEN, kind
+from iclgd_helpers.experiments.arms import label as label
+from iclgd_helpers.pages import figures, quantities, selection
 
 
-# ------------------------------------------------------------------------------------------------------------ tables
-def collect(found: Sequence[Record], named: Mapping[str, str | Quantity]) -> pd.DataFrame:
-    """Long table of several quantities: that of `reproduction.table`, with a first column `quantity`."""
-    parts = [reproduction.table(found, what).assign(quantity=name) for name, what in named.items()]
-    return pd.concat(parts, ignore_index=True)[["quantity", *reproduction.LONG]]
-
-
-def by_task(long: pd.DataFrame) -> pd.DataFrame:
-    """`reproduction.over_seeds` of each quantity: one row a (quantity, model, task)."""
-    parts = [reproduction.over_seeds(rows).assign(quantity=name) for name, rows in long.groupby("quantity", sort=False)]
-    empty = reproduction.over_seeds(long.iloc[:0]).assign(quantity=pd.Series(dtype=str))
-    return pd.concat(parts, ignore_index=True) if parts else empty
-
-
-def show(long: pd.DataFrame, name: str, digits: int = 3) -> HTML:
-    """
-    The table of `collect` as a page shows it, above a link to all its seeds and run ids as `<name>.csv`.
-
-    A row is a model and task, a column a quantity; the caption says what stands in a cell.
-    """
-    summary = by_task(long)
-    summary["task"] = summary["task"].map(reproduction.TASKS)
-    summary["cell"] = [_cell(row, digits) for _, row in summary.iterrows()]
-    wide = summary.pivot_table(index=["model", "task"], columns="quantity", values="cell", aggfunc="first", sort=False)
-    wide = wide.reindex(columns=list(dict.fromkeys(long["quantity"]))).fillna("–").rename_axis(columns=None)
-    return table(wide, (long, name), caption=CELL)
-
-
-def table(frame: pd.DataFrame, *downloads: tuple[pd.DataFrame, str], caption: str = "", **options: object) -> HTML:
-    """`reproduction.table_html` above links to CSV files."""
-    links = "<br>".join(reproduction.download(*one).data for one in downloads)
-    return HTML(reproduction.table_html(frame, caption, **options) + links)
-
-
-def _cell(row: pd.Series, digits: int) -> str:
-    pairs = {"s": (row["seeds_low"], row["seeds_high"]), "e": (row["examples_low"], row["examples_high"])}
-    shown = [f"{key} [{low:.{digits}f}, {high:.{digits}f}]" for key, (low, high) in pairs.items() if low == low]
-    return "\n".join([f"{row['value']:.{digits}f}", *shown, f"n {row['n_seeds']:.0f} × {row['n']:.0f}"])
-
-
-def first_seeds(found: Sequence[Record]) -> list[Record]:
-    """Of each model and task the record with the lowest seed."""
-    first: dict[tuple[str, str], Record] = {}
-    for record in sorted(found, key=lambda record: reproduction.cell(record)[2]):
-        first.setdefault(reproduction.cell(record)[:2], record)
-    return [record for record in found if first[reproduction.cell(record)[:2]] is record]
-
-
-def title(record: Record) -> str:
-    """Model, task and seed of a record as a line."""
-    _model, task, seed = reproduction.cell(record)
-    return f"{reproduction.mark(record)} on {reproduction.TASKS[task]}, seed {seed}"
-
-
-# ----------------------------------------------------------------------------------------------------------- figures
 def draw(
     long: pd.DataFrame,
     arms: Mapping[str, str],
@@ -110,10 +48,10 @@ def draw(
 
 
 def _rows(ax: Axes, long: pd.DataFrame, arms: Mapping[str, str], marks: pd.DataFrame | None) -> None:
-    tasks = [task for task in reproduction.TASKS if task in set(long["task"])]
+    tasks = [task for task in selection.TASKS if task in set(long["task"])]
     step = 0.84 / len(arms)
-    means = by_task(long).set_index(["quantity", "task"])
-    strokes = None if marks is None else by_task(marks).set_index(["quantity", "task"])["value"]
+    means = quantities.by_task(long).set_index(["quantity", "task"])
+    strokes = None if marks is None else quantities.by_task(marks).set_index(["quantity", "task"])["value"]
     for (name, task), rows in long.dropna(subset="value").groupby(["quantity", "task"], sort=False):
         look, place = _look(arms[name]), tasks.index(task) + (list(arms).index(name) - (len(arms) - 1) / 2) * step
         heights = place + (np.arange(len(rows)) - (len(rows) - 1) / 2) * step * min(0.28, 0.84 / len(rows))
@@ -125,28 +63,23 @@ def _rows(ax: Axes, long: pd.DataFrame, arms: Mapping[str, str], marks: pd.DataF
         if strokes is not None and (name, task) in strokes.index:
             ax.plot(strokes[name, task], place, "|", color="black", ms=9, mew=1.6, zorder=5)
     ax.hlines(np.arange(1, len(tasks)) - 0.5, 0, 1, color="#dddddd", lw=0.8, transform=ax.get_yaxis_transform())
-    ax.set_yticks(range(len(tasks)), [reproduction.TASKS[task] for task in tasks])
+    ax.set_yticks(range(len(tasks)), [selection.TASKS[task] for task in tasks])
     ax.set_ylim(max(len(tasks), 1) - 0.5, -0.5)
     ax.grid(axis="y", visible=False)
 
 
-def _look(arm: str) -> dict[str, object]:
+def _look(arm: str) -> dict[str, Any]:
     style = kind(arm)
     face, edge = ("white", style.colour) if arm.endswith(CHOSEN) else (style.colour, "white")
-    return {
-        "marker": style.marker,
-        "color": style.colour,
-        "mfc": face,
-        "mec": edge,
-        "mew": 1.2 if face == "white" else 0.5,
-    }
+    width = 1.2 if face == "white" else 0.5
+    return {"marker": style.marker, "color": style.colour, "mfc": face, "mec": edge, "mew": width}
 
 
 def _frame(ax: Axes, long: pd.DataFrame, line: float | None, marks: pd.DataFrame | None) -> None:
     """Limits from values and intervals over examples: Student's interval from few seeds can be very wide."""
-    values = [long[name].to_numpy(float) for name in NUMBERS]
-    values += [] if marks is None else [marks["value"].to_numpy(float)]
-    values = np.concatenate([*values, [] if line is None else [line]])
+    parts = [long[name].to_numpy(float) for name in ("value", "low", "high")]
+    parts += [] if marks is None else [marks["value"].to_numpy(float)]
+    values = np.concatenate([*parts, [] if line is None else [line]])
     values = values[np.isfinite(values)]
     if len(values):
         room = 0.06 * max(np.ptp(values), 0.02)

@@ -1,0 +1,154 @@
+"""Which stored records and sweeps are the reproduction's grid, what they are evidence of, and what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from iclgd_helpers import storage
+from iclgd_helpers.data import tasks
+from iclgd_helpers.experiments import parameters, records
+from iclgd_helpers.experiments.parameters import ExperimentParameters
+from iclgd_helpers.experiments.protocol import MODELS, SEEDS
+from iclgd_helpers.experiments.records import Record
+from iclgd_helpers.paths import resolve_path
+
+# The six tasks in the order of the paper's Table 2, as it prints them.
+TASKS = {name: tasks.TASKS[name].title for name in ("sst2", "sst5", "mr", "subj", "agnews", "cb")}
+# What may differ between cells of the grid. Any other parameter has to be the protocol's.
+FREE = set("preset model task seed data_source data_folder max_examples max_compared device dtype".split()) | set(
+    "controls chosen_rates conditioning".split()
+)
+
+
+def cell(record: Record) -> tuple[str, str, int]:
+    """Model, task and seed of a record."""
+    given = record.json["parameters"]
+    return given["model"], given["task"], given["seed"]
+
+
+def short(model: str) -> str:
+    """A model's name: of a folder on this machine its last part, of any other id the whole."""
+    return Path(model).name if Path(model).is_absolute() else model
+
+
+@cache
+def _protocol(task: str) -> dict[str, Any]:
+    return parameters.resolve({"preset": "quick", "task": task, "data_source": "generated"}).model_dump(exclude=FREE)
+
+
+def in_grid(record: Record, **variant: Any) -> bool:
+    """Whether it is of one of the six tasks, at one of its seeds, with the protocol's settings or the given ones."""
+    given = record.json["parameters"]
+    if given["task"] not in TASKS or given["seed"] not in SEEDS[given["task"]]:
+        return False
+    fields = ExperimentParameters.model_fields  # a parameter that came later has its default in older records
+    wanted = _protocol(given["task"]) | variant
+    return all(given.get(name, fields[name].default) == value for name, value in wanted.items())
+
+
+def grid() -> list[Record]:
+    """The stored records of the grid: see `select`."""
+    return select(records.load_all("results/records"))
+
+
+def select(loaded: Iterable[Record], **variant: Any) -> list[Record]:
+    """
+    Of some records those of the grid, one for each (model, task, seed), whatever the model.
+
+    Of several records of a cell the present helpers' comes first, then the one with more rows. `variant` asks for
+    cells that were run with other parameters than the protocol's (`n_demonstrations=16`, …).
+    """
+    chosen: dict[tuple[str, str, int], Record] = {}
+    for record in (r for r in loaded if in_grid(r, **variant)):
+        other = chosen.setdefault(cell(record), record)
+        if _rank(record) > _rank(other):
+            chosen[cell(record)] = record
+    places = {task: place for place, task in enumerate(TASKS)}
+    return [chosen[key] for key in sorted(chosen, key=lambda key: (key[0], places[key[1]], key[2]))]
+
+
+def _rank(record: Record) -> tuple[Any, ...]:
+    found = record.json
+    chosen = bool(found["parameters"].get("chosen_rates"))
+    return record.is_current, found["n_compared"], found["n_examples"], chosen, found["created"], found["id"]
+
+
+def is_evidence(record: Record) -> bool:
+    """Whether it tells something of a trained model on real text; only such records enter verdicts."""
+    return mark(record) == short(record.json["parameters"]["model"])
+
+
+def mark(record: Record) -> str:
+    """The model's name as tables show it, with a warning where the record is no evidence."""
+    name, given = short(record.json["parameters"]["model"]), record.json["parameters"]
+    if name.startswith(("random-", "tiny-")):
+        return f"{name} (random weights)"
+    return f"{name} (generated text)" if given["data_source"] == "generated" else name
+
+
+def notes(found: Sequence[Record]) -> list[str]:
+    """Lines that say which cells are missing, of older helpers, or of random weights."""
+    have = set(map(cell, found))
+    wanted = [(model, task, seed) for model in MODELS for task in TASKS for seed in SEEDS[task]]
+    missing = [key for key in wanted if key not in have]
+    lines = [f"{len(wanted) - len(missing)} of {len(wanted)} cells of the grid are recorded."]
+    if missing:
+        lines.append("Missing: " + "; ".join(_grouped(missing)) + ".")
+    older = [record for record in found if not record.is_current]
+    if older:
+        names = "; ".join(_grouped((short(m), task, seed) for m, task, seed in map(cell, older)))
+        lines.append(f"Computed by an older version of the helpers than this page's ({len(older)}): {names}.")
+    if diverged := [record for record in found if record.diverged]:
+        named = "; ".join(
+            f"{mark(record)}, run {record.json['id']}: {', '.join(record.diverged)}" for record in diverged
+        )
+        lines.append(f"Diverged, so without values and without part in a verdict: {named}.")
+    empty = [record for record in found if not is_evidence(record)]
+    if empty:
+        names = ", ".join(sorted({f"{mark(record)}, run {record.json['id']}" for record in empty}))
+        lines.append(f"No evidence, shown but never part of a verdict: {names}.")
+    return lines
+
+
+def _grouped(keys: Iterable[tuple[str, str, int]]) -> list[str]:
+    groups: dict[str, dict[str, list[str]]] = {}
+    for model, task, seed in keys:
+        groups.setdefault(model, {}).setdefault(TASKS[task], []).append(str(seed))
+    return [f"{m}: " + ", ".join(f"{t} (seed {', '.join(s)})" for t, s in tasks.items()) for m, tasks in groups.items()]
+
+
+def sweeps(kind: str, folder: str | Path = "results/sweeps") -> dict[tuple[str, str], dict[str, Any]]:
+    """The sweeps of one kind (`rates`, `clips`) by (model, task)."""
+    paths = sorted(resolve_path(folder).glob(f"{kind}-*.json"))
+    found = [storage.read_json(path) for path in paths]
+    return {(sweep["model"], sweep["task"]): sweep for sweep in found}
+
+
+def gate(rates: Mapping[tuple[str, str], Mapping[str, Any]], model: str, task: str) -> bool | None:
+    """
+    Whether in-context learning beats zero-shot on training rows: the 95 % interval of the difference lies above 0.
+
+    None where it was not measured.
+    """
+    sweep = rates.get((model, task))
+    if not sweep or not sweep.get("gate"):
+        return None
+    low = sweep["gate"]["in_context_minus_zero_shot"]["interval"][0]
+    return None if low is None else low > 0
+
+
+def first_seeds(found: Sequence[Record]) -> list[Record]:
+    """Of each model and task the record with the lowest seed."""
+    first: dict[tuple[str, str], Record] = {}
+    for record in sorted(found, key=lambda record: cell(record)[2]):
+        first.setdefault(cell(record)[:2], record)
+    return [record for record in found if first[cell(record)[:2]] is record]
+
+
+def title(record: Record) -> str:
+    """Model, task and seed of a record as a line."""
+    _model, task, seed = cell(record)
+    return f"{mark(record)} on {TASKS[task]}, seed {seed}"
