@@ -165,3 +165,9 @@ def test_no_machine_in_the_files():
 def test_ruff():
     done = subprocess.run([sys.executable, "-m", "ruff", "check", ROOT], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_mypy():
+    """The types of package and tools; what it found lies in a cache of its own, so that a second run takes seconds."""
+    done = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout

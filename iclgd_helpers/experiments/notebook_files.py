@@ -61,7 +61,7 @@ def demand_valid(path: Path) -> None:
 
     warnings.filterwarnings("ignore", category=MissingIDFieldWarning)  # no fault, and said again by whoever reads it
     try:
-        nbformat.validate(nbformat.read(path, as_version=FORMAT))  # type: ignore[no-untyped-call]  # the library's own
+        nbformat.validate(nbformat.read(path, as_version=FORMAT))
     except Exception as error:  # of that library alone, which raises many kinds for files of other kinds
         raise _no_notebook(path, error) from None
 
