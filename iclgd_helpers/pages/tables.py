@@ -56,7 +56,7 @@ def html_of(*parts: HTML | str | Iterable[str | tuple[str, str]]) -> str:
     """HTML of what is HTML, of sentences, and of lists (of sentences, or of pairs of a lead in bold and the rest)."""
     made = []
     for part in parts:
-        if isinstance(part, HTML):  # from `download` or `grid_plots.table`
+        if isinstance(part, HTML):  # from `download` or `table`
             made.append(part.data)
         elif isinstance(part, str):
             made.append(f"<p>{html.escape(part)}</p>")
