@@ -436,11 +436,9 @@ def finetune_step(bench: Bench) -> dict[str, Any]:
 def _steps(cell: Run, sequences: Sequence[Sequence[int]], method: str) -> list[float]:
     """Seconds of the step on each of `sequences`; a first one, on the last of them, is not counted."""
     times = [time.perf_counter()]
-    settings = updates.settings(cell.parameters, method)
-    finetune.finetune(
-        cell.model, [sequences[-1], *sequences], cell.layout.labels, method, settings,
-        lambda: times.append(time.perf_counter()),
-    )  # fmt: skip
+    learner = finetune.Learner([sequences[-1], *sequences], updates.settings(cell.parameters, method))
+    labels = cell.layout.labels
+    finetune.finetune_together(cell.model, [learner], labels, method, lambda: times.append(time.perf_counter()))
     return np.diff(times)[1:].tolist()
 
 
