@@ -190,14 +190,7 @@ def test_killed_run_leaves_no_notebook_and_can_be_repeated(tmp_path):
     marker = tmp_path / "started"
     source = f"import pathlib, time\nm = pathlib.Path({str(marker)!r})\nslow = not m.exists()\nm.touch()\n"
     notebook = small_notebook(tmp_path, source + "time.sleep(60 if slow else 0)\nprint('done')")
-    command = [
-        sys.executable,
-        "-m",
-        "iclgd_helpers.experiments.run_notebook",
-        str(notebook),
-        "--output",
-        str(tmp_path / "out"),
-    ]
+    command = [sys.executable, "-m", "iclgd_helpers", "run", str(notebook), "--output", str(tmp_path / "out")]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not marker.exists():
         assert process.poll() is None
