@@ -154,7 +154,7 @@ def _runs(
         os.environ["ICLGD_RECORDS"] = str(folder)
     from iclgd_helpers.experiments import inputs
 
-    if options["on"] not in ("local", "here") and "dtype" not in {**given, **over}:
+    if options["on"] not in ("local", "here") and "dtype" not in over:
         given = {**given, **_dtype_of_workers(given, options["on"])}
     several = parameters.combinations(given, over)
     identities = inputs.check(several)
@@ -167,7 +167,7 @@ def _runs(
 
 def _dtype_of_workers(given: Mapping[str, Any], on: str) -> dict[str, Any]:
     """What `dtype=auto` means on the workers, which need not be what it means here."""
-    if parameters.preset(given.get("preset", "quick"))["dtype"] != "auto":
+    if given.get("dtype", parameters.preset(given.get("preset", "quick"))["dtype"]) != "auto":
         return {}
     from iclgd_helpers.experiments import dask_workers
 
@@ -197,7 +197,7 @@ def _plan(name: str, models: Sequence[str], tasks: Sequence[str], stages: Sequen
     return [job for model in named for job in plans.prompts(model, chosen)]
 
 
-@iclgd.command(epilog="Example: iclgd cost --preset paper --task sst2 --tflops 30 -p data_source generated")
+@iclgd.command(epilog="Example: iclgd cost --preset smoke --task sst2 --tflops 30")
 @PRESET
 @click.option("--task", "tasks", type=Given(), multiple=True, help="repeatable [the preset's]")
 @click.option("--model", "models", type=Given(), multiple=True, help="repeatable [the preset's]")

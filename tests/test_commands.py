@@ -105,7 +105,7 @@ WORDS = [
     ("grid", [*RUNS, "--workers", "0"], "1<=x<=1024"),
     ("cost", [*SMOKE, "--task", "sst3"], "unknown task 'sst3'"),
     ("records", ["shwo"], "No such command 'shwo'"),
-    ("records", ["show", "zz"], "0 records in"),
+    *(("records", ["show", name], "0 records in") for name in ("zz", "/nowhere", "**", "[")),
     ("records", ["compare", "a"], "Missing argument 'SECOND'"),
     ("doctor", ["more"], "more"),
     ("grid", [*RUNS, "--seed", "-1"], "seed=-1"),

@@ -50,7 +50,7 @@ def found(name: str, folder: Path) -> Record:
     here = resolve_here(name)
     if (here / records.JSON).is_file():
         return records.load(here)
-    several = sorted(folder.glob(f"{name}*/{records.JSON}"))
+    several = [path for path in sorted(folder.glob(f"*/{records.JSON}")) if path.parent.name.startswith(name)]
     if len(several) != 1:
         what = f"{len(several)} records in {folder} begin with {shortened(repr(name))}"
         raise InputError(f"{what}: see `iclgd records list`, and name the folder with --records")
