@@ -377,6 +377,25 @@ def test_jobs_on_a_running_cluster(tmp_path, monkeypatch):
             _perform([], str(cluster.file))
 
 
+def test_a_result_that_dies_with_its_worker_is_asked_for_again(tmp_path):
+    """The record is stored, the worker ends before the command has its answer: another one reads the record."""
+    one = job(tmp_path, "job")
+    with _cluster(tmp_path / "cluster") as cluster:
+        for name in ("first", "second"):
+            cluster.worker(name)
+        with _client(cluster, 2) as client:
+            pool = dask_workers.Workers(client)
+            pool.look()
+            pool.submit(one, runner._Board([one], print).order(one, None), set())
+            name, future = pool.futures.get(timeout=LONGEST)
+            cluster.kill(storage.read_json(tmp_path / "job.json")["place"])
+            _until(lambda: future.status != "finished")
+            pool.futures.put((name, future))
+            [(name, outcome)] = _until(lambda: list(pool.ended()))
+            assert (name, outcome["state"], outcome["message"]) == ("job", performing.DONE, performing.STORED)
+            assert computed(tmp_path) == ["job"] and pool.flying == {}
+
+
 def _kill_scheduler(folder: Path, cluster: Cluster) -> None:
     order = {"folder": str(folder), "jobs": [{"name": f"long {i}", "seconds": 3} for i in range(4)], "workers": None}
     command = _command(order | {"on": cluster.address})

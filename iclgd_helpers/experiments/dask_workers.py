@@ -280,6 +280,7 @@ class Workers:
         self.found: dict[str, dict[str, Any]] = {}
         self.flying: dict[str, Job] = {}
         self.futures: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self.made_again: list[tuple[str, Any]] = []  # results that died with their worker: Dask has others do the job
 
     def look(self) -> None:
         """Ask which workers there are."""
@@ -310,17 +311,22 @@ class Workers:
 
     def ended(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Those that ended, after a moment if there are none, and what became of them."""
+        looked, self.made_again = self.made_again, []
+        for name, future in looked:
+            self._await(name, future) if future.status != "lost" else self.made_again.append((name, future))
         with suppress(queue.Empty):
             name, future = self.futures.get(timeout=POLL_SECONDS)
             if (outcome := self._outcome(future)) is None:
-                self._await(name, future)
+                self.made_again.append((name, future))
             else:
                 del self.flying[name]
                 yield name, outcome
 
     def _outcome(self, future: Any) -> dict[str, Any] | None:
         """None if it was lost with its worker, which Dask has others do again."""
-        if future.status in ("cancelled", "lost"):
+        if future.status == "lost":
+            return None
+        if future.status == "cancelled":  # by the client, when it loses the scheduler
             raise CellError(LOST)
         try:
             outcome: dict[str, Any] = future.result(timeout=ANSWER_SECONDS)
