@@ -69,7 +69,7 @@ def entry(claim: Claim) -> dict[str, Any]:
         {name: getattr(claim, name) for name in texts}
         | values
         | {
-            "test": f"tests/test_claims.py::test_claim[{claim.id}]",
+            "test": f"tests/claims/test_claims.py::test_claim[{claim.id}]",
             "erratum": list(claim.erratum),
             "check_hash": code_hash(module_of(claim)),
         }

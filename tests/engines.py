@@ -19,7 +19,7 @@ from iclgd_helpers.experiments import provenance
 from iclgd_helpers.paths import repository_root
 
 PATH = repository_root() / "results" / "engines.json"
-TEST = "tests/test_engines.py::test_numbers_are_those_of_the_engine_of_the_records"
+TEST = "tests/exactness/test_engines.py::test_numbers_are_those_of_the_engine_of_the_records"
 CLOSE = 1e-7  # relative to the largest number of a list: log-probabilities are stored in float32
 
 

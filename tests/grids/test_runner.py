@@ -24,7 +24,7 @@ from runner_jobs import computed, job
 from iclgd_helpers import errors, storage
 from iclgd_helpers.experiments import dask_workers, performing, provenance, runner
 
-TESTS = Path(__file__).parent
+TESTS = Path(__file__).parent.parent
 LONGEST = 60  # seconds that anything may take on a busy machine
 
 

@@ -7,10 +7,10 @@ import claims_ledger
 import nbformat
 import pandas as pd
 import pytest
-from claims import registry
-from claims.registry import Claim, Exact, Measured
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
+from claims import registry
+from claims.registry import Claim, Exact, Measured
 from iclgd_helpers.pages import claims
 from tools import book_pages, claims_pages
 
@@ -155,7 +155,7 @@ def test_erratum_26_is_the_mean_of_the_printed_table():
 
 def test_the_pages_are_made_from_the_ledger():
     exact = {"id": "T3.1-x", "statement": "It holds", "source": "[C]", "notebook": "99_none", "erratum": [3]}
-    exact |= {"test": "tests/test_claims.py::test_claim[T3.1-x]", "status": "identity", "control": "wrong sign"}
+    exact |= {"test": "tests/claims/test_claims.py::test_claim[T3.1-x]", "status": "identity", "control": "wrong sign"}
     exact |= {"tolerance": 1e-9, "residual": 4.3e-14, "control_error": 110.4}
     measured = exact | {"id": "V-y", "erratum": [], "tolerance": None, "residual": None, "control_error": None}
     measured |= {"interval": [0.1, 0.2], "control_interval": [0.3, 0.4], "level": 0.95, "n": 7}
