@@ -95,13 +95,15 @@ class Page:
         """Wait until what moves has moved."""
         self.run("new Promise(done => setTimeout(() => requestAnimationFrame(done), 500))")
 
+    def window(self, width: int, height: int = 900) -> None:
+        """What shows gets this size; narrow ones are phones, which are touched."""
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+        self.call("Emulation.setDeviceMetricsOverride", **size)
+        self.call("Emulation.setTouchEmulationEnabled", enabled=width < 600)
+
     def open(self, address: str, width: int = 1440, height: int = 900, theme: str = "light") -> None:
         """Show a page in a window of this size, and wait until fonts and mathematics are there."""
-        self.call(
-            "Emulation.setDeviceMetricsOverride",
-            width=width, height=height, deviceScaleFactor=1, mobile=width < 600,
-        )  # fmt: skip
-        self.call("Emulation.setTouchEmulationEnabled", enabled=width < 600)
+        self.window(width, height)
         name = self.before(f"for (const key of ['mode', 'theme']) localStorage.setItem(key, '{theme}')")
         self.call("Page.navigate", url=address)
         self.run(
