@@ -106,18 +106,23 @@ class LanguageModel:
         """
         Final-normed hidden states `[batch, token, d_model]` of `tokens` (`[batch, token]`) at positions from `start`.
 
-        With a packing in `call` the batch is 1, and every query begins at `start`.
+        With a packing in `call` the batch is 1, and every query begins at `start`; with a tree, all sequences are such.
 
         Raises
         ------
         InputError
             if they reach beyond the model's context, where it would give numbers that nobody trained.
         """
-        packing = None if call is None else call.packing
-        length = start + (tokens.shape[1] if packing is None else packing.take.shape[1])
-        if length > self.context:
-            raise InputError(f"a sequence of {length} tokens is longer than the model's context of {self.context}")
-        positions = torch.arange(tokens.shape[1], device=tokens.device) if packing is None else packing.positions
+        if call is not None and call.packing is not None:
+            length, positions = call.packing.length, call.packing.positions
+        elif call is not None and call.tree is not None:
+            length, positions = max(call.tree.depth) + 1, torch.tensor(call.tree.depth, device=tokens.device)
+        else:
+            length, positions = tokens.shape[1], torch.arange(tokens.shape[1], device=tokens.device)
+        if start + length > self.context:
+            raise InputError(
+                f"a sequence of {start + length} tokens is longer than the model's context of {self.context}"
+            )
         positions = (start + positions).expand(len(tokens), -1)
         output = self.model.base_model(input_ids=tokens, position_ids=positions, use_cache=False, shared=call)
         states: Tensor = output.last_hidden_state

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from iclgd_helpers.data.token_layout import TokenTree
+
 NAME = "iclgd"
 # Where attention runs through the kernel behind scaled_dot_product_attention, which itself keeps the normaliser back.
 FUSED_ON = ("cpu",)
@@ -46,26 +48,47 @@ class Packing:
         `[query, token]`, its tokens, the last one repeated as padding.
     place
         `[packed_token]`, position of each packed token in the flattened `take`.
+    positions
+        `[packed_token]`, position of each token within its query: how many tokens come before it where it is read.
+    length
+        the number of positions of the longest query.
+    distance
+        `[query, 1, token, token]`, see `tree_distance`; None where no query branches.
     """
 
     start: Tensor
     take: Tensor
     place: Tensor
+    positions: Tensor
+    length: int
+    distance: Tensor | None = None
 
     @classmethod
-    def of(cls, lengths: Sequence[int], device: torch.device) -> Packing:
-        """Packing of queries with `lengths` tokens, in this order."""
-        length = torch.tensor(lengths)
+    def of(cls, trees: Sequence[TokenTree], device: torch.device) -> Packing:
+        """Packing of queries with these tokens, in this order."""
+        length = torch.tensor([len(tree.tokens) for tree in trees])
         start = length.cumsum(0) - length
-        column = torch.arange(max(lengths))
+        column = torch.arange(int(length.max()))
         take = start[:, None] + torch.minimum(column, length[:, None] - 1)
         place = (column < length[:, None]).flatten().nonzero()[:, 0]
-        return cls(start.to(device), take.to(device), place.to(device))
+        depth = torch.tensor([position for tree in trees for position in tree.depth])
+        distance = None
+        if any(tree.is_branched for tree in trees):
+            branch = torch.tensor([number for tree in trees for number in tree.branch])
+            distance = tree_distance(depth[take], branch[take])[:, None].to(device)
+        longest = int(depth.max()) + 1
+        return cls(start.to(device), take.to(device), place.to(device), depth.to(device), longest, distance)
 
-    @property
-    def positions(self) -> Tensor:
-        """`[packed_token]`: position of each token within its query."""
-        return self.place % self.take.shape[1]
+
+def tree_distance(depth: Tensor, branch: Tensor) -> Tensor:
+    """
+    How many positions a token lies behind another one that it sees, `[…, token, token]`; -1 where it sees it not.
+
+    `depth` and `branch` (`[…, token]`) are those of a `TokenTree`.
+    """
+    distance = depth[..., :, None] - depth[..., None, :]
+    same = (branch[..., None, :] == 0) | (branch[..., None, :] == branch[..., :, None])
+    return torch.where(same, distance, -1)
 
 
 @dataclass
@@ -73,11 +96,20 @@ class Call:
     """What one forward pass wants of the attention layers, beside their output."""
 
     prefix: Prefix = field(default_factory=Prefix)  # what packed queries attend to first
-    packing: Packing | None = None  # where the queries behind the prefix lie; without it, plain sequences
+    packing: Packing | None = None  # where the queries behind the prefix lie; without it, sequences of their own
+    tree: TokenTree | None = None  # of which kind those sequences are, if they branch
     capture: Prefix | None = None  # store the keys and values of this (single) sequence here
     read: Tensor | None = None  # [query] position (within the query) whose scores are recorded
     scores: dict[int, Tensor] = field(default_factory=dict)  # layer -> [query, head, query_token]
     queries: dict[int, Tensor] | None = None  # if a dictionary: layer -> [batch, head, token, head_dim], unscaled
+
+    def distance(self, device: torch.device) -> Tensor | None:
+        """See `tree_distance`; None where nothing branches."""
+        if self.packing is not None:
+            return self.packing.distance
+        if self.tree is None or not self.tree.is_branched:
+            return None
+        return tree_distance(torch.tensor(self.tree.depth), torch.tensor(self.tree.branch)).to(device)
 
     def keep(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> None:
         """Store what was asked for of a layer's queries, keys and values, as the layer is given them."""
@@ -127,11 +159,12 @@ def shared_prefix_attention(
     packed_query = query[0]
     if packing is not None:
         query, key, value = (_unpacked(tensor[0], packing) for tensor in (query, key, value))
+    distance = shared.distance(query.device)
     if shared.read is not None:
-        shared.scores[layer] = _scores_at(shared.read, query, key, scaling, sliding_window)
+        shared.scores[layer] = _scores_at(shared.read, query, key, scaling, sliding_window, distance)
     if packing is None:
-        return _self_attention(query, key, value, scaling, sliding_window).transpose(1, 2), None
-    own = _over_own_tokens(query, key, value, scaling, sliding_window)
+        return _self_attention(query, key, value, scaling, sliding_window, distance).transpose(1, 2), None
+    own = _over_own_tokens(query, key, value, scaling, sliding_window, distance)
     keys, values = shared.prefix.keys[layer], shared.prefix.values[layer]
     prefix = _over_prefix(packed_query, keys, values, packing.positions, scaling, sliding_window)
     return _gated(own, prefix, packing).transpose(0, 1)[None], None
@@ -168,38 +201,49 @@ def _gated(own: tuple[Tensor, Tensor], prefix: tuple[Tensor, Tensor], packing: P
     return torch.lerp(within, before, gate)
 
 
-def _scores_at(read: Tensor, query: Tensor, key: Tensor, scaling: float, window: int | None) -> Tensor:
+def _scores_at(
+    read: Tensor, query: Tensor, key: Tensor, scaling: float, window: int | None, distance: Tensor | None
+) -> Tensor:
     """Scaled pre-softmax scores of one token a sequence over the query's tokens; 0 where it does not see."""
-    rows = query[torch.arange(len(read), device=read.device), :, read]  # [batch, head, head_dim]
+    each = torch.arange(len(read), device=read.device)
+    rows = query[each, :, read]  # [batch, head, head_dim]
     grouped = rows.view(len(read), key.shape[1], -1, rows.shape[-1])
     scores = (torch.einsum("bkgd,bktd->bkgt", grouped, key) * scaling).flatten(1, 2)
-    visible = _causal_mask(key.shape[2], window, read.device)[read]
+    mask = _causal_mask(key.shape[2], window, read.device, distance)
+    visible = mask[read] if distance is None else mask[each, 0, read]
     return scores.to(precise_dtype(scores)).masked_fill(~visible[:, None], 0.0)
 
 
-def _causal_mask(n_tokens: int, window: int | None, device: torch.device) -> Tensor:
-    """`[query_token, key_token]`, True where seen: the token itself and those before it, at most `window` in all."""
-    distance = torch.arange(n_tokens, device=device)[:, None] - torch.arange(n_tokens, device=device)
+def _causal_mask(n_tokens: int, window: int | None, device: torch.device, distance: Tensor | None = None) -> Tensor:
+    """
+    `[…, query_token, key_token]`, True where seen: the token itself and those before it, at most `window` in all.
+
+    `distance` as `tree_distance` has it, for tokens that branch.
+    """
+    if distance is None:
+        distance = torch.arange(n_tokens, device=device)[:, None] - torch.arange(n_tokens, device=device)
     return (distance >= 0) & (distance < (window or n_tokens))
 
 
-def _self_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None) -> Tensor:
+def _self_attention(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None, distance: Tensor | None
+) -> Tensor:
     """Attention within each sequence; `[batch, head, token, head_dim]`."""
     n_tokens = query.shape[2]
-    masked = window is not None and n_tokens > window
-    mask = _causal_mask(n_tokens, window, query.device) if masked else None
+    masked = distance is not None or (window is not None and n_tokens > window)
+    mask = _causal_mask(n_tokens, window, query.device, distance) if masked else None
     return nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, is_causal=not masked, scale=scaling, enable_gqa=True
     )
 
 
 def _over_own_tokens(
-    query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, window: int | None, distance: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Attention of each query's tokens to themselves, `[query, head, token, head_dim]`, and its log-normaliser."""
     group = query.shape[1] // key.shape[1]
     key, value = (tensor.repeat_interleave(group, 1) for tensor in (key, value))
-    return _attend(query, key, value, scaling, _causal_mask(query.shape[2], window, query.device))
+    return _attend(query, key, value, scaling, _causal_mask(query.shape[2], window, query.device, distance))
 
 
 def _over_prefix(
@@ -229,7 +273,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, scaling: float, seen: Ten
     """
     Softmax attention and the logarithm of its normaliser, `[batch, head, token]`.
 
-    `seen`: `[token, key_token]`, or None for everything; a token that sees nothing gets 0 and -inf.
+    `seen`: `[…, token, key_token]`, or None for everything; a token that sees nothing gets 0 and -inf.
     """
     bias = None if seen is None else torch.zeros_like(seen, dtype=query.dtype).masked_fill_(~seen, -torch.inf)
     if query.device.type in FUSED_ON:
@@ -251,7 +295,7 @@ def _attend_in_parts(
     for start in range(0, query.shape[2], at_once):
         rows = slice(start, start + at_once)
         scores = query[:, :, rows] @ key.transpose(2, 3) * scaling
-        scores = (scores if bias is None else scores + bias[rows]).to(precise_dtype(scores))
+        scores = (scores if bias is None else scores + bias[..., rows, :]).to(precise_dtype(scores))
         outputs.append(torch.softmax(scores, -1).nan_to_num().to(value.dtype) @ value)
         normalisers.append(scores.logsumexp(-1))
     return torch.cat(outputs, 2), torch.cat(normalisers, 2)

@@ -43,7 +43,7 @@ def observed(
 
     Parameters
     ----------
-    run : its model observes; its labels are those that are scored.
+    run : its model observes.
     queries : all have the run's layout.
     arms : by any name.
     compared : by any name, three of the arms: unchanged, in context, updated.
@@ -64,7 +64,7 @@ def observed(
         columns[column][indices] = array
 
     with tqdm(total=len(queries), desc="queries", disable=not progress, leave=False) as bar:
-        for indices, seen in observe(run.model, queries, arms, run.layout.labels):
+        for indices, seen in observe(run.model, queries, arms):
             for arm, observation in seen.items():
                 put(("log_probability", arm), indices, observation.label_log_probabilities)
                 put(("lens", arm), indices, observation.lens_log_odds.argmax(-1))

@@ -232,9 +232,9 @@ def sequential_step(shape: Shape, tokens: int, rows: int, full: bool = False) ->
 STEPS = {"standard": standard_step, "joint": joint_step, "sequential": sequential_step}
 
 
-def loss_rows(tokens: int, loss: str) -> int:
-    """Positions of a training sequence that go through the head."""
-    return tokens - 1 if loss == "all" else 1
+def loss_rows(tokens: int, loss: str, label_rows: int = 1) -> int:
+    """Positions of a training sequence that go through the head; `label_rows` are those that predict labels."""
+    return tokens - 1 if loss == "all" else label_rows
 
 
 # -------------------------------------------------------------------------------------------------------------- bytes
@@ -317,6 +317,8 @@ def run_cost(
     dtype: str = "float32",
     loss: str = "all",
     n_classes: int = 2,
+    query_rows: int = 1,
+    label_rows: int = 1,
     batch_tokens: int = BATCH_TOKENS["cpu"],
 ) -> Cost:
     """
@@ -325,44 +327,51 @@ def run_cost(
     Parameters
     ----------
     prefix : tokens of the in-context prefix, BOS included; the shuffled one is as long.
-    query_lengths, training_lengths : tokens of each query (class token included), and of each training sequence (BOS
-        and label included).
+    query_lengths, training_lengths : tokens of each query (those of labels included), and of each training sequence
+        (BOS and label included).
     n_compared : queries that all arms see, from the first; zero-shot and in-context see all of them.
     chosen : methods that are run at a chosen rate, too.
     conditioning : whether each method is run again with perturbed weights (never below float32).
+    query_rows, label_rows : positions of a query, and of a training sequence, that predict labels' tokens; more than 1
+        for labels of several tokens.
     batch_tokens : padded query tokens in a batch.
     """
     compared = query_lengths[:n_compared]
     arms = {name: kind(name) for name in names(controls, chosen)}
     before = {name: prefix if arm.in_context else 1 for name, arm in arms.items()}
-    tuning = {method: _tuning(shape, method, training_lengths, loss) for method in STEPS}
+    steps = [(tokens, loss_rows(tokens, loss, label_rows)) for tokens in training_lengths]
+    tuning = {method: sum((STEPS[method](shape, *step) for step in steps), Work()) for method in STEPS}
+
+    def observing(prefixes: Sequence[int], lengths: Sequence[int]) -> Work:
+        return _observing(shape, prefixes, lengths, query_rows, n_classes)
+
     stages = {f"finetune {method}": work for method, work in tuning.items()}
     if controls:
         stages["finetune controls"] = tuning["standard"] * 2  # shuffled labels; untrained weights
     if chosen:
         stages["finetune at chosen rates"] = sum((tuning[method] for method in chosen), Work())
     if conditioning and ITEMSIZE[dtype] >= 4:
-        read = _observing(shape, [1, 1], query_lengths[:N_PERTURBED_QUERIES], n_classes) * len(STEPS)
+        read = observing([1, 1], query_lengths[:N_PERTURBED_QUERIES]) * len(STEPS)
         stages["conditioning"] = sum(tuning.values(), read)
-    stages["observe, all arms"] = _observing(shape, list(before.values()), compared, n_classes) + _probe(shape)
-    stages["observe, other queries"] = _observing(shape, [1, prefix], query_lengths[len(compared) :], n_classes)
-    observing = _observing_bytes(shape, prefix, query_lengths, len(_trained(arms)), dtype, batch_tokens)
+    stages["observe, all arms"] = observing(list(before.values()), compared) + _probe(shape)
+    stages["observe, other queries"] = observing([1, prefix], query_lengths[len(compared) :])
+    observing_bytes = _observing_bytes(shape, prefix, query_lengths, len(_trained(arms)), dtype, batch_tokens)
     memory = {
         "weights": weights_bytes(shape, dtype),
         "K/V updates, or random weights of a control": _changed_bytes(shape, arms, dtype),
         "prefixes": sum(prefix_bytes(shape, tokens, dtype) for tokens in before.values()),
-        "activations": max(observing, _tuning_bytes(shape, max(training_lengths), loss, dtype)),
+        "activations": max(observing_bytes, training_bytes(shape, *max(steps), dtype) - update_bytes(shape)),
     }
     return Cost(stages, memory)
 
 
-def _observing(shape: Shape, prefixes: Sequence[int], query_lengths: Sequence[int], n_classes: int) -> Work:
+def _observing(shape: Shape, prefixes: Sequence[int], query_lengths: Sequence[int], rows: int, n_classes: int) -> Work:
     """Every query behind every prefix, and the prefixes themselves, which are read once."""
     work = Work()
     for prefix in prefixes:
         work += forward(shape, prefix)
         for tokens in query_lengths:
-            work += forward(shape, tokens, prefix, 1) + recording(shape, tokens, n_classes)
+            work += forward(shape, tokens, prefix, rows) + recording(shape, tokens, n_classes)
     return work
 
 
@@ -370,10 +379,6 @@ def _probe(shape: Shape) -> Work:
     """What `LanguageModel.first_layer_sees_the_prompt` computes."""
     scores = Work(attention=2 * shape.n_layers * shape.d_query * PROBE_TOKENS)
     return (forward(shape, PROBE_TOKENS) + scores) * 2
-
-
-def _tuning(shape: Shape, method: str, training_lengths: Sequence[int], loss: str) -> Work:
-    return sum((STEPS[method](shape, tokens, loss_rows(tokens, loss)) for tokens in training_lengths), Work())
 
 
 def _trained(arms: Mapping[str, ArmKind]) -> list[ArmKind]:
@@ -400,22 +405,20 @@ def _observing_bytes(
     return max(*observing, batch_bytes(shape, [prefix], 0, 0, dtype))
 
 
-def _tuning_bytes(shape: Shape, longest: int, loss: str, dtype: str) -> int:
-    """A step; a learner's weights become its arm's update, which is counted there."""
-    return training_bytes(shape, longest, loss_rows(longest, loss), dtype) - update_bytes(shape)
-
-
 def lengths(plan: Plan) -> tuple[int, list[int], list[int]]:
     """Tokens of a run's in-context prefix, of each query, and of each training sequence."""
     layout = plan.layout
     queries = [len(query.tokens) for query in plan.queries]
-    return len(layout.prefix(plan.demonstrations)), queries, [len(layout.training_sequence(e)) for e in plan.training]
+    training = [layout.training_sequence(example).length(plan.parameters.loss) for example in plan.training]
+    return len(layout.prefix(plan.demonstrations)), queries, training
 
 
 def of_run(plan: Plan) -> Cost:
     """Cost of a planned run: its tokens and its model's configuration are known, weights are not needed."""
     given = plan.parameters
     device = choose_device(given.device).split(":")[0]
+    scored = plan.queries[0].labels
+    rows = 1 + sum(len(label) - 1 for label in scored)
     return run_cost(
         Shape.of(plan.config),
         *lengths(plan),
@@ -425,7 +428,9 @@ def of_run(plan: Plan) -> Cost:
         conditioning=given.conditioning,
         dtype=given.dtype,
         loss=given.loss,
-        n_classes=len(plan.layout.labels),
+        n_classes=len(scored),
+        query_rows=rows,
+        label_rows=rows if given.loss == "label_space" else max(map(len, scored)),
         batch_tokens=BATCH_TOKENS.get(device, 2**14),  # as `observe.batches` has it
     )
 

@@ -103,6 +103,7 @@ class ExperimentParameters(Parameters):
     dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"]
     separator: Literal["eos", "newline"]
     balanced: bool
+    label_score: Literal["sum", "mean", "first"] = "sum"
     token_read: Literal["label", "prompt"] = "label"
     loss: Literal["all", "label", "label_space"] = "all"
     clip: Literal["none", "global", "per_layer", "elementwise"] = "none"

@@ -71,13 +71,13 @@ def plan(given: ExperimentParameters, data: TaskData | None = None) -> Plan:
     drawn = select_demonstrations(data.train, given.n_demonstrations, given.seed, given.balanced)
     drawn = reordered(drawn, given.order)
     tokenizer, config = models.tokenizer_and_config(given.model)
-    layout = Layout.make(tokenizer, data.task, given.separator)
+    layout = Layout.make(tokenizer, data.task, given.separator, given.label_score)
     everything = [layout.query(example, given.token_read) for example in data.evaluation]
     limit = min(given.max_context, models.context(config))
-    fitting = layout.fitting(drawn, max(len(query.tokens) for query in everything), limit)
+    fitting = layout.fitting(drawn, max(query.length for query in everything), limit)
     training = fitting if given.equal_demonstrations else drawn
     for example in training:
-        if (length := len(layout.training_sequence(example))) > limit:
+        if (length := len(layout.training_sequence(example).tokens)) > limit:
             raise InputError(
                 f"the demonstration in row {example.row + 1} has {length} tokens, the context holds {limit}: shorten "
                 "it, or pass equal_demonstrations=True, which leaves out what does not fit"
