@@ -133,17 +133,30 @@ def lens_logits(model, states):
     return model.get_output_embeddings()(model.get_submodule(LAST_NORM[model.config.model_type])(states))
 
 
+def label_score(logits, tokens, n_label, score):
+    """Score of a label from the logits `[token, vocabulary]` of a sequence that ends in its `n_label` tokens."""
+    terms = []
+    for place in range(len(tokens) - n_label, len(tokens)):
+        terms.append(logits[place - 1][tokens[place]] - logits[place - 1].logsumexp(-1))
+    return {"sum": sum(terms), "mean": sum(terms) / len(terms), "first": terms[0]}[score]
+
+
 @torch.no_grad()
-def observe(model, before, prompt, labels, token_read="label"):
+def observe(model, before, prompt, labels, token_read="label", score="sum"):
     """Label log-probabilities, lens logits, attention output and scores of one query behind `before`."""
-    tokens = [*before, *prompt, labels[0]]
-    seen = forward(model, tokens)
-    predict = len(before) + len(prompt) - 1
-    read = predict + 1 if token_read == "label" else predict
-    log_probability = seen.logits[predict] - seen.logits[predict].logsumexp(-1)
+    context = [*before, *prompt]
+    passes = [forward(model, [*context, *labels[0]])]  # where a class's only token is predicted, too
+    passes += [forward(model, [*context, *label]) if len(label) > 1 else passes[0] for label in labels[1:]]
+    scores = [
+        label_score(seen.logits, [*context, *label], len(label), score)
+        for seen, label in zip(passes, labels, strict=True)
+    ]
+    seen, predict = passes[0], len(context) - 1
+    read = predict + len(labels[0]) if token_read == "label" else predict
+    firsts = [label[0] for label in labels]
     return {
-        "label_log_probabilities": torch.stack([log_probability[t] for t in labels]),
-        "lens": torch.stack([lens_logits(model, out[predict])[labels] for out in seen.block_outputs]),
+        "label_log_probabilities": torch.stack(scores),
+        "lens": torch.stack([lens_logits(model, out[predict])[firsts] for out in seen.block_outputs]),
         "attention_output": torch.stack([out[read] for out in seen.attention_outputs]),
         "attention_scores": torch.stack([s[:, read, len(before) : read + 1] for s in seen.scores]),
         "attention_weights": torch.stack([w[:, read, : read + 1] for w in seen.weights]),
@@ -151,18 +164,27 @@ def observe(model, before, prompt, labels, token_read="label"):
 
 
 # ------------------------------------------------------------------------------------------------- finetuning
-def loss_of(logits, tokens, labels, loss):
-    """Mean over the predicted tokens of -log p; logits `[token, vocabulary]`, the last token is the label."""
-    if loss == "label_space":
-        chosen = logits[-2][labels]
-        return chosen.logsumexp(0) - chosen[labels.index(tokens[-1])]
-    terms = [logits[i - 1].logsumexp(0) - logits[i - 1][tokens[i]] for i in range(1, len(tokens))]
-    return sum(terms) / len(terms) if loss == "all" else terms[-1]
+def loss_passes(sequence, loss):
+    """The sequences whose logits a loss reads: the example with its own label, or with each class's."""
+    labels = sequence.labels if loss == "label_space" else [sequence.answer]
+    return [([*sequence.trunk, *label], len(label)) for label in labels]
 
 
-def finetune(model, sequences, labels, method, rate, loss="all", clip="none", clip_value=None):
+def loss_of(logits, passes, sequence, loss):
+    """Loss of a training sequence from the logits of each of its passes."""
+    (tokens, n_label), score = passes[0], sequence.label_score
+    if loss == "all":
+        terms = [logits[0][i - 1].logsumexp(0) - logits[0][i - 1][tokens[i]] for i in range(1, len(tokens))]
+        return sum(terms) / len(terms)
+    if loss == "label":
+        return -label_score(logits[0], tokens, n_label, score)
+    scores = [label_score(one, tokens, n, score) for one, (tokens, n) in zip(logits, passes, strict=True)]
+    return torch.stack(scores).logsumexp(0) - scores[sequence.label]
+
+
+def finetune(model, sequences, method, rate, loss="all", clip="none", clip_value=None):
     """Train the key and value projections of `model` itself; losses and gradient norms, a list a step."""
-    n_layers, labels = len(blocks(model)), list(labels)
+    n_layers = len(blocks(model))
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     trained = [[p for _name, p in key_values(model, layer)] for layer in range(n_layers)]
@@ -172,21 +194,22 @@ def finetune(model, sequences, labels, method, rate, loss="all", clip="none", cl
     optimizers = [torch.optim.SGD(parameters, lr=rate) for parameters in trained]
     losses, norms = [], []
     for sequence in sequences:
-        tokens = [int(t) for t in sequence]
+        passes = loss_passes(sequence, loss)
         step_losses, step_norms = [], [0.0] * n_layers
         rounds = {"standard": [range(n_layers)], "joint": [range(n_layers)],
                   "sequential": [[layer] for layer in range(n_layers)]}[method]  # fmt: skip
-        for layers in rounds:  # every round is one forward pass with the present weights
-            seen = forward(model, tokens)
+        for layers in rounds:  # every round is forward passes with the present weights
+            seen = [forward(model, tokens) for tokens, _n_label in passes]
             if method == "standard":
-                value = loss_of(seen.logits, tokens, labels, loss)
+                value = loss_of([one.logits for one in seen], passes, sequence, loss)
                 flat = [p for parameters in trained for p in parameters]
                 for parameter, gradient in zip(flat, torch.autograd.grad(value, flat), strict=True):
                     parameter.grad = without_query(model, gradient)
                 step_losses.append(value.detach().item())
             else:  # a layer's weights reach that layer's lens through the layer only: no detaching needed
                 for layer in layers:
-                    value = loss_of(lens_logits(model, seen.block_outputs[layer]), tokens, labels, loss)
+                    logits = [lens_logits(model, one.block_outputs[layer]) for one in seen]
+                    value = loss_of(logits, passes, sequence, loss)
                     gradients = torch.autograd.grad(value, trained[layer], retain_graph=True)
                     for parameter, gradient in zip(trained[layer], gradients, strict=True):
                         parameter.grad = without_query(model, gradient)

@@ -70,12 +70,14 @@ class Packing:
         start = length.cumsum(0) - length
         column = torch.arange(int(length.max()))
         take = start[:, None] + torch.minimum(column, length[:, None] - 1)
-        place = (column < length[:, None]).flatten().nonzero()[:, 0]
+        within = column < length[:, None]
+        place = within.flatten().nonzero()[:, 0]
         depth = torch.tensor([position for tree in trees for position in tree.depth])
         distance = None
         if any(tree.is_branched for tree in trees):
             branch = torch.tensor([number for tree in trees for number in tree.branch])
-            distance = tree_distance(depth[take], branch[take])[:, None].to(device)
+            distance = tree_distance(depth[take], branch[take])
+            distance = distance.masked_fill(~within[:, None], -1)[:, None].to(device)  # nobody sees padding
         longest = int(depth.max()) + 1
         return cls(start.to(device), take.to(device), place.to(device), depth.to(device), longest, distance)
 
