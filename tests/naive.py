@@ -81,6 +81,28 @@ def context(tokenizer, task, demonstrations, separator):
     return tokens
 
 
+def label_tokens(tokenizer, task):
+    """The tokens of each class's label."""
+    return [encode(tokenizer, " " + word) for word in task.verbalizers]
+
+
+@dataclass
+class Sequence:
+    """What one finetuning step sees: the tokens of the prompt, then the example's own label."""
+
+    trunk: list
+    answer: list
+    labels: list  # of every class
+    label: int
+    label_score: str = "sum"
+
+
+def sequence(tokenizer, task, example, before):
+    """One demonstration to be trained on, behind the tokens `before`."""
+    labels = label_tokens(tokenizer, task)
+    return Sequence([*before, *encode(tokenizer, example.prompt)], labels[example.label], labels, example.label)
+
+
 # ---------------------------------------------------------------------------------------------------- forward
 class _Scores(TorchFunctionMode):
     """What goes into and comes out of the softmax of each attention layer, from the bottom to the top."""

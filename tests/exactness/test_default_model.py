@@ -88,10 +88,10 @@ def test_first_step_equals_naive(real: Real, method: str, loss: str):
     if method == "sequential":  # one forward pass of the naive model for each of 30 layers: few tokens
         sequence = (*sequence[:7], sequence[-1])
     before = [value.clone() for value in real.model.original().values]
-    ours = finetune.finetune(real.model, [sequence], labels, method, settings)
+    ours = finetune.finetune(real.model, [sequence], method, settings)
     assert all(torch.equal(a, b) for a, b in zip(before, real.model.original().values, strict=True))
     real.trained.load_state_dict(real.stock.state_dict())
-    losses, norms = naive.finetune(real.trained, [sequence], labels, method, 1e-4, loss)
+    losses, norms = naive.finetune(real.trained, [sequence], method, 1e-4, loss)
     assert relative(ours.losses.double(), torch.tensor(losses, dtype=torch.float64)) < TOLERANCE
     norms = torch.tensor(norms, dtype=torch.float64)
     assert ((ours.gradient_norms - norms).abs() / norms).max() < 10 * TOLERANCE

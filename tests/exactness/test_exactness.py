@@ -32,7 +32,7 @@ def seen(material: Material, prefix, token_read="label", update=None, batch_toke
     width = max(len(query.tokens) for query in queries)
     rows: dict[int, tuple] = {}
     arms = {"arm": Arm(tuple(prefix), update)}
-    for indices, observations in observe(material.model, queries, arms, material.labels, batch_tokens):
+    for indices, observations in observe(material.model, queries, arms, batch_tokens):
         observation: Observation = observations["arm"]
         pad = width - observation.attention_scores.shape[-1]
         scores = torch.nn.functional.pad(observation.attention_scores, (0, pad))
@@ -98,7 +98,7 @@ def test_whole_rows_of_attention_weights(material: Material):
     """With BOS as the first of the read tokens nothing is left out: the rows agree without renormalising."""
     model = naive.stock(material.model)
     for prompt in prompts(material)[:2]:
-        tokens = [material.layout.bos, *prompt, material.labels[0]]
+        tokens = [material.layout.bos, *prompt, *material.labels[0]]
         call = Call(read=torch.tensor([len(tokens) - 1]))
         with torch.no_grad():
             material.model.hidden(torch.tensor([tokens]), call=call)
@@ -116,7 +116,7 @@ def test_cached_equals_recomputed(material: Material, length: int):
     prefix = material.layout.prefix(material.demonstrations)[:length]
     assert len(prefix) == length
     queries = [torch.tensor(query.tokens) for query in material.queries()]
-    packing = prefix_attention.Packing.of([len(tokens) for tokens in queries], torch.device("cpu"))
+    packing = prefix_attention.Packing.of([query.tree for query in material.queries()], torch.device("cpu"))
     call = Call(prefix=language_model.prefix(prefix), packing=packing)
     with torch.no_grad():
         cached = language_model.hidden(torch.cat(queries)[None], start=length, call=call)[0]
@@ -174,7 +174,7 @@ def test_separators(double: Material, separator: str):
 # ---------------------------------------------------------------------------------------------------- updates
 @pytest.mark.parametrize("method", METHODS)
 def test_zero_rate_changes_nothing(double: Material, method: str):
-    result = finetune.finetune(double.model, double.sequences, double.labels, method, Settings(0.0))
+    result = finetune.finetune(double.model, double.sequences, method, Settings(0.0))
     assert result.gradient_norms.min() > 0
     for old, new in zip(double.model.original().values, result.update.values, strict=True):
         assert torch.equal(old, new)
@@ -193,8 +193,8 @@ def test_update_of_zero_changes_nothing(material: Material):
 
 def test_update_reaches_the_prefix(double: Material, stock):
     """Keys and values of the prefix are those of the updated weights, too."""
-    update = finetune.finetune(double.model, double.sequences, double.labels, "standard", Settings(RATE)).update
-    naive.finetune(stock, double.sequences, double.labels, "standard", RATE)
+    update = finetune.finetune(double.model, double.sequences, "standard", Settings(RATE)).update
+    naive.finetune(stock, double.sequences, "standard", RATE)
     before = double.layout.prefix(double.demonstrations[:2])
     ours = seen(double, before, update=update)
     for i, prompt in enumerate(prompts(double)):
@@ -227,7 +227,7 @@ def test_finetuning_restores_after_an_interrupt(double: Material, method: str):
 
     with pytest.raises(KeyboardInterrupt):
         learner = finetune.Learner(double.sequences, Settings(RATE))
-        finetune.finetune_together(double.model, [learner], double.labels, method, interrupt)
+        finetune.finetune_together(double.model, [learner], method, interrupt)
     assert all(torch.equal(value, state[name]) for name, value in double.model.model.state_dict().items())
     assert not any(parameter.requires_grad for parameter in double.model.model.parameters())
     assert replaced() == before
@@ -238,11 +238,11 @@ def test_finetuning_restores_after_an_interrupt(double: Material, method: str):
 # ------------------------------------------------------------------------------------------------- finetuning
 def compare_finetuning(material: Material, method: str, **options) -> finetune.Finetuned:
     """Train both ways and assert that losses, gradient norms, weights and drift agree."""
-    sequences, labels = material.sequences[:2], material.labels
-    ours = finetune.finetune(material.model, sequences, labels, method, Settings(RATE, **options))
+    sequences = material.sequences[:2]
+    ours = finetune.finetune(material.model, sequences, method, Settings(RATE, **options))
     before = naive.stock(material.model)
     after = naive.stock(material.model)
-    losses, norms = naive.finetune(after, sequences, labels, method, RATE, **options)
+    losses, norms = naive.finetune(after, sequences, method, RATE, **options)
     material.close(ours.losses, losses)
     material.close(ours.gradient_norms, norms)
     expected = [p for layer in range(material.model.n_layers) for _name, p in naive.key_values(after, layer)]
@@ -266,19 +266,13 @@ def test_finetuning_equals_naive(material: Material, method: str, loss: str):
 def test_clipping_equals_naive_and_bounds_the_step(double: Material, method: str, clip: str):
     if method == "sequential" and clip == "global":
         with pytest.raises(InputError, match="per_layer"):
-            finetune.finetune(
-                double.model,
-                double.sequences,
-                double.labels,
-                method,
-                Settings(RATE, clip=clip, clip_value=1.0),
-            )
+            finetune.finetune(double.model, double.sequences, method, Settings(RATE, clip=clip, clip_value=1.0))
         return
     value = 0.002 if clip == "elementwise" else 0.3
     result = compare_finetuning(double, method, clip=clip, clip_value=value)
     assert (result.gradient_norms > value).all()  # the recorded norms are those before clipping
     one = finetune.finetune(
-        double.model, double.sequences[:1], double.labels, method, Settings(RATE, clip=clip, clip_value=value)
+        double.model, double.sequences[:1], method, Settings(RATE, clip=clip, clip_value=value)
     ).update
     steps = [(old - new) / RATE for old, new in zip(double.model.original().values, one.values, strict=True)]
     layers = [trainable.layer for trainable in double.model.trainables]
@@ -293,9 +287,9 @@ def test_clipping_equals_naive_and_bounds_the_step(double: Material, method: str
         largest = max(float(step.abs().max()) for step in steps)
         assert largest == pytest.approx(value, rel=1e-9)
     untouched = finetune.finetune(
-        double.model, double.sequences[:1], double.labels, method, Settings(RATE, clip=clip, clip_value=1e6)
+        double.model, double.sequences[:1], method, Settings(RATE, clip=clip, clip_value=1e6)
     ).update
-    free = finetune.finetune(double.model, double.sequences[:1], double.labels, method, Settings(RATE)).update
+    free = finetune.finetune(double.model, double.sequences[:1], method, Settings(RATE)).update
     assert all(torch.equal(a, b) for a, b in zip(untouched.values, free.values, strict=True))
 
 
@@ -303,7 +297,7 @@ def learners(material: Material, method: str) -> list[finetune.Learner]:
     """Other rates, every kind of clipping, other labels, and other starting weights, on sequences of equal lengths."""
     kinds = ["none", "per_layer", "elementwise"] + ["global"] * (method != "sequential")
     settings = [Settings(RATE, clip=kind, clip_value=None if kind == "none" else 0.01) for kind in kinds]
-    other = [[*sequence[:-1], sequence[-2]] for sequence in material.sequences]
+    other = [replace(sequence, answer=sequence.trunk[-1:]) for sequence in material.sequences]
     moved = finetune.perturbed(material.model, 3, 0.1)
     return [
         *(finetune.Learner(material.sequences, s) for s in (*settings, Settings(3 * RATE), Settings(0.0))),
@@ -318,11 +312,11 @@ def test_learners_together_equal_each_alone(double: Material, method: str, limit
     """Whatever the groups they are split into; and the two that differ in one thing differ in their weights."""
     monkeypatch.setattr(finetune, "LEARNER_BYTES", limit)
     several, steps = learners(double, method), []
-    together = finetune.finetune_together(double.model, several, double.labels, method, lambda: steps.append(1))
+    together = finetune.finetune_together(double.model, several, method, lambda: steps.append(1))
     assert len(steps) == len(several) * len(double.sequences)
     for learner, ours in zip(several, together, strict=True):
         with double.model.using(learner.start):
-            alone = finetune.finetune(double.model, learner.sequences, double.labels, method, learner.settings)
+            alone = finetune.finetune(double.model, learner.sequences, method, learner.settings)
         double.close(ours.losses, alone.losses)
         double.close(ours.gradient_norms, alone.gradient_norms)
         for value, expected in zip(ours.update.values, alone.update.values, strict=True):
@@ -349,19 +343,20 @@ def test_the_vocabulary_loss_in_parts(at_once: int, monkeypatch):
 
 def gradients_by_layer(material: Material) -> list[list[list[torch.Tensor | None]]]:
     """For the loss of each layer, the gradient of every layer's K and V parameters (None: no path)."""
-    language_model, tokens = material.model, torch.tensor([material.sequences[0]])
+    language_model = material.model
+    targets = finetune.Targets.of(material.sequences[:1], "all", language_model.device)
     found = []
     with finetune._training(language_model, [finetune.Learner([], Settings(RATE))]) as descent:
 
         def on_layer(_layer, output, _recompute):
-            loss = finetune.sequence_loss(language_model, language_model.lens(output), tokens, material.labels, "all")
+            loss = finetune.sequence_loss(language_model, language_model.lens(output), targets)
             gradients = torch.autograd.grad(loss, descent.weights, retain_graph=True, allow_unused=True)
             by_layer = [[] for _ in range(language_model.n_layers)]
             for trainable, gradient in zip(language_model.trainables, gradients, strict=True):
                 by_layer[trainable.layer].append(gradient)
             found.append(by_layer)
 
-        finetune.layer_by_layer(language_model, tokens, on_layer)
+        finetune.layer_by_layer(language_model, targets, on_layer)
     return found
 
 
@@ -386,7 +381,7 @@ def query_part(model, tensor: torch.Tensor) -> torch.Tensor:
 def test_query_rows_of_fused_projections_stay(double: Material, method: str, monkeypatch: pytest.MonkeyPatch):
     def moved_and_norm() -> tuple[float, float]:
         model = models.tiny_model(double.model.name, dtype=torch.float64)
-        result = finetune.finetune(model, double.sequences, double.labels, method, Settings(RATE))
+        result = finetune.finetune(model, double.sequences, method, Settings(RATE))
         changes = [new - old for old, new in zip(model.original().values, result.update.values, strict=True)]
         moved = max(float(query_part(model.model, change).abs().max()) for change in changes)
         kept = [float(naive.without_query(model.model, change).abs().max()) for change in changes]
@@ -411,7 +406,7 @@ def test_controls_leave_query_rows_alone(double: Material):
 def test_sequential_differs_from_joint(double: Material):
     """Not for the lowest layer at the first step; for every other, since it sees updated layers below."""
     joint, sequential = (
-        finetune.finetune(double.model, double.sequences[:1], double.labels, method, Settings(RATE))
+        finetune.finetune(double.model, double.sequences[:1], method, Settings(RATE))
         for method in ("joint", "sequential")
     )
     for trainable, a, b in zip(double.model.trainables, joint.update.values, sequential.update.values, strict=True):
@@ -426,7 +421,7 @@ def test_sequential_differs_from_joint(double: Material):
 def test_the_last_layer_of_joint_is_standard_without_depth(double: Material):
     """The top layer's own loss is the model's loss: so are its first-step value and its gradient norm."""
     joint, standard = (
-        finetune.finetune(double.model, double.sequences[:1], double.labels, method, Settings(RATE))
+        finetune.finetune(double.model, double.sequences[:1], method, Settings(RATE))
         for method in ("joint", "standard")
     )
     double.close(joint.losses[0, -1], standard.losses[0, 0])
@@ -438,20 +433,20 @@ def test_the_last_layer_of_joint_is_standard_without_depth(double: Material):
 def test_gradient_norms_are_of_one_step_alone(double: Material, method: str):
     """The same demonstration six times at rate 0: flat norms. The original's would grow."""
     again = [double.sequences[0]] * 6
-    norms = finetune.finetune(double.model, again, double.labels, method, Settings(0.0)).gradient_norms
+    passes = naive.loss_passes(again[0], "all")
+    norms = finetune.finetune(double.model, again, method, Settings(0.0)).gradient_norms
     first = norms[0]
     assert torch.equal(norms, first.expand_as(norms))
     model, accumulated = naive.stock(double.model), []
     trained = [[p.requires_grad_() for _n, p in naive.key_values(model, i)] for i in range(double.model.n_layers)]
     for _ in range(2):  # negative control: no zeroing between the steps
-        seen_once = naive.forward(model, again[0])
+        seen_once = naive.forward(model, again[0].tokens)
         if method == "standard":
-            naive.loss_of(seen_once.logits, again[0], double.labels, "all").backward()
+            naive.loss_of([seen_once.logits], passes, again[0], "all").backward()
         else:
             for i, parameters in enumerate(trained):
-                value = naive.loss_of(
-                    naive.lens_logits(model, seen_once.block_outputs[i]), again[0], double.labels, "all"
-                )
+                lens = naive.lens_logits(model, seen_once.block_outputs[i])
+                value = naive.loss_of([lens], passes, again[0], "all")
                 for p, g in zip(parameters, torch.autograd.grad(value, parameters, retain_graph=True), strict=True):
                     p.grad = g if p.grad is None else p.grad + g
         squares = [sum(naive.without_query(model, p.grad).square().sum() for p in ps) for ps in trained]
@@ -462,7 +457,7 @@ def test_gradient_norms_are_of_one_step_alone(double: Material, method: str):
 
 def test_unknown_method(double: Material):
     with pytest.raises(InputError, match="'sideways'.*standard, joint, sequential"):
-        finetune.finetune(double.model, double.sequences, double.labels, "sideways", Settings(RATE))
+        finetune.finetune(double.model, double.sequences, "sideways", Settings(RATE))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -476,7 +471,7 @@ def test_half_precision_keeps_a_master_copy(family: str, method: str, monkeypatc
 
     def changes(language_model: models.LanguageModel, n_steps: int, rate: float) -> torch.Tensor:
         """As the model applies them, of the entries near which bfloat16 numbers are at least 2**-11 apart."""
-        update = finetune.finetune(language_model, [sequence] * n_steps, layout.labels, method, Settings(rate)).update
+        update = finetune.finetune(language_model, [sequence] * n_steps, method, Settings(rate)).update
         pairs = list(zip(language_model.original().values, update.values, strict=True))
         return torch.cat([(new.to(language_model.dtype) - old)[old.abs() >= 0.0625].float() for old, new in pairs])
 
@@ -495,8 +490,8 @@ def test_half_precision_keeps_a_master_copy(family: str, method: str, monkeypatc
 # --------------------------------------------------------------------------------------------------- controls
 def test_random_and_rescaled_updates_have_the_norm_asked_for(double: Material):
     language_model = double.model
-    standard = finetune.finetune(language_model, double.sequences, double.labels, "standard", Settings(RATE)).update
-    joint = finetune.finetune(language_model, double.sequences, double.labels, "joint", Settings(RATE)).update
+    standard = finetune.finetune(language_model, double.sequences, "standard", Settings(RATE)).update
+    joint = finetune.finetune(language_model, double.sequences, "joint", Settings(RATE)).update
     original = language_model.original().values
 
     def flat(update: KVUpdate) -> torch.Tensor:
@@ -583,22 +578,15 @@ def naive_experiment(cell: runs.Run) -> dict:
     shuffled = shuffle_labels(demonstrations, given.seed + 1000)
     examples = data.evaluation[: given.max_examples]
     tokenizer = language_model.tokenizer
-    labels = [naive.encode(tokenizer, " " + word)[0] for word in task.verbalizers]
+    labels = naive.label_tokens(tokenizer, task)
     bare = naive.context(tokenizer, task, [], given.separator)
     options = {"loss": given.loss, "clip": given.clip, "clip_value": given.clip_value}
     tuned, arms = {}, {}
 
     def train(name: str, method: str, chosen: list) -> torch.nn.Module:
-        sequences = [
-            [
-                bare[0],
-                *naive.encode(tokenizer, e.prompt),
-                *naive.encode(tokenizer, " " + task.verbalizers[e.label]),
-            ]
-            for e in chosen
-        ]
+        sequences = [naive.sequence(tokenizer, task, example, bare) for example in chosen]
         before, after = naive.stock(language_model), naive.stock(language_model)
-        losses, norms = naive.finetune(after, sequences, labels, method, given.learning_rate, **options)
+        losses, norms = naive.finetune(after, sequences, method, given.learning_rate, **options)
         tuned[name] = {"losses": losses, "gradient_norms": norms, "drift": naive.drift(before, after)}
         tuned[name]["kept_by_rounding"] = 1.0
         return after

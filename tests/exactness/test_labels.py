@@ -120,7 +120,9 @@ def test_finetuning_equals_naive(double: Material, method: str, loss: str, score
     losses, norms = naive.finetune(stock, sequences, method, RATE, loss)
     given.close(result.losses, losses)
     given.close(result.gradient_norms, norms)
-    expected = [parameter for layer in range(given.model.n_layers) for _name, parameter in naive.key_values(stock, layer)]
+    expected = [
+        parameter for layer in range(given.model.n_layers) for _name, parameter in naive.key_values(stock, layer)
+    ]
     for ours, theirs in zip(result.update.values, expected, strict=True):
         given.close(ours, theirs.data)
 

@@ -70,7 +70,7 @@ def test_log_probabilities_are_those_of_transformers(name: str):
     stock = stock_logits(CONFIGS[name], model)
     queries = [layout.query(example, "label") for example in asked]
     arms = {"zero_shot": Arm(layout.prefix()), "in_context": Arm(layout.prefix(shown))}
-    for indices, seen in observe(model, queries, arms, layout.labels):
+    for indices, seen in observe(model, queries, arms):
         for arm, observation in seen.items():
             for row, index in enumerate(indices):
                 tokens = torch.tensor([[*arms[arm].prefix, *queries[index].tokens[:-1]]])
@@ -83,7 +83,7 @@ def test_log_probabilities_are_those_of_transformers(name: str):
 def test_a_standard_step_is_that_of_autograd(name: str):
     model, (layout, shown, _asked) = random_model(CONFIGS[name]), material()
     stock, sequence = stock_logits(CONFIGS[name], model), layout.training_sequence(shown[0])
-    tuned = finetune.finetune(model, [sequence], layout.labels, "standard", Settings(0.1))
+    tuned = finetune.finetune(model, [sequence], "standard", Settings(0.1))
     logits = stock(torch.tensor([sequence])).logits[0]
     F.cross_entropy(logits[:-1], torch.tensor(sequence[1:])).backward()
     wanted = ("k_proj", "v_proj")
@@ -100,7 +100,7 @@ def test_a_window_of_one_token(kind: str):
     model, (layout, shown, asked) = random_model(config), material()
     stock, query = stock_logits(config, model), layout.query(asked[0], "label")
     arms = {"in_context": Arm(layout.prefix(shown))}
-    ((_indices, seen),) = observe(model, [query], arms, layout.labels)
+    ((_indices, seen),) = observe(model, [query], arms)
     with torch.no_grad():
         logits = stock(torch.tensor([[*arms["in_context"].prefix, *query.tokens[:-1]]])).logits[0, -1]
     expected = logits.log_softmax(-1)[None, list(layout.labels)]
@@ -128,7 +128,7 @@ def test_models_without_positions_in_layer_0_have_no_delta_there():
     for name, config in (("smollm3", CONFIGS["smollm3"]), ("qwen3", CONFIGS["qwen3"])):
         model = random_model(config)
         arms = {"zs": Arm(layout.prefix()), "icl": Arm(layout.prefix(shown))}
-        ((_rows, seen),) = observe(model, [layout.query(asked[0], "label")], arms, layout.labels)
+        ((_rows, seen),) = observe(model, [layout.query(asked[0], "label")], arms)
         change = (seen["icl"].attention_scores - seen["zs"].attention_scores)[0].abs().amax((1, 2))
         assert change[0] < 1e-4 * seen["zs"].attention_scores.abs().max() < change[1], name
 
@@ -223,8 +223,8 @@ def test_a_learner_that_diverges_leaves_those_beside_it_alone():
     sequences = [layout.training_sequence(example) for example in shown[:2]]
     for method in finetune.METHODS:
         learners = [Learner(sequences, Settings(rate)) for rate in (0.01, 1e39)]
-        calm, wild = finetune.finetune_together(model, learners, layout.labels, method)
-        (alone,) = finetune.finetune_together(model, learners[:1], layout.labels, method)
+        calm, wild = finetune.finetune_together(model, learners, method)
+        (alone,) = finetune.finetune_together(model, learners[:1], method)
         assert wild.diverged and not calm.diverged
         for ours, theirs in zip(calm.update.values, alone.update.values, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
@@ -234,7 +234,7 @@ def test_in_float16_a_diverged_learner_is_marked_too():
     model, (layout, shown, _asked) = models.tiny_model("tiny-llama", dtype=torch.float16), material()
     sequences = [layout.training_sequence(example) for example in shown[:2]]
     learners = [Learner(sequences, Settings(rate)) for rate in (0.001, 1e39)]
-    calm, wild = finetune.finetune_together(model, learners, layout.labels, "standard")
+    calm, wild = finetune.finetune_together(model, learners, "standard")
     assert wild.diverged and not calm.diverged
 
 
@@ -252,7 +252,7 @@ def test_rates_that_diverge_are_marked_and_never_chosen():
     sequences = [layout.training_sequence(example) for example in shown]
     points = []
     for rate in (1e39, 0.01):
-        tuned = finetune.finetune(model, sequences, layout.labels, "standard", Settings(rate))
+        tuned = finetune.finetune(model, sequences, "standard", Settings(rate))
         scores = sweeps.label_scores(model, layout.labels, queries, {"arm": Arm(layout.prefix(), tuned.update)})["arm"]
         labels = np.array([query.label for query in queries])
         points.append({"learning_rate": rate} | sweeps.score_summary(scores, labels))
@@ -266,6 +266,6 @@ def test_sweeps_mark_what_diverges(monkeypatch: pytest.MonkeyPatch):
     given = {"preset": "smoke", "task": "subj", "n_demonstrations": 2, "max_examples": 4, "controls": False}
     cell = runs.prepare(parameters.resolve(given))
     sequences = [cell.layout.training_sequence(example) for example in cell.training]
-    tuned = finetune.finetune(cell.model, sequences, cell.layout.labels, "joint", Settings(1e39))
+    tuned = finetune.finetune(cell.model, sequences, "joint", Settings(1e39))
     found = sweeps.compare(cell, cell.queries, {"wild": tuned.update})["wild"]
     assert found["diverged"] and found["jaccard"]["value"] is None and found["sim_aou"]["value"] is None

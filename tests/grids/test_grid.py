@@ -199,7 +199,7 @@ class Naive:
         """Observations after finetuning on the demonstrations, and the gradient norms `[step][layer]`."""
         encode, model = self.cell.model.tokenizer, naive.stock(self.cell.model)
         sequences = [naive.context(encode, self.task, [e], "eos")[:-1] for e in self.cell.demonstrations]
-        _losses, norms = naive.finetune(model, sequences, self.labels, method, rate, **options)
+        _losses, norms = naive.finetune(model, sequences, method, rate, **options)
         return self.observe(model), norms
 
     def summary(self, tuned: list) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def test_arms_side_by_side_are_what_each_is_alone_and_go_on_from_a_snapshot(tiny
     settings = finetune.Settings(0.05, loss="label")
     for arm in ARMS:
         sequences = fixed_prompt.sequences(layout, given.prompts[arm], given.training[:4])
-        alone = finetune.finetune(tiny, sequences, layout.labels, "standard", settings).update
+        alone = finetune.finetune(tiny, sequences, "standard", settings).update
         for values in (together[arm].values, resumed[arm].values):
             for a, b in zip(values, alone.values, strict=True):
                 torch.testing.assert_close(a, b, rtol=0, atol=1e-5)

@@ -120,7 +120,7 @@ def test_steps_of_the_engine(name, method):
     shape, model = cost.Shape.of(config), models.LanguageModel(stock(config), None, name)
     sequence, labels = list(range(3, 3 + TOKENS)), [5, 6]
     settings = finetune.Settings(0.01)
-    measured = counted(lambda: finetune.finetune(model, [sequence], labels, method, settings))
+    measured = counted(lambda: finetune.finetune(model, [sequence], method, settings))
     expected = cost.STEPS[method](shape, TOKENS, TOKENS - 1, full=True)
     assert measured in (expected.linear + expected.head, expected.total)
 
