@@ -255,8 +255,8 @@ FAULTS = [
     ),
     *_faults(
         "pages/selection.py", "test_reproduction.py",
-        ("A record of older helpers comes before the present one.", "return record.is_current, found",
-         "return not record.is_current, found", "test_current_helpers_come_first_then_more_rows"),
+        ("A record of older helpers comes before the present one.", "return is_current(record), found",
+         "return not is_current(record), found", "test_current_helpers_come_first_then_more_rows"),
         ("The gate opens when the difference itself is above 0.", '_minus_zero_shot"]["interval"][0]',
          '_minus_zero_shot"]["value"]', "test_gate_is_an_interval_above_zero_on_training_rows"),
         ("Random weights count as evidence.", 'startswith(("random-", "tiny-")):', 'startswith("tiny-"):',

@@ -78,7 +78,7 @@ def test_recorded_cells_are_skipped_and_lost_ones_made_again(own_records, capfd,
         for record in (*first.values(), *again.values()):
             record.pop(volatile, None)
     assert again == first
-    monkeypatch.setattr(experiment, "run", lambda *_, **__: pytest.fail("computed what is recorded"))
+    monkeypatch.setattr(experiment, "record_of", lambda *_, **__: pytest.fail("computed what is recorded"))
     assert cli.main([*GRID, *arguments]) == 0
 
 
@@ -104,7 +104,7 @@ def test_a_cell_asked_for_twice_is_one_cell(capfd):
 
 def test_records_that_could_not_be_stored_are_not_computed(tmp_path, capfd, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(experiment, "run", lambda *_, **__: pytest.fail("computed what cannot be stored"))
+    monkeypatch.setattr(experiment, "record_of", lambda *_, **__: pytest.fail("computed what cannot be stored"))
     arguments = ["--preset", "smoke", "--task", "cb", "--tflops", "1", "--records", str(tmp_path / "file"), *SMALL]
     assert cli.main([*GRID, *arguments]) == 2
     said = capfd.readouterr().err
@@ -118,14 +118,14 @@ def test_cost_only_computes_nothing(own_records, capfd):
 
 
 def test_an_interrupt_keeps_what_is_recorded(own_records, capfd, monkeypatch):
-    run = experiment.run
+    compute = experiment.compute
 
-    def interrupted(given, **options):
-        if given.seed == 1:
+    def interrupted(run, progress):
+        if run.parameters.seed == 1:
             raise KeyboardInterrupt
-        return run(given, **options)
+        return compute(run, progress)
 
-    monkeypatch.setattr(experiment, "run", interrupted)
+    monkeypatch.setattr(experiment, "compute", interrupted)
     arguments = ["--preset", "smoke", "--task", "sst2", "--seed", "0", "--seed", "1", *SMALL]
     assert cli.main([*GRID, *arguments]) == 130
     assert "start it again to go on" in capfd.readouterr().err
