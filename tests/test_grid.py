@@ -326,7 +326,7 @@ def results(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     monkeypatch.setattr(protocol, "RECORDS", str(tmp_path / "records"))
     monkeypatch.setattr(protocol, "SWEEPS", str(tmp_path / "sweeps"))
     monkeypatch.setattr(parameters, "_default_source", lambda *_arguments: "generated")
-    monkeypatch.setenv("ICLGD_RECORDS", str(tmp_path / "records"))  # the command sets it; put back afterwards
+    monkeypatch.setenv("ICLGD_RECORDS", str(tmp_path / "records"))
     return tmp_path
 
 

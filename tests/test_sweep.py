@@ -56,7 +56,9 @@ def test_paths_are_read_from_where_they_are_typed(checkpoint, tmp_path, monkeypa
     arguments = ["--preset", "smoke", "--task", "own", "--model", "./small-xglm", "--records", "here", *table, *size]
     assert cli.main([*GRID, *arguments, "--cost-only", "--tflops", "1"]) == 0
     assert "small-xglm/own" in capfd.readouterr().out
-    assert records.records_folder() == tmp_path / "here"
+    (tmp_path / "here").touch()
+    assert cli.main([*GRID, *arguments]) == 2
+    assert f"cannot write to {tmp_path / 'here'}" in capfd.readouterr().err
     (tmp_path / "mine.csv").rename(tmp_path / "elsewhere")
     assert cli.main([*GRID, *arguments, "--cost-only", "--tflops", "1"]) == 2
 
@@ -155,7 +157,7 @@ def test_sums_and_durations():
     fixed = {"preset": "smoke", "data_source": "generated"}
     given = parameters.combinations(fixed, {"task": ["cb", "sst2"], "seed": []})
     planned = plans.product(given, records.records_folder())
-    lines = list(grids.estimate(planned, 1e9))
+    lines = list(grids.estimate(planned, 1e-3))
     whole = sum(one.job.cost for one in planned)
     assert (
         len(lines) == 5
