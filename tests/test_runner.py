@@ -19,10 +19,11 @@ from typing import Any
 import psutil
 import pytest
 import runner_jobs
+import torch
 from runner_jobs import computed, job
 
-from iclgd_helpers import errors, storage
-from iclgd_helpers.experiments import dask_workers, performing, provenance, runner
+from iclgd_helpers import cli, errors, storage
+from iclgd_helpers.experiments import dask_workers, performing, plans, provenance, runner
 
 TESTS = Path(__file__).parent
 LONGEST = 60  # seconds that anything may take on a busy machine
@@ -187,6 +188,19 @@ def test_a_job_that_kills_its_worker_is_named_and_no_other(tmp_path):
     deaths = [len((tmp_path / f"{one.name}.deaths").read_text().split()) for one in killers]
     assert sorted(failed) == ["killer 0", "killer 1"] and max(deaths) == 3
     assert any("killer 0: failed: given up" in line for line in lines) and not list(tmp_path.glob("*.lock"))
+
+
+def test_a_worker_that_starts_again_slowly_is_waited_for(tmp_path):
+    """For long, where Dask has less patience than any start takes: without a line for it in the settings it is lost."""
+    import dask
+    import distributed  # noqa: F401  its settings have to be there before one of them is changed
+
+    def say(line: str) -> None:
+        assert "no worker is connected" not in line
+
+    impatient = dask.config.set({"distributed.deploy.lost-worker-timeout": "0.1s"})
+    with impatient, dask_workers.connected(workers=1, gpus=()) as client:
+        assert runner.run([job(tmp_path, "dies", "die", times=1)], client, say, interval=LONGEST / 2) == []
 
 
 # -------------------------------------------------------------------------------------------- the command's own workers
@@ -375,6 +389,22 @@ def test_jobs_on_a_running_cluster(tmp_path, monkeypatch):
         with pytest.raises(errors.InputError, match="no scheduler answers at tcp://"):
             monkeypatch.setattr(dask_workers, "ANSWER_SECONDS", 1)
             _perform([], str(cluster.file))
+
+
+@pytest.mark.parametrize(("asked", "found"), [([], "float32"), (["-p", "dtype", "auto"], "float16")])
+def test_an_automatic_precision_is_that_of_the_workers(asked, found, tmp_path, monkeypatch, capsys):
+    """The worker has a GPU, this machine has none; the preset's own precision is no matter of theirs."""
+    (tmp_path / "gpu.py").write_text(
+        "from iclgd_helpers.engine import models\nmodels.choose_device = lambda _: 'cuda'\n"
+    )
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(plans, "product", lambda several, _: dtypes.extend(given.dtype for given in several) or [])
+    dtypes: list[str] = []
+    with _cluster(tmp_path / "cluster") as cluster:
+        cluster.worker("gpu", "--preload", str(tmp_path / "gpu.py"))
+        words = ["grid", "--preset", "smoke", *asked, "--on", str(cluster.file), "--cost-only", "--tflops", "1"]
+        assert cli.main(words) == 0
+    assert dtypes == [found]
 
 
 def test_a_result_that_dies_with_its_worker_is_asked_for_again(tmp_path):
