@@ -12,18 +12,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 import runner_jobs
-import torch
 from runner_jobs import computed, job
 
 from iclgd_helpers import cli, errors, storage
-from iclgd_helpers.experiments import dask_workers, performing, plans, provenance, runner
+from iclgd_helpers.experiments import dask_workers, performing, provenance, runner
 
 TESTS = Path(__file__).parent
 LONGEST = 60  # seconds that anything may take on a busy machine
@@ -105,6 +106,79 @@ def test_a_list_that_cannot_be_done_is_a_mistake(tmp_path):
     for jobs in ([job(tmp_path, "a"), job(tmp_path, "a")], [job(tmp_path, "a", after=("b",)), job(tmp_path, "b")]):
         with pytest.raises(ValueError):
             runner.run(jobs, None)
+
+
+class Pool:
+    """Workers of these names, of one slot each: it notes which job is handed out, and past whom."""
+
+    def __init__(self, *names: str) -> None:
+        self.names, self.flying, self.asked = names, {}, []
+
+    def slots(self, one: performing.Job) -> dict[str, int]:
+        return dict.fromkeys(self.names, 1)
+
+    def submit(self, one: performing.Job, order: str, refused_by: set[str]) -> None:
+        self.flying[one.name] = one
+        self.asked.append((one.name, set(refused_by)))
+
+
+def test_no_more_jobs_are_handed_out_than_workers_take(tmp_path):
+    board, pool = runner._Board([job(tmp_path, name) for name in "abc"], print), Pool("first", "second")
+    board.fill(pool, None)
+    board.fill(pool, None)
+    assert list(pool.flying) == ["a", "b"] and list(board.waiting) == ["c"] and board.at_once == 2
+
+
+def test_what_needs_a_failed_job_is_not_tried(tmp_path):
+    jobs = [job(tmp_path, "a"), job(tmp_path, "b", after=("a",)), job(tmp_path, "c", after=("b",)), job(tmp_path, "d")]
+    board = runner._Board(jobs, print)
+    assert [one.name for one in board.ready()] == ["a", "d"]
+    del board.waiting["a"]
+    board.take("a", {"state": performing.FAILED, "message": "no"})
+    assert [one.name for one in board.ready()] == ["d"] and board.untried == ["b", "c"]
+
+
+def test_a_refused_job_goes_to_others_until_none_is_left(tmp_path):
+    board, pool = runner._Board([job(tmp_path, "job")], print), Pool("first", "second")
+    for place in pool.names:
+        board.fill(pool, None)
+        del pool.flying["job"]
+        board.take("job", {"state": performing.REFUSED, "message": "no", "place": place})
+    board.fill(pool, None)
+    assert pool.asked == [("job", set()), ("job", {"first"})] and board.failed == ["job"]
+
+
+def test_a_busy_job_is_asked_for_again_after_a_while(tmp_path):
+    board = runner._Board([job(tmp_path, "job")], print)
+    board.take("job", {"state": performing.BUSY, "message": "another process computes it"})
+    assert list(board.ready()) == []
+    assert _until(lambda: list(board.ready()))
+
+
+def test_a_worker_with_other_helpers_refuses(tmp_path):
+    one = job(tmp_path, "job")
+    order = json.loads(runner._Board([one], print).order(one, None))
+    order["identities"]["helpers"] = "old"
+    outcome = performing.perform(json.dumps(order))
+    assert outcome["state"] == performing.REFUSED and computed(tmp_path) == []
+    assert outcome["message"] == "it has other helpers than the command"
+
+
+def test_what_a_future_says_of_its_job(tmp_path):
+    """One that was lost with its worker says nothing, one that was cancelled that the scheduler is lost."""
+    pool = dask_workers.Workers(SimpleNamespace(status="running"))
+    assert pool._outcome(SimpleNamespace(status="lost")) is None
+    with pytest.raises(errors.CellError, match="the scheduler is lost"):
+        pool._outcome(SimpleNamespace(status="cancelled"))
+
+
+def test_a_job_is_handed_out_past_workers_that_refused_it(tmp_path):
+    asked: list[dict[str, Any]] = []
+    pool = dask_workers.Workers(SimpleNamespace(submit=lambda *_, **options: asked.append(options) or Future()))
+    pool.found = {f"tcp://{name}": {"name": name} for name in ("first", "second")}
+    for refused in (set(), {"first"}):
+        pool.submit(job(tmp_path, "job"), "", refused)
+    assert [options.get("workers") for options in asked] == [None, ["tcp://second"]]
 
 
 def test_one_failing_job_is_one_line(tmp_path):
@@ -392,14 +466,20 @@ def test_jobs_on_a_running_cluster(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("asked", "found"), [([], "float32"), (["-p", "dtype", "auto"], "float16")])
-def test_an_automatic_precision_is_that_of_the_workers(asked, found, tmp_path, monkeypatch, capsys):
+def test_an_automatic_precision_is_that_of_the_workers(asked, found, tmp_path, monkeypatch):
     """The worker has a GPU, this machine has none; the preset's own precision is no matter of theirs."""
     (tmp_path / "gpu.py").write_text(
         "from iclgd_helpers.engine import models\nmodels.choose_device = lambda _: 'cuda'\n"
     )
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(plans, "product", lambda several, _: dtypes.extend(given.dtype for given in several) or [])
     dtypes: list[str] = []
+
+    def product(several: list[Any], folder: Path) -> list[Any]:
+        dtypes.extend(given.dtype for given in several)
+        return []
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("iclgd_helpers.experiments.plans.product", product)
+    monkeypatch.setattr(dask_workers, "ANSWER_SECONDS", LONGEST)  # a worker with torch may start slowly
     with _cluster(tmp_path / "cluster") as cluster:
         cluster.worker("gpu", "--preload", str(tmp_path / "gpu.py"))
         words = ["grid", "--preset", "smoke", *asked, "--on", str(cluster.file), "--cost-only", "--tflops", "1"]

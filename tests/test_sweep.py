@@ -1,6 +1,7 @@
 """A grid of cells by one command: cost first, nothing twice, and pages that pick the records up."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -164,3 +165,9 @@ def test_sums_and_durations():
         and f"{whole / 1e12:.1f}" in lines[3]
         and whole == sum(cost.of_run(runs.plan(one)).flops for one in given)
     )
+
+
+def test_what_is_stored_costs_nothing():
+    given = parameters.combinations({"preset": "smoke", "data_source": "generated"}, {"task": ["cb", "sst2"]})
+    cb, sst2 = plans.product(given, records.records_folder())
+    assert list(grids.estimate([cb, replace(sst2, is_stored=True)], 1)) == list(grids.estimate([cb], 1))
