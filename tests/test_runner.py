@@ -260,7 +260,8 @@ def test_a_job_that_kills_its_worker_is_named_and_no_other(tmp_path):
     jobs = [*killers, *(job(tmp_path, f"job {i}", seconds=0.1) for i in range(12))]
     failed, lines = _perform(jobs)
     deaths = [len((tmp_path / f"{one.name}.deaths").read_text().split()) for one in killers]
-    assert sorted(failed) == ["killer 0", "killer 1"] and max(deaths) == 3
+    assert sorted(failed) == ["killer 0", "killer 1"]
+    assert all(1 <= n <= 3 for n in deaths), "while one worker alone is up, a killer may be blamed for the other's deed"
     assert any("killer 0: failed: given up" in line for line in lines) and not list(tmp_path.glob("*.lock"))
 
 
