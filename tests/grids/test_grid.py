@@ -326,7 +326,7 @@ def results(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     monkeypatch.setattr(protocol, "RECORDS", str(tmp_path / "records"))
     monkeypatch.setattr(protocol, "SWEEPS", str(tmp_path / "sweeps"))
     monkeypatch.setattr(parameters, "_default_source", lambda *_arguments: "generated")
-    monkeypatch.setenv("ICLGD_RECORDS", str(tmp_path / "records"))  # the command sets it; put back afterwards
+    monkeypatch.setenv("ICLGD_RECORDS", str(tmp_path / "records"))
     return tmp_path
 
 
@@ -350,16 +350,16 @@ def test_nothing_is_computed_that_could_not_be_stored(results: Path, monkeypatch
 
 def test_stop_resume_skip_and_make_again(results: Path, capsys, monkeypatch):
     """One run that is stopped in the middle, its continuation, a third that has nothing to do, and a lost record."""
-    compute, n_computed = experiment.run, []
+    compute, n_computed = experiment.compute, []
 
-    def stopped(given: parameters.ExperimentParameters, **options: Any) -> records.Record:
+    def stopped(run: runs.Run, progress: bool) -> records.Record:
         if len(n_computed) == 2:
             raise KeyboardInterrupt
-        n_computed.append(given.seed)
-        return compute(given, **options)
+        n_computed.append(run.parameters.seed)
+        return compute(run, progress)
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "run", stopped)
+        patch.setattr(experiment, "compute", stopped)
         assert cli.main([*REPRODUCTION, *ARGUMENTS]) == 130
     said = capsys.readouterr()
     assert "0 of 4 jobs are stored" in said.out and "start it again to go on" in said.err
@@ -465,7 +465,7 @@ def test_cost_only_computes_nothing(results: Path, capsys, monkeypatch):
         raise AssertionError("something was computed")
 
     monkeypatch.setattr(runner, "run", never)
-    for module, name in ((runs, "prepare"), (experiment, "run"), (experiment, "compute")):
+    for module, name in ((runs, "prepare"), (experiment, "record_of"), (experiment, "compute")):
         monkeypatch.setattr(module, name, never)
     everything = [a for stage in protocol.STAGES for a in ("--stage", stage)]
     assert (

@@ -1,6 +1,7 @@
 """A grid of cells by one command: cost first, nothing twice, and pages that pick the records up."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -56,7 +57,9 @@ def test_paths_are_read_from_where_they_are_typed(checkpoint, tmp_path, monkeypa
     arguments = ["--preset", "smoke", "--task", "own", "--model", "./small-xglm", "--records", "here", *table, *size]
     assert cli.main([*GRID, *arguments, "--cost-only", "--tflops", "1"]) == 0
     assert "small-xglm/own" in capfd.readouterr().out
-    assert records.records_folder() == tmp_path / "here"
+    (tmp_path / "here").touch()
+    assert cli.main([*GRID, *arguments]) == 2
+    assert f"cannot write to {tmp_path / 'here'}" in capfd.readouterr().err
     (tmp_path / "mine.csv").rename(tmp_path / "elsewhere")
     assert cli.main([*GRID, *arguments, "--cost-only", "--tflops", "1"]) == 2
 
@@ -78,7 +81,7 @@ def test_recorded_cells_are_skipped_and_lost_ones_made_again(own_records, capfd,
         for record in (*first.values(), *again.values()):
             record.pop(volatile, None)
     assert again == first
-    monkeypatch.setattr(experiment, "run", lambda *_, **__: pytest.fail("computed what is recorded"))
+    monkeypatch.setattr(experiment, "record_of", lambda *_, **__: pytest.fail("computed what is recorded"))
     assert cli.main([*GRID, *arguments]) == 0
 
 
@@ -104,7 +107,7 @@ def test_a_cell_asked_for_twice_is_one_cell(capfd):
 
 def test_records_that_could_not_be_stored_are_not_computed(tmp_path, capfd, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setattr(experiment, "run", lambda *_, **__: pytest.fail("computed what cannot be stored"))
+    monkeypatch.setattr(experiment, "record_of", lambda *_, **__: pytest.fail("computed what cannot be stored"))
     arguments = ["--preset", "smoke", "--task", "cb", "--tflops", "1", "--records", str(tmp_path / "file"), *SMALL]
     assert cli.main([*GRID, *arguments]) == 2
     said = capfd.readouterr().err
@@ -118,14 +121,14 @@ def test_cost_only_computes_nothing(own_records, capfd):
 
 
 def test_an_interrupt_keeps_what_is_recorded(own_records, capfd, monkeypatch):
-    run = experiment.run
+    compute = experiment.compute
 
-    def interrupted(given, **options):
-        if given.seed == 1:
+    def interrupted(run, progress):
+        if run.parameters.seed == 1:
             raise KeyboardInterrupt
-        return run(given, **options)
+        return compute(run, progress)
 
-    monkeypatch.setattr(experiment, "run", interrupted)
+    monkeypatch.setattr(experiment, "compute", interrupted)
     arguments = ["--preset", "smoke", "--task", "sst2", "--seed", "0", "--seed", "1", *SMALL]
     assert cli.main([*GRID, *arguments]) == 130
     assert "start it again to go on" in capfd.readouterr().err
@@ -155,10 +158,16 @@ def test_sums_and_durations():
     fixed = {"preset": "smoke", "data_source": "generated"}
     given = parameters.combinations(fixed, {"task": ["cb", "sst2"], "seed": []})
     planned = plans.product(given, records.records_folder())
-    lines = list(grids.estimate(planned, 1e9))
+    lines = list(grids.estimate(planned, 1e-3))
     whole = sum(one.job.cost for one in planned)
     assert (
         len(lines) == 5
         and f"{whole / 1e12:.1f}" in lines[3]
         and whole == sum(cost.of_run(runs.plan(one)).flops for one in given)
     )
+
+
+def test_what_is_stored_costs_nothing():
+    given = parameters.combinations({"preset": "smoke", "data_source": "generated"}, {"task": ["cb", "sst2"]})
+    cb, sst2 = plans.product(given, records.records_folder())
+    assert list(grids.estimate([cb, replace(sst2, is_stored=True)], 1)) == list(grids.estimate([cb], 1))
