@@ -19,7 +19,6 @@ from iclgd_helpers.engine.observe import Arm, Observation, batches, observe
 from iclgd_helpers.engine.prefix_attention import Call
 from iclgd_helpers.errors import InputError
 from iclgd_helpers.experiments import experiment, parameters, runs, updates
-from iclgd_helpers.measures import intervals
 
 METHODS = ("standard", "joint", "sequential")
 OBSERVED = ("label_log_probabilities", "lens_log_odds", "attention_output", "attention_scores")
@@ -560,12 +559,6 @@ def test_untrained_weights(double: Material, what: str):
 
 
 # --------------------------------------------------------------------------------------- the whole experiment
-@pytest.fixture
-def few_resamples(monkeypatch: pytest.MonkeyPatch):
-    """Intervals are tested elsewhere and take most of the time."""
-    monkeypatch.setattr(intervals, "RESAMPLES", 10)
-
-
 def cell_of(family: str, **given) -> runs.Run:
     given = {
         "preset": "smoke", "task": "sst5", "model": f"tiny-{family}", "dtype": "float64", "seed": 4,

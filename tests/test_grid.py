@@ -16,6 +16,7 @@ import naive
 import numpy as np
 import pytest
 import torch
+from conftest import FEW_RESAMPLES
 
 from iclgd_helpers import cli, pinned_downloads, storage
 from iclgd_helpers.data import tasks
@@ -38,14 +39,8 @@ from iclgd_helpers.experiments.learning_rates import best
 from iclgd_helpers.measures import intervals
 from iclgd_helpers.pages import selection
 
-FEW = 10
 REPRODUCTION = ["grid", "--plan", "reproduction", "--on", "here"]
-
-
-@pytest.fixture(autouse=True)
-def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Intervals are tested elsewhere and take most of the time."""
-    monkeypatch.setattr(intervals, "RESAMPLES", FEW)
+pytestmark = pytest.mark.usefixtures("few_resamples")
 
 
 # ---------------------------------------------------------------------------------------------- what it consists of
@@ -540,7 +535,7 @@ def same(one: Any, other: Any) -> bool:
 @pytest.fixture(scope="module")
 def reference() -> Iterator[records.Record]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(intervals, "RESAMPLES", FEW)
+        patch.setattr(intervals, "RESAMPLES", FEW_RESAMPLES)
         yield record_of()
 
 

@@ -204,8 +204,7 @@ def test_killed_run_leaves_no_notebook_and_can_be_repeated(tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["small.ipynb"], "what was left is removed"
 
 
-def test_page_with_its_record(tmp_path, monkeypatch):
-    monkeypatch.setenv("ICLGD_RECORDS", str(tmp_path / "records"))
+def test_page_with_its_record(tmp_path, records_folder):
     arguments = [str(PAGE), "--preset", "smoke", "-p", "seed", "3", "--output", str(tmp_path / "out")]
     assert cli.main(["run", *arguments]) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
@@ -217,8 +216,7 @@ def test_page_with_its_record(tmp_path, monkeypatch):
     assert (parameters["seed"], parameters["preset"], parameters["model"]) == (3, "smoke", "tiny-llama")
 
 
-def test_plain_papermill_from_another_folder(tmp_path, monkeypatch):
-    monkeypatch.setenv("ICLGD_RECORDS", str(tmp_path / "records"))
+def test_plain_papermill_from_another_folder(tmp_path, monkeypatch, records_folder):
     monkeypatch.chdir(tmp_path)
     values = {"preset": "smoke", "seed": 3}
     papermill.execute_notebook(PAGE, tmp_path / "out.ipynb", values, kernel_name="python3", progress_bar=False)
