@@ -28,10 +28,9 @@ SMOKE = parameters.resolve({"preset": "smoke"})
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(records_folder: Path) -> Path:
     """An empty folder of records."""
-    monkeypatch.setenv("ICLGD_RECORDS", str(tmp_path / "records"))
-    return tmp_path / "records"
+    return records_folder
 
 
 def a_record(accuracy: float = 0.5, **changed: object) -> Record:
