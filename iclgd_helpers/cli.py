@@ -7,7 +7,6 @@ A sub-command does its work in a module that is imported when its input is known
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,7 +39,7 @@ PARAMETERS = click.option("-p", "pairs", nargs=2, multiple=True, metavar="NAME V
 PRODUCT = click.option(
     "-p", "pairs", nargs=2, multiple=True, metavar="NAME VALUE", help="a parameter; twice the same name: a run for each"
 )
-TFLOPS = click.option("--tflops", type=Tflops(), help="what one worker sustains [half of a matrix product's, now]")
+TFLOPS = click.option("--tflops", type=Tflops(), help="what one worker sustains [half of a matrix product's here, now]")
 PRESET = click.option("--preset", type=Given(), help="smoke, quick or paper")
 WHERE: dict[str, Any] = {"type": Here(), "help": "where records are [$ICLGD_RECORDS or _runs/records]"}
 RECORDS = click.option("--records", "folder", **WHERE)
@@ -119,7 +118,7 @@ def grid(
     else:
         refuse({"--stage": stages}, "give it with --plan reproduction")
         given, over = _product(preset, tasks, models, seeds, pairs)
-        planned = _runs(given, over, folder, options)
+        planned = _runs(given, over, folder or records_folder(), options)
     from iclgd_helpers.experiments import grids
 
     if failed := grids.work(planned, **options):
@@ -146,12 +145,8 @@ def _product(
     return given, {**over, **named}
 
 
-def _runs(
-    given: dict[str, Any], over: dict[str, Any], folder: Path | None, options: Mapping[str, Any]
-) -> list[Planned]:
+def _runs(given: dict[str, Any], over: dict[str, Any], folder: Path, options: Mapping[str, Any]) -> list[Planned]:
     """The jobs of a product, when its devices, models, tables and folder are known to be there."""
-    if folder is not None:
-        os.environ["ICLGD_RECORDS"] = str(folder)
     from iclgd_helpers.experiments import inputs
 
     if options["on"] not in ("local", "here") and "dtype" not in over:
@@ -159,10 +154,10 @@ def _runs(
     several = parameters.combinations(given, over)
     identities = inputs.check(several)
     if not options["cost_only"]:
-        inputs.require_room(identities)
+        inputs.require_room(identities, folder)
     from iclgd_helpers.experiments import plans
 
-    return plans.product(several, records_folder())
+    return plans.product(several, folder)
 
 
 def _dtype_of_workers(given: Mapping[str, Any], on: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import inspect
 import math
 import re
 import sys
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ DIGITS = 1e-3  # relative: how closely what is not a residual repeats
 @cache
 def outcome(identity: str, seed: int) -> Exact | Measured:
     """What the check finds at one seed."""
-    return registry.load()[identity].check(seed)
+    return registry.load()[identity].outcome(seed)
 
 
 @cache
@@ -44,11 +44,8 @@ def code_hash(module: Path) -> str:
 
 
 def module_of(claim: Claim) -> Path:
-    """File that defines the claim's check, which may be a partial one."""
-    check = claim.check
-    while isinstance(check, partial):
-        check = check.func
-    return Path(inspect.getfile(check))
+    """File that defines the claim's check."""
+    return Path(inspect.getfile(inspect.unwrap(claim.check)))
 
 
 def entry(claim: Claim) -> dict[str, Any]:

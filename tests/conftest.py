@@ -1,9 +1,10 @@
-"""Material that the engine's tests share: tiny models of the six families, in two precisions."""
+"""What several modules of tests share: tiny models of the six families in two precisions, folders, the refusal."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import float64
 import hypothesis
@@ -15,11 +16,14 @@ from iclgd_helpers.data import sources, tasks
 from iclgd_helpers.data.demonstrations import select_demonstrations
 from iclgd_helpers.data.token_layout import Layout, Query, TrainingSequence
 from iclgd_helpers.engine import models
+from iclgd_helpers.errors import InputError
+from iclgd_helpers.measures import intervals
 
 # Reproducible, no time limit on a busy machine, and no examples kept from one run to the next.
 hypothesis.settings.register_profile("book", deadline=None, derandomize=True, database=None)
 hypothesis.settings.load_profile("book")
 
+FEW_RESAMPLES = 10
 FAMILIES = ("llama", "gpt2", "gpt_neox", "opt", "gemma3", "xglm")
 
 
@@ -76,6 +80,34 @@ def _material(family: str, dtype: torch.dtype, tolerance: float) -> Iterator[Mat
     )
     for name, value in model.model.state_dict().items():
         assert torch.equal(value, before[name]), f"{name} was not restored"
+
+
+def in_one_line(call: Callable, *arguments: object, **named: object) -> str:
+    """What bad input is answered with: one line, not too long."""
+    with pytest.raises(InputError) as caught:
+        call(*arguments, **named)
+    assert len(str(caught.value).splitlines()) == 1 and len(str(caught.value)) < 1000
+    return str(caught.value)
+
+
+@pytest.fixture
+def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of the test's own, not made yet."""
+    monkeypatch.setenv("ICLGD_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def records_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of records of the test's own, not made yet."""
+    monkeypatch.setenv("ICLGD_RECORDS", str(tmp_path / "records"))
+    return tmp_path / "records"
+
+
+@pytest.fixture
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals are tested elsewhere and take most of the time."""
+    monkeypatch.setattr(intervals, "RESAMPLES", FEW_RESAMPLES)
 
 
 @pytest.fixture(params=FAMILIES)

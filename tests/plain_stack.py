@@ -1,6 +1,6 @@
 """The stack of [C], section 4, in plain lines for the claims: linear attention and feed-forward layers, no norms."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -120,8 +120,3 @@ def per_token(stack, shown, prompt, literal=False):
         z = torch.stack(new, 1)
         z = z + feed_forward(layer, z)
     return z
-
-
-def with_mask(stack, causal):
-    """The same weights, causal or not."""
-    return replace(stack, causal=causal)

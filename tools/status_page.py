@@ -70,7 +70,7 @@ def rehearsal_lines() -> Iterator[str]:
     for record in records.load_all("results/rehearsal"):
         found = record.json
         where, seconds = found["environment"], sum(found["timings"].values())
-        current = "current" if record.is_current else "older"
+        current = "current" if records.is_current(record) else "older"
         facts = [found["parameters"]["dtype"], where["device"], found["n_demonstrations"], found["n_examples"]]
         row = [*facts, f"{seconds:.0f}", f"{where['peak_memory_mib'] / 1024:.1f}", current]
         yield f"| {' | '.join(map(str, row))} |"

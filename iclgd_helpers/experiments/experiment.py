@@ -15,11 +15,17 @@ from iclgd_helpers.experiments.records import Record
 from iclgd_helpers.experiments.runs import Run
 
 
-def run(given: ExperimentParameters, progress: bool = True, folder: Path | None = None) -> Record:
-    """
-    The record of a run: the stored one if there is one, else computed now and stored.
+def run(given: ExperimentParameters, progress: bool = True) -> Record:
+    """The record of a run; parameters and errors as for `record_of`. Says which arms have diverged."""
+    record, _is_new = record_of(given, progress)
+    if record.diverged:
+        print("Diverged, so without accuracy, similarities and verdict: " + ", ".join(record.diverged))
+    return record
 
-    Says which arms have diverged.
+
+def record_of(given: ExperimentParameters, progress: bool = True, folder: Path | None = None) -> tuple[Record, bool]:
+    """
+    The record of a run, and whether it was computed and stored now: the stored one is taken if there is one.
 
     Parameters
     ----------
@@ -35,13 +41,12 @@ def run(given: ExperimentParameters, progress: bool = True, folder: Path | None 
     folder = folder or paths.records_folder()
     data = task_data(given)
     record = records.find(records.run_id(given, data.checksum, checkpoints.content(given.model)), folder)
-    if record is None:
-        storage.require_writable(folder)
-        record = compute(runs.prepare(given, data), progress)
-        records.save(record, folder)
-    if record.diverged:
-        print("Diverged, so without accuracy, similarities and verdict: " + ", ".join(record.diverged))
-    return record
+    if record is not None:
+        return record, False
+    storage.require_writable(folder)
+    record = compute(runs.prepare(given, data), progress)
+    records.save(record, folder)
+    return record, True
 
 
 def compute(run: Run, progress: bool = True) -> Record:

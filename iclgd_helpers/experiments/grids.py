@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from iclgd_helpers.experiments.plans import Planned
 from iclgd_helpers.experiments.runner import duration
 
 
-def estimate(planned: Sequence[Planned], flops: float) -> Iterator[str]:
-    """Operations, memory and time of what is not stored, by group, at so many `flops` (FLOP/s)."""
+def estimate(planned: Sequence[Planned], tflops: float | None) -> Iterator[str]:
+    """Operations, memory and time of what is not stored, by group; at the speed that `speed` says."""
+    flops, source = speed(tflops)
     yield f"{'what':<44}{'jobs':>6}{'TFLOP':>10}{'memory':>10}{'time':>11}"
     waiting = [one for one in planned if not one.is_stored]
     groups = {name: [one for one in waiting if one.group == name] for name in dict.fromkeys(p.group for p in waiting)}
@@ -24,24 +26,29 @@ def estimate(planned: Sequence[Planned], flops: float) -> Iterator[str]:
         work = sum(one.job.cost for one in group)
         memory = f"{max((one.memory for one in group), default=0) / 2**30:.1f} GiB"
         yield f"{name:<44}{len(group):>6}{work / 1e12:>10.1f}{memory:>10}{duration(work / flops):>11}"
-    yield f"Time: on one worker at {flops / 1e12:.2f} TFLOP/s. Memory: model, updates and largest batch of one job."
+    yield (
+        f"Time: on one worker at {flops / 1e12:.2f} TFLOP/s, {source}. "
+        "Memory: model, updates and largest batch of one job."
+    )
 
 
 def stages(given: ExperimentParameters, tflops: float | None) -> Iterator[str]:
     """What one run costs, stage by stage, and what it needs at once."""
-    found, flops = cost.of_run(runs.plan(given)), speed(tflops)
+    found, (flops, source) = cost.of_run(runs.plan(given)), speed(tflops)
     yield f"{given.model} on {given.task}, seed {given.seed} ({given.dtype}, {given.n_demonstrations} demonstrations)"
     yield f"{'stage':<44}{'TFLOP':>10}{'time':>11}"
     for row in found.table(flops):
         yield f"{row['stage']:<44}{row['total']:>10.3f}{duration(row['seconds']):>11}"
     for what, size in found.memory.items():
         yield f"{what:<44}{size / 2**30:>10.2f} GiB"
-    yield f"Time: at {flops / 1e12:.2f} TFLOP/s."
+    yield f"Time: at {flops / 1e12:.2f} TFLOP/s, {source}."
 
 
-def speed(tflops: float | None) -> float:
-    """FLOP/s that one worker sustains: as given, or half of what a matrix product reaches now."""
-    return tflops * 1e12 if tflops else cost.device_rate("auto", "float32") / 2
+def speed(tflops: float | None) -> tuple[float, str]:
+    """FLOP/s that one worker sustains, and the source: as given, or half of what a matrix product reaches here, now."""
+    if tflops:
+        return tflops * 1e12, "as given"
+    return cost.device_rate("auto", "float32") / 2, f"half of a matrix product's on {platform.node()}, now"
 
 
 def work(
@@ -70,7 +77,7 @@ def work(
     waiting = [one for one in planned if not one.is_stored]
     torch.set_num_threads(threads)
     print(f"{len(planned) - len(waiting)} of {len(planned)} jobs are stored.")
-    print("\n".join(estimate(planned, speed(tflops))), flush=True)
+    print("\n".join(estimate(planned, tflops)), flush=True)
     if cost_only or not waiting:
         return []
     names = {one.job.name for one in waiting}

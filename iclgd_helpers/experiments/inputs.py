@@ -66,7 +66,7 @@ def check_device(device: str) -> None:
             raise InputError(f"device {device!r} cannot be used here (PyTorch finds {found} of them): pass device=cpu")
 
 
-def require_room(identities: Iterable[str]) -> None:
-    """InputError if a record is missing that could not be stored."""
-    if any(not (paths.records_folder() / identity).is_dir() for identity in identities):
-        storage.require_writable(paths.records_folder())
+def require_room(identities: Iterable[str], folder: Path) -> None:
+    """InputError if a record is missing that could not be stored in `folder`."""
+    if any(not (folder / identity).is_dir() for identity in identities):
+        storage.require_writable(folder)

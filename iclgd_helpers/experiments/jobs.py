@@ -9,7 +9,7 @@ from typing import Any
 from iclgd_helpers import storage
 from iclgd_helpers.data.tasks import TaskData
 from iclgd_helpers.engine import checkpoints, models
-from iclgd_helpers.experiments import clipping, experiment, fixed_prompt, learning_rates, records, runs, sweeps
+from iclgd_helpers.experiments import clipping, experiment, fixed_prompt, learning_rates, runs, sweeps
 from iclgd_helpers.experiments.inputs import task_data
 from iclgd_helpers.experiments.parameters import ExperimentParameters, half_on_a_gpu
 from iclgd_helpers.experiments.performing import STORED
@@ -21,11 +21,9 @@ def run(given: Mapping[str, Any], folder: str, needed: Mapping[str, Any] | None 
     """One run with its record in `folder`, at the learning rates that a job before it has chosen, if there is one."""
     for chosen in (needed or {}).values():
         given = {**given, "chosen_rates": chosen}
-    parameters = ExperimentParameters(**given)
-    data, model = task_data(parameters), checkpoints.content(parameters.model)
-    if records.find(records.run_id(parameters, data.checksum, model), Path(folder)) is not None:
+    record, is_new = experiment.record_of(ExperimentParameters(**given), progress=False, folder=Path(folder))
+    if not is_new:
         return STORED, None
-    record = experiment.run(parameters, progress=False, folder=Path(folder))
     accuracies = ", ".join(map(_accuracy, list(record.json["arms"].items())[:5]))
     memory = record.json["environment"]["peak_memory_mib"] / 1024
     return f"{accuracies}, peak {memory:.1f} GiB, record {record.json['id']}", None
@@ -79,18 +77,13 @@ def choose_prompt_rates(model: str, task: str, device: str) -> Done:
 
 
 def finetune_behind_prompts(
-    model: str, task: str, seed: int, device: str, chosen: Mapping[str, float] | None = None,
-    needed: Mapping[str, Any] | None = None,
-) -> Done:  # fmt: skip
-    """Finetuning behind each prompt with one seed, at the chosen rates."""
+    model: str, task: str, seed: int, device: str, needed: Mapping[str, Mapping[str, float]]
+) -> Done:
+    """Finetuning behind each prompt with one seed, at the rates that the job before it has chosen."""
     if fixed_prompt.stored(model, task, seed) is not None:
         return STORED, None
-    for found in (needed or {}).values():
-        chosen = found
-    if chosen is None:
-        raise ValueError("no learning rates are given")
-    accuracies = fixed_prompt.compute_seed(models.load_model(model, "float32", device), task, seed, chosen)
-    return accuracies, None
+    (chosen,) = needed.values()
+    return fixed_prompt.compute_seed(models.load_model(model, "float32", device), task, seed, chosen), None
 
 
 def automatic_dtype(device: str) -> str:

@@ -251,8 +251,8 @@ def _of_prompts(model: str, task: str) -> Iterator[tuple[Job, bool]]:
     name, common = f"prompts: {Path(model).name}/{task}", {"model": model, "task": task, "device": "auto"}
     rates = Job(f"{name}, rates", f"{JOBS}:choose_prompt_rates", common, lock("rates"), rates_flops)
     yield rates, stored is not None
-    after = () if chosen else (rates.name,)
+    after, known = ((), {"needed": {rates.name: chosen}}) if chosen else ((rates.name,), {})
     for seed in protocol.PROMPT_SEEDS[task]:
-        arguments = {**common, "seed": seed, "chosen": chosen}
+        arguments = {**common, "seed": seed, **known}
         job = Job(f"{name}/{seed}", f"{JOBS}:finetune_behind_prompts", arguments, lock(seed), seed_flops, after)
         yield job, fixed_prompt.stored(model, task, seed) is not None

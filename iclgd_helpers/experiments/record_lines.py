@@ -11,7 +11,7 @@ import numpy as np
 from iclgd_helpers.errors import InputError, shortened
 from iclgd_helpers.experiments import provenance, records
 from iclgd_helpers.experiments.parameters import ExperimentParameters
-from iclgd_helpers.experiments.records import Record
+from iclgd_helpers.experiments.records import Record, is_current
 from iclgd_helpers.paths import resolve_here
 
 
@@ -22,7 +22,7 @@ def listed(folder: Path) -> Iterator[str]:
     for record in found:
         content, given = record.json, record.json["parameters"]
         numbers = f"{given['seed']:>5}{content['n_examples']:>6}{content['n_demonstrations']:>7}"
-        state = "current" if record.is_current else "older"
+        state = "current" if is_current(record) else "older"
         name = shortened(Path(given["model"]).name, 27)
         yield f"{content['id']:<18}{name:<28}{given['task']:<10}{numbers}  {content['created'][:10]:<12}{state}"
     yield f"{len(found)} records in {folder}"
@@ -31,7 +31,7 @@ def listed(folder: Path) -> Iterator[str]:
 def currency(folder: Path) -> Iterator[str]:
     """How many records are current, and of each other one the reason."""
     found = records.load_all(folder)
-    older = [record for record in found if not record.is_current]
+    older = [record for record in found if not is_current(record)]
     yield f"{len(found) - len(older)} of {len(found)} records are current: helpers {provenance.engine_hash()}"
     for record in older:
         engine = record.json["engine"]
@@ -61,7 +61,7 @@ def shown(name: str, folder: Path) -> Iterator[str]:
     """Parameters that are not the defaults, accuracies of all arms, and what made the record."""
     record = found(name, folder)
     content = record.json
-    yield f"record {content['id']}, {'current' if record.is_current else 'older helpers'}, {content['created']}"
+    yield f"record {content['id']}, {'current' if is_current(record) else 'older helpers'}, {content['created']}"
     defaults = {name: field.default for name, field in ExperimentParameters.model_fields.items()}
     for parameter, value in content["parameters"].items():
         if value is not None and value != defaults.get(parameter, value if parameter == "preset" else object()):

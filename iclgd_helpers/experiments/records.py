@@ -34,11 +34,6 @@ class Record:
         object.__setattr__(self, "json", plain(self.json))
 
     @property
-    def is_current(self) -> bool:
-        """Whether helpers that compute the same numbers as the present ones made it."""
-        return provenance.same_engine(self.json["engine"]) == provenance.engine_hash()
-
-    @property
     def arms(self) -> dict[str, Any]:
         """What is known of each arm that holds numbers; `json["arms"]` has those that have diverged, too."""
         return {name: arm for name, arm in self.json["arms"].items() if not arm.get("diverged")}
@@ -52,6 +47,11 @@ class Record:
     def comparisons(self) -> dict[str, Any]:
         """The same of the comparisons: those of which no arm has diverged."""
         return {name: found for name, found in self.json["comparisons"].items() if not found.get("diverged")}
+
+
+def is_current(record: Record) -> bool:
+    """Whether helpers that compute the same numbers as the present ones made it."""
+    return provenance.same_engine(record.json["engine"]) == provenance.engine_hash()
 
 
 def run_id(parameters: ExperimentParameters, data_checksum: str, model: str) -> str:

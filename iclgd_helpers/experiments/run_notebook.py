@@ -89,7 +89,7 @@ def _looked_for(notebook: Path, given: Mapping[str, Any], parameters: Experiment
             return None
     (identity,) = inputs.check([parameters])
     if any("experiment.run(" in cell.source for cell in notebook_files.read_cells(notebook)):
-        inputs.require_room([identity])
+        inputs.require_room([identity], records_folder())
     return identity
 
 

@@ -12,7 +12,7 @@ from iclgd_helpers.data import tasks
 from iclgd_helpers.experiments import parameters, records
 from iclgd_helpers.experiments.parameters import ExperimentParameters
 from iclgd_helpers.experiments.protocol import MODELS, SEEDS
-from iclgd_helpers.experiments.records import Record
+from iclgd_helpers.experiments.records import Record, is_current
 from iclgd_helpers.paths import resolve_path
 
 # The six tasks in the order of the paper's Table 2, as it prints them.
@@ -73,7 +73,7 @@ def select(loaded: Iterable[Record], **variant: Any) -> list[Record]:
 def _rank(record: Record) -> tuple[Any, ...]:
     found = record.json
     chosen = bool(found["parameters"].get("chosen_rates"))
-    return record.is_current, found["n_compared"], found["n_examples"], chosen, found["created"], found["id"]
+    return is_current(record), found["n_compared"], found["n_examples"], chosen, found["created"], found["id"]
 
 
 def is_evidence(record: Record) -> bool:
@@ -97,7 +97,7 @@ def notes(found: Sequence[Record]) -> list[str]:
     lines = [f"{len(wanted) - len(missing)} of {len(wanted)} cells of the grid are recorded."]
     if missing:
         lines.append("Missing: " + "; ".join(_grouped(missing)) + ".")
-    older = [record for record in found if not record.is_current]
+    older = [record for record in found if not is_current(record)]
     if older:
         names = "; ".join(_grouped((short(m), task, seed) for m, task, seed in map(cell, older)))
         lines.append(f"Computed by an older version of the helpers than this page's ({len(older)}): {names}.")

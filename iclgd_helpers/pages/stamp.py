@@ -14,7 +14,7 @@ import torch
 from iclgd_helpers.engine import models
 from iclgd_helpers.experiments import provenance
 from iclgd_helpers.experiments.parameters import ExperimentParameters, TheoryParameters
-from iclgd_helpers.experiments.records import Record
+from iclgd_helpers.experiments.records import Record, is_current
 
 THEORY = ("torch", "numpy", "pandas", "matplotlib")
 MODELS = ("torch", "transformers", "numpy", "pandas", "matplotlib")
@@ -55,7 +55,7 @@ def print_record(record: Record, *more: str) -> None:
     """Identity of a record, more lines, and the time and the environment of its computation."""
     found = record.json
     lines = [f"run {found['id']}, computed {found['created']}"]
-    lines += [f"helpers {found['engine']} (the present ones: {record.is_current})"]
+    lines += [f"helpers {found['engine']} (the present ones: {is_current(record)})"]
     lines += [f"data {found['data_checksum'][:16]}", *more]
     lines += [f"{name}: {value} s" for name, value in found["timings"].items()]
     lines += [f"{name}: {value}" for name, value in found["environment"].items()]
@@ -66,7 +66,7 @@ def of_record(record: Record, n_grid: int) -> pd.DataFrame:
     """Provenance of a live run beside so many records of the grid."""
     found = record.json
     facts: dict[str, Any] = {"run": found["id"], "helpers": found["engine"]}
-    facts |= {"computed by the present helpers": record.is_current, "data": found["data_checksum"][:16]}
+    facts |= {"computed by the present helpers": is_current(record), "data": found["data_checksum"][:16]}
     facts |= {"created": found["created"], "records of the grid": n_grid}
     facts |= found["environment"] | {f"seconds, {stage}": spent for stage, spent in found["timings"].items()}
     return pd.Series(facts, name="provenance").astype(str).to_frame()

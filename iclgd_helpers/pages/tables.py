@@ -15,7 +15,7 @@ from IPython.display import HTML, Image, display
 from matplotlib.figure import Figure
 
 from iclgd_helpers.experiments.arms import ARMS
-from iclgd_helpers.experiments.records import Record
+from iclgd_helpers.experiments.records import Record, is_current
 from iclgd_helpers.pages import figures
 from iclgd_helpers.pages.figures import DIVERGED
 from iclgd_helpers.pages.selection import TASKS, cell, mark
@@ -141,7 +141,7 @@ def records_table(records: Sequence[Record], columns: Mapping[str, Callable[[Rec
     rows = [
         {name: r.json["parameters"][name] for name in named}
         | {heading: value(r) for heading, value in columns.items()}
-        | {"run": r.json["id"], "helpers": "current" if r.is_current else "older"}
+        | {"run": r.json["id"], "helpers": "current" if is_current(r) else "older"}
         for r in records
     ]
     return pd.DataFrame(rows, columns=[*named, *columns, "run", "helpers"])
@@ -152,7 +152,7 @@ def runs(found: Iterable[Record]) -> pd.DataFrame:
     rows = [
         dict(zip(CELL, (mark(r), TASKS[cell(r)[1]], cell(r)[2]), strict=True))
         | {"demonstrations": r.json["n_demonstrations"], "n": r.json["n_compared"], "run": r.json["id"]}
-        | {"helpers": "current" if r.is_current else "older"}
+        | {"helpers": "current" if is_current(r) else "older"}
         for r in found
     ]
     return pd.DataFrame(rows, columns=[*CELL, "demonstrations", "n", "run", "helpers"])

@@ -108,9 +108,8 @@ def test_html_is_made_in_one_place() -> None:
 
 
 # -------------------------------------------------------------------------------------------------------- whole page
-def test_a_page_shows_a_readers_names_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_shows_a_readers_names_as_they_are(tmp_path: Path, records_folder: Path) -> None:
     """Model, table, columns and labels of hostile names: the page of one's own model runs, and shows them as text."""
-    monkeypatch.setenv("ICLGD_RECORDS", str(tmp_path / "records"))
     name = HOSTILE.replace("{", "")
     column, labels = f"<b>text</b> {name}", [f"<i>bad</i> {FORMULA}", "$good$"]
     frame = pd.DataFrame(generate_rows(TASKS["snippets"], 40)).rename(columns={"text": column, "label": name})

@@ -3,9 +3,10 @@
 import torch
 from torch.nn import functional as F
 
-from claims.registry import Exact, claim
+from claims.registry import chapter
+from iclgd_helpers.theory.gradient_step import relative_error as error
 
-PAGE = "01_one_step"
+claim = chapter("01_one_step")
 
 
 class Draw:
@@ -18,11 +19,12 @@ class Draw:
         self.n = int(torch.randint(2, 20, (), generator=self.generator))
         self.weight = self.normal(self.d_out, self.d_in)
         self.inputs, self.targets = self.normal(self.d_in, self.n), self.normal(self.d_out, self.n)
+        self.errors = self.targets - self.weight @ self.inputs
         self.tests = self.normal(self.d_in, 5)
         self.rate = float(torch.rand((), generator=self.generator)) + 0.1
 
     def normal(self, *shape):
-        return torch.randn(*shape, generator=self.generator, dtype=torch.float64)
+        return torch.randn(*shape, generator=self.generator)
 
     def update(self, loss_of_outputs, rate=None, weight=None, inputs=None):
         """Change of the weight in one step, by autograd."""
@@ -40,63 +42,45 @@ class Draw:
         return torch.stack(columns, 1)
 
 
-def error(actual, expected):
-    return float((actual - expected).norm() / expected.norm())
-
-
 @claim(
     "P2.1-dual",
     statement="One step on the mean of halved squares changes the outputs of a linear layer by linear attention with "
     "the inputs as keys and the scaled errors, target minus prediction, as values.",
     source="[C] Proposition 2.1; Irie et al. 2022",
-    notebook=PAGE,
-    status="identity",
     control="errors with the opposite sign, as in the appendix of [C]",
+    fault={"sign": -1},
     erratum=(19,),
 )
-def dual(seed):
-    d = Draw(seed)
-    change = d.update(d.halved) @ d.tests
-    errors = d.rate / d.n * (d.targets - d.weight @ d.inputs)
-    return Exact(error(d.attention(errors), change), error(d.attention(-errors), change))
-
-
 @claim(
     "P2.1-half",
     statement="Proposition 2.1 needs the factor 1/2 in the squared loss.",
     source="[C] equation 4, Proposition 2.1",
-    notebook=PAGE,
     status="conditional",
     control="the squared norm without the 1/2, at the same rate",
+    fault={"factor": 1},
     erratum=(3,),
 )
-def half(seed):
+def proposition(seed, sign=1, factor=1 / 2):
     d = Draw(seed)
-    change = d.attention(d.rate / d.n * (d.targets - d.weight @ d.inputs))
-    without = d.update(lambda u: 2 * d.halved(u)) @ d.tests
-    return Exact(error(d.update(d.halved) @ d.tests, change), error(without, change))
+    change = d.update(lambda u: 2 * factor * d.halved(u)) @ d.tests
+    return error(change, d.attention(sign * d.rate / d.n * d.errors))
 
 
 @claim(
     "P2.1-rates",
     statement="The mean of squares needs half the rate, MSELoss d_out/2 times, the sum of halved squares 1/T times.",
-    source="the book's own derivation",
-    notebook=PAGE,
-    status="identity",
     control="the same losses at the untranslated rate (the smallest error)",
+    fault={"translated": False},
 )
-def rates(seed):
+def rates(seed, translated=True):
     d = Draw(seed)
-    change, residual, control = d.update(d.halved), 0.0, float("inf")
     losses = [
         (lambda u: (u - d.targets).square().sum(0).mean(), 0.5),
         (lambda u: F.mse_loss(u, d.targets), d.d_out / 2),
         (lambda u: 0.5 * (u - d.targets).square().sum(), 1 / d.n),
     ]
-    for loss, factor in losses:
-        residual = max(residual, error(d.update(loss, factor * d.rate), change))
-        control = min(control, error(d.update(loss), change))
-    return Exact(residual, control)
+    change = d.update(d.halved)
+    return [error(d.update(loss, d.rate * (factor if translated else 1)), change) for loss, factor in losses]
 
 
 @claim(
@@ -104,19 +88,18 @@ def rates(seed):
     statement="The mean of unsquared norms gives linear attention with errors of unit length; read as [C]'s l2 loss, "
     "it makes Proposition 2.1 false at every rate (two or more examples).",
     source="[C] equation 4, read literally",
-    notebook=PAGE,
     status="refuted here",
     control="the best of all rates for the errors that the proposition prints",
+    fault={"as_printed": True},
     erratum=(3,),
 )
-def unsquared(seed):
+def unsquared(seed, as_printed=False):
     d = Draw(seed)
     step = d.update(lambda u: torch.linalg.vector_norm(u - d.targets, dim=0).mean())
-    errors = d.targets - d.weight @ d.inputs
-    unit = d.attention(d.rate / d.n * errors / errors.norm(dim=0))
-    wanted = d.update(d.halved)
-    best = (step * wanted).sum() / step.square().sum() * step
-    return Exact(error(step @ d.tests, unit), error(best, wanted))
+    if as_printed:
+        wanted = d.update(d.halved)
+        return error((step * wanted).sum() / step.square().sum() * step, wanted)
+    return error(step @ d.tests, d.attention(d.rate / d.n * d.errors / d.errors.norm(dim=0)))
 
 
 @claim(
@@ -124,33 +107,30 @@ def unsquared(seed):
     statement="After any number of online steps a linear layer is its initial value plus linear attention over all "
     "steps, with the errors made at the time.",
     source="Irie et al. 2022, section 3",
-    notebook=PAGE,
-    status="identity",
     control="the errors of the initial layer for all steps",
+    fault={"at_the_time": False},
 )
-def history(seed):
+def history(seed, at_the_time=True):
     d = Draw(seed)
     rate, weight, values = 0.5 / float(d.inputs.square().sum(0).max()), d.weight.clone(), []
     order = torch.cat([torch.randperm(d.n, generator=d.generator) for _ in range(3)])
     for i in order.tolist():
-        values.append(rate * (d.targets[:, i] - weight @ d.inputs[:, i]))
         x, y = d.inputs[:, i : i + 1], d.targets[:, i : i + 1]
+        values.append(rate * (y - (weight if at_the_time else d.weight) @ x))
         weight = weight + d.update(lambda u, y=y: 0.5 * (u - y).square().sum(), rate, weight, x)
-    keys, change = d.inputs[:, order], (weight - d.weight) @ d.tests
-    first = rate * (d.targets - d.weight @ d.inputs)[:, order]
-    return Exact(error(d.attention(torch.stack(values, 1), keys), change), error(d.attention(first, keys), change))
+    return error(d.attention(torch.cat(values, 1), d.inputs[:, order]), (weight - d.weight) @ d.tests)
 
 
-def losses_of_outputs(d):
+def steps_on_any_loss(d):
+    """Of three losses of the outputs: one step, and its scaled output gradients."""
     classes = torch.randint(d.d_out, (d.n,), generator=d.generator)
-    yield lambda u: F.cross_entropy(u.T, classes)
-    yield lambda u: F.huber_loss(u, d.targets, delta=0.5)
-    yield lambda u: (u.sin() * d.targets).sum() + u.tanh().prod(0).sum()
-
-
-def output_gradients(d, loss):
-    outputs = (d.weight @ d.inputs).requires_grad_(True)
-    return torch.autograd.grad(loss(outputs), outputs)[0]
+    for loss in (
+        lambda u: F.cross_entropy(u.T, classes),
+        lambda u: F.huber_loss(u, d.targets, delta=0.5),
+        lambda u: (u.sin() * d.targets).sum() + u.tanh().prod(0).sum(),
+    ):
+        outputs = (d.weight @ d.inputs).requires_grad_(True)
+        yield d.update(loss), d.rate * torch.autograd.grad(loss(outputs), outputs)[0]
 
 
 @claim(
@@ -158,35 +138,29 @@ def output_gradients(d, loss):
     statement="For every differentiable loss of the outputs (cross-entropy, Huber, an arbitrary one) the update of a "
     "linear layer is the sum of outer products of negative scaled output gradients and inputs.",
     source="[B] equation 1",
-    notebook=PAGE,
-    status="identity",
     control="the outer products without the minus sign",
+    fault={"sign": 1},
 )
-def outer(seed):
+def outer(seed, sign=-1):
     d = Draw(seed)
-    residual, control = 0.0, float("inf")
-    for loss in losses_of_outputs(d):
-        change, e = d.update(loss), -d.rate * output_gradients(d, loss)
-        summed = sum(torch.outer(a, x) for a, x in zip(e.T, d.inputs.T, strict=True))
-        residual, control = max(residual, error(summed, change)), min(control, error(-summed, change))
-    return Exact(residual, control)
+    return [
+        error(sum(torch.outer(sign * a, x) for a, x in zip(gradients.T, d.inputs.T, strict=True)), step)
+        for step, gradients in steps_on_any_loss(d)
+    ]
 
 
 @claim(
     "B2-attention",
     statement="The updated layer predicts as the old layer plus linear attention, for every differentiable loss.",
     source="[B] equation 2",
-    notebook=PAGE,
-    status="identity",
     control="the rate and the sign both inside and outside the values, as when [B]'s and [C]'s conventions are mixed",
+    fault={"mixed": True},
 )
-def attention(seed):
+def attention(seed, mixed=False):
     d = Draw(seed)
-    residual, control = 0.0, float("inf")
-    for loss in losses_of_outputs(d):
-        after = (d.weight + d.update(loss)) @ d.tests
-        e = -d.rate * output_gradients(d, loss)
-        before = d.weight @ d.tests
-        residual = max(residual, error(before + d.attention(e), after))
-        control = min(control, error(d.attention(d.rate / d.n * e), after - before))
-    return Exact(residual, control)
+    outside = d.rate / d.n if mixed else 1.0
+    before = d.weight @ d.tests
+    return [
+        error(outside * d.attention(-gradients), (d.weight + step) @ d.tests - before)
+        for step, gradients in steps_on_any_loss(d)
+    ]

@@ -4,16 +4,18 @@ import numpy as np
 import sympy
 import torch
 
-from claims.registry import Exact, claim
+from claims.registry import Exact, chapter
+from iclgd_helpers.theory.gradient_step import relative_error as error
 
-PAGE = "02_attention_as_a_fast_weight"
+claim = chapter("02_attention_as_a_fast_weight")
 MAPS = ("identity", "elu1", "exp", "rff", "favor")
+POSITIVE = ("elu1", "exp", "favor")  # so that a denominator exists
 RATES = (0.01, 0.37, 1.0, 11.0, 50.0)
 
 
 def features(name, d_k, generator):
     """The five feature maps, written again."""
-    directions = torch.randn(40, d_k, generator=generator, dtype=torch.float64)
+    directions = torch.randn(40, d_k, generator=generator)
     return {
         "identity": lambda x: x,
         "elu1": lambda x: torch.where(x > 0, x + 1, x.exp()),
@@ -43,16 +45,20 @@ class Draw:
         self.all_values = torch.cat([self.shown_values, self.values], 1)
 
     def normal(self, *shape):
-        return torch.randn(*shape, generator=self.generator, dtype=torch.float64)
+        return torch.randn(*shape, generator=self.generator)
 
-    def attended(self, values=None, keys=None, z=None):
+    def attended(self, values=None, keys=None):
         """Linear attention token by token and query by query; to all tokens if none are given."""
         values, keys = (self.all_values, self.all_keys) if values is None else (values, keys)
         columns = [sum(v * float(k @ q) for v, k in zip(values.T, keys.T, strict=True)) for q in self.z.T]
         return torch.stack(columns, 1)
 
-    def labels(self, rate):
-        return self.m / rate * self.shown_values + self.base @ self.shown_keys
+    def stepped(self, rate, inputs=None, sign=1, scaled=True, own_prediction=True, **kind):
+        """The base after one step on the implied training set, or on one with a fault."""
+        inputs = self.shown_keys if inputs is None else inputs
+        added = sign * (self.m / rate if scaled else 1) * self.shown_values
+        targets = added + self.base @ inputs if own_prediction else added
+        return step(self.base, inputs, targets, rate, **kind)
 
 
 def write(values, keys):
@@ -67,179 +73,151 @@ def step(weight, inputs, targets, rate, factor=0.5, mean=True):
     return (weight - rate * gradient).detach()
 
 
-def error(actual, expected):
-    return float((actual - expected).norm() / expected.norm())
-
-
 @claim(
     "B3-fast-weight",
     statement="Linear attention to all tokens is a product with the matrix that they write, a map of the query's "
     "feature.",
     source="[B] equation 3; [C] equation 8; Schlag et al. 2021",
-    notebook=PAGE,
-    status="identity",
     control="the same matrix on the query without its feature map",
+    fault={"feature": False},
     erratum=(8,),
 )
-def fast_weight(seed):
+def fast_weight(seed, feature=True):
     d = Draw(seed)
-    memory = write(d.all_values, d.all_keys)
-    return Exact(error(memory @ d.z, d.attended()), error(memory @ d.raw_asked, d.attended()))
+    return error(write(d.all_values, d.all_keys) @ (d.z if feature else d.raw_asked), d.attended())
 
 
 @claim(
     "B4-split",
     statement="Without feature map the layer's matrix is the prompt's plus the demonstrations' part.",
     source="[B] equation 4",
-    notebook=PAGE,
-    status="identity",
     control="the prompt's part alone",
+    fault={"added": 0},
 )
-def split_plain(seed):
+def split_plain(seed, added=1):
     d = Draw(seed, "identity")
-    added = write(d.shown_values, d.shown_keys)
-    return Exact(error((d.base + added) @ d.z, d.attended()), error(d.base @ d.z, d.attended()))
+    return error((d.base + added * write(d.shown_values, d.shown_keys)) @ d.z, d.attended())
 
 
 @claim(
     "C5-split",
     statement="For every feature map attention to demonstrations and prompt is the sum of attention to each.",
     source="[C] equation 5, with the feature map on the query",
-    notebook=PAGE,
-    status="identity",
     control="the same sum for attention with Katharopoulos et al.'s denominator (the smallest error)",
+    fault={"maps": POSITIVE, "denominator": True},
     erratum=(13,),
 )
-def split(seed):
-    residual, control = 0.0, float("inf")
-    for name in MAPS:
-        d = Draw(seed, name)
-        parts = d.attended(d.values, d.keys) + d.attended(d.shown_values, d.shown_keys)
-        residual = max(residual, error(parts, d.attended()))
-        if name in ("elu1", "exp", "favor"):  # positive features, so that a denominator exists
+def split(seed, maps=MAPS, denominator=False):
+    def miss(d):
+        def attend(values, keys):
+            return d.attended(values, keys) / (d.attended(torch.ones_like(values), keys) if denominator else 1)
 
-            def normalised(values, keys, d=d):
-                return d.attended(values, keys) / d.attended(torch.ones_like(values), keys)
+        parts = attend(d.values, d.keys) + attend(d.shown_values, d.shown_keys)
+        return error(parts, attend(d.all_values, d.all_keys))
 
-            together = normalised(d.all_values, d.all_keys)
-            apart = normalised(d.values, d.keys) + normalised(d.shown_values, d.shown_keys)
-            control = min(control, error(apart, together))
-    return Exact(residual, control)
+    return [miss(Draw(seed, name)) for name in maps]
 
 
-def theorem(name):
-    def check(seed):
-        d = Draw(seed, name)
-        wanted = write(d.all_values, d.all_keys)
-        residual = max(error(step(d.base, d.shown_keys, d.labels(rate), rate), wanted) for rate in RATES)
-        return Exact(residual, error(step(d.base, d.shown_keys, d.m * d.shown_values, 1.0), wanted))
+def matrix(seed, name, **fault):
+    """Theorem 3.1, corrected, on the matrices that attention and the step give."""
+    d = Draw(seed, name)
+    wanted = write(d.all_values, d.all_keys)
+    return [error(d.stepped(rate, **fault), wanted) for rate in RATES]
 
+
+for name in MAPS:
     claim(
         f"T3.1-{name}",
         statement=f"With feature map {name}: one step from the prompt's matrix on the implied training set gives the "
         "matrix with demonstrations, at rates from 0.01 to 50.",
         source="[C] Theorem 3.1, corrected",
-        notebook=PAGE,
-        status="identity",
         control="labels without the layer's own prediction",
-    )(check)
+        options={"name": name},
+        fault={"own_prediction": False},
+    )(matrix)
 
 
-for _name in MAPS:
-    theorem(_name)
-
-
-def printed(id, statement, control, erratum, wrong, source="[C] Theorem 3.1 and appendix"):
-    """The corrected theorem predicts as attention does; the control is a misprint, `wrong(draw, rate)`."""
-
-    def check(seed):
-        d, rate = Draw(seed), 0.37
-        right = step(d.base, d.shown_keys, d.labels(rate), rate) @ d.z
-        return Exact(error(right, d.attended()), error(wrong(d, rate), d.attended()))
-
-    claim(id, statement=statement, source=source, notebook=PAGE, status="identity", control=control, erratum=erratum)(
-        check
-    )
-
-
-printed(
+@claim(
     "T3.1-query",
-    "The stepped matrix acts on the feature of the query.",
-    "the query itself, as printed",
-    (4,),
-    lambda d, rate: step(d.base, d.shown_keys, d.labels(rate), rate) @ d.raw_asked,
-    "[C] equation 5 and Theorem 3.1",
+    statement="The stepped matrix acts on the feature of the query.",
+    source="[C] equation 5 and Theorem 3.1",
+    control="the query itself, as printed",
+    fault={"feature": False},
+    erratum=(4,),
 )
-printed(
+@claim(
     "T3.1-half",
-    "The implied step is taken on halved squares.",
-    "squares that are not halved",
-    (3,),
-    lambda d, rate: step(d.base, d.shown_keys, d.labels(rate), rate, factor=1.0) @ d.z,
-    "[C] equation 4 and Theorem 3.1",
+    statement="The implied step is taken on halved squares.",
+    source="[C] equation 4 and Theorem 3.1",
+    control="squares that are not halved",
+    fault={"factor": 1.0},
+    erratum=(3,),
 )
-printed(
+@claim(
     "T3.1-mean",
-    "The implied step is taken on the mean over demonstrations.",
-    "their sum, at the same rate and labels",
-    (),
-    lambda d, rate: step(d.base, d.shown_keys, d.labels(rate), rate, mean=False) @ d.z,
+    statement="The implied step is taken on the mean over demonstrations.",
+    source="[C] Theorem 3.1 and appendix",
+    control="their sum, at the same rate and labels",
+    fault={"mean": False},
 )
-printed(
+@claim(
     "T3.1-sign",
-    "The labels are the layer's predictions plus M/rate times the values.",
-    "minus: the step then subtracts the demonstrations",
-    (19, 20),
-    lambda d, rate: step(d.base, d.shown_keys, 2 * d.base @ d.shown_keys - d.labels(rate), rate) @ d.z,
-    "[C] appendix",
+    statement="The labels are the layer's predictions plus M/rate times the values.",
+    source="[C] appendix",
+    control="minus: the step then subtracts the demonstrations",
+    fault={"sign": -1},
+    erratum=(19, 20),
 )
-printed(
+@claim(
     "T3.1-scale",
-    "The values enter the labels with the factor M/rate.",
-    "values without the factor",
-    (),
-    lambda d, rate: step(d.base, d.shown_keys, d.shown_values + d.base @ d.shown_keys, rate) @ d.z,
+    statement="The values enter the labels with the factor M/rate.",
+    source="[C] Theorem 3.1 and appendix",
+    control="values without the factor",
+    fault={"scaled": False},
 )
-printed(
+@claim(
     "T3.1-inputs",
-    "The inputs of the implied training set are features of keys.",
-    "keys without the feature map",
-    (21,),
-    lambda d, rate: step(d.base, d.raw_shown, d.m / rate * d.shown_values + d.base @ d.raw_shown, rate) @ d.z,
-    "[C] appendix",
+    statement="The inputs of the implied training set are features of keys.",
+    source="[C] appendix",
+    control="keys without the feature map",
+    fault={"inputs": "raw keys"},
+    erratum=(21,),
 )
-printed(
+@claim(
     "T3.1-cancel",
-    "The step changes the output by linear attention with scaled errors; the base stands on both sides.",
-    "the base on one side only, as in the second line of the appendix",
-    (18,),
-    lambda d, rate: rate / d.m * (d.labels(rate) - d.base @ d.shown_keys) @ (d.shown_keys.T @ d.z),
-    "[C] appendix, second line",
+    statement="The step changes the output by linear attention with scaled errors; the base stands on both sides.",
+    source="[C] appendix, second line",
+    control="the base on one side only, as in the second line of the appendix",
+    fault={"base_too": False},
+    erratum=(18,),
 )
-printed(
+@claim(
     "T3.1-keys",
-    "A demonstration's value is attached to its key.",
-    "to its query, as observation 3 says",
-    (6,),
-    lambda d, rate: (d.base + write(d.shown_values, d.phi(d.w_q @ d.shown))) @ d.z,
-    "[C] observation 3",
+    statement="A demonstration's value is attached to its key.",
+    source="[C] observation 3",
+    control="to its query, as observation 3 says",
+    fault={"inputs": "queries"},
+    erratum=(6,),
 )
+def outputs(seed, inputs="keys", feature=True, base_too=True, **fault):
+    """The corrected theorem predicts as attention does; what it must not be confused with does not."""
+    d = Draw(seed)
+    inputs = {"keys": d.shown_keys, "raw keys": d.raw_shown, "queries": d.phi(d.w_q @ d.shown)}[inputs]
+    after = d.stepped(0.37, inputs, **fault) - (0 if base_too else d.base)
+    return error(after @ (d.z if feature else d.raw_asked), d.attended())
 
 
 @claim(
     "T3.1-zero-base",
     statement="The whole layer is one step from the zero matrix on all tokens as pairs of key and rescaled value.",
-    source="the book's own derivation",
-    notebook=PAGE,
-    status="identity",
     control="the demonstrations alone",
+    fault={"others": 0},
 )
-def zero_base(seed):
+def zero_base(seed, others=1):
     d, rate = Draw(seed), 0.37
-    zero, total = torch.zeros_like(d.base), d.m + d.n
-    after = step(zero, d.all_keys, total / rate * d.all_values, rate) @ d.z
-    alone = step(zero, d.shown_keys, d.m / rate * d.shown_values, rate) @ d.z
-    return Exact(error(after, d.attended()), error(alone, d.attended()))
+    m = d.m + others * d.n
+    after = step(torch.zeros_like(d.base), d.all_keys[:, :m], m / rate * d.all_values[:, :m], rate)
+    return error(after @ d.z, d.attended())
 
 
 @claim(
@@ -247,23 +225,21 @@ def zero_base(seed):
     statement="As many pseudo-demonstrations as the update has rank, none of them a token's key, give the same step; "
     "the condition of the appendix that inputs are keys is sufficient and not necessary.",
     source="the book's own derivation; [C] appendix",
-    notebook=PAGE,
     status="refuted here",
     control="one pseudo-demonstration fewer",
+    fault={"fewer": 1},
     erratum=(22,),
 )
-def svd(seed):
+def svd(seed, fewer=0):
     d, rate = Draw(seed), 0.37
     added = write(d.shown_values, d.shown_keys)
     left, sizes, right = torch.linalg.svd(added, full_matrices=False)
     rank = int((sizes > 1e-12 * sizes[0]).sum())
     assert rank <= min(d.m, d.d_v, d.shown_keys.shape[0])
-    inputs, targets = right[:rank].T, rank / rate * (left * sizes)[:, :rank] + d.base @ right[:rank].T
-    after = step(d.base, inputs, targets, rate)
-    fewer = step(
-        d.base, inputs[:, 1:], (targets - d.base @ inputs)[:, 1:] * (rank - 1) / rank + d.base @ inputs[:, 1:], rate
-    )
-    return Exact(error(after - d.base, added), error(fewer - d.base, added))
+    kept = slice(fewer, rank)
+    inputs = right[kept].T
+    targets = (rank - fewer) / rate * (left * sizes)[:, kept] + d.base @ inputs
+    return error(step(d.base, inputs, targets, rate) - d.base, added)
 
 
 @claim(
@@ -271,8 +247,6 @@ def svd(seed):
     statement="In symbols, for 2 x 2 matrices: one step gives the matrix with demonstrations for every rate, and a "
     "second step adds V'(I - rate/M G)Phi'^T.",
     source="[C] Theorem 3.1, corrected; the book's own derivation for the second step",
-    notebook=PAGE,
-    status="identity",
     control="the loss without its factor 1/2 (its error at random numbers)",
 )
 def symbolic(seed):

@@ -1,15 +1,14 @@
 """Claims of page 04: softmax attention as kernel step, gate, proximal step and running average."""
 
 import math
-import statistics
 
 import torch
 from torch.nn import functional as F
 
-from claims.registry import Exact, Measured, claim
+from claims.registry import chapter, mean_of
+from iclgd_helpers.theory.gradient_step import relative_error as error
 
-PAGE = "04_softmax_exactly"
-OWN = "the book's own derivation"
+claim = chapter("04_softmax_exactly")
 
 
 class Draw:
@@ -29,7 +28,7 @@ class Draw:
         self.pull, self.own_pull = kernel(self.shown_keys, self.queries), kernel(self.keys, self.queries)
 
     def normal(self, *shape):
-        return torch.randn(*shape, generator=self.generator, dtype=torch.float64)
+        return torch.randn(*shape, generator=self.generator)
 
     def attend(self, values, keys):
         """torch's own softmax attention."""
@@ -38,67 +37,59 @@ class Draw:
 
 def kernel(keys, queries):
     """exp(k.q/sqrt(d_k)), pair by pair, `[token, query]`."""
-    return torch.tensor(
-        [[math.exp(float(k @ q) / math.sqrt(len(k))) for q in queries.T] for k in keys.T], dtype=torch.float64
-    )
+    return torch.tensor([[math.exp(float(k @ q) / math.sqrt(len(k))) for q in queries.T] for k in keys.T])
 
 
 def ones(values):
     return torch.cat([values, torch.ones_like(values[:1])])
 
 
-def error(actual, expected):
-    return float((actual - expected).norm() / expected.norm())
-
-
 @claim(
     "S-additivity",
     statement="For linear attention the effects of two sets of demonstrations add up.",
-    source=OWN,
-    notebook=PAGE,
-    status="identity",
     control="softmax attention, whose effects do not",
+    fault={"softmax": True},
 )
-def additivity(seed):
+def additivity(seed, softmax=False):
     d = Draw(seed)
-    more_keys, more_values = d.normal(3, 4), d.normal(6, 4)
+    own, first, second = (d.values, d.keys), (d.shown_values, d.shown_keys), (d.normal(6, 4), d.normal(3, 4))
 
     def linear(values, keys):
         return sum(torch.outer(v, k) for v, k in zip(values.T, keys.T, strict=True)) @ d.queries
 
-    def defect(attention):
-        own, first, second = (d.values, d.keys), (d.shown_values, d.shown_keys), (more_values, more_keys)
+    def effect(*sets):
+        attention = d.attend if softmax else linear
+        values, keys = (torch.cat([s[i] for s in (own, *sets)], 1) for i in (0, 1))
+        return attention(values, keys) - attention(*own)
 
-        def effect(*sets):
-            values, keys = (torch.cat([s[i] for s in (own, *sets)], 1) for i in (0, 1))
-            return attention(values, keys) - attention(*own)
-
-        return error(effect(first) + effect(second), effect(first, second))
-
-    return Exact(defect(linear), defect(d.attend))
+    return error(effect(first) + effect(second), effect(first, second))
 
 
 @claim(
     "S-ratio",
     statement="Softmax attention to demonstrations and prompt is the ratio of two rows of one kernel expansion "
     "(values with a row of ones) that starts at the prompt's and takes one functional gradient step, at any rate.",
-    source=OWN,
-    notebook=PAGE,
-    status="identity",
     control="the step in the numerator alone; adding two attentions; the opposite step (the smallest error)",
+    fault=[{"read": "numerator"}, {"read": "two ratios"}, {"direction": -1}],
     erratum=(13,),
 )
-def ratio(seed):
-    d, residual = Draw(seed), 0.0
+def ratio(seed, read="ratio", direction=1):
+    d = Draw(seed)
     start = ones(d.values) @ d.own_pull
     at_keys = ones(d.values) @ kernel(d.keys, d.shown_keys)
-    for rate in (0.1, 1.0, float(d.m)):
+
+    def miss(rate):
         labels = d.m / rate * ones(d.shown_values) + at_keys
-        after = start + rate / d.m * (labels - at_keys) @ d.pull
-        residual = max(residual, error(after[:-1] / after[-1], d.truth))
-    opposite = 2 * start - after
-    wrong = [after[:-1] / start[-1], d.zero_shot + d.attend(d.shown_values, d.shown_keys), opposite[:-1] / opposite[-1]]
-    return Exact(residual, min(error(w, d.truth) for w in wrong))
+        change = rate / d.m * (labels - at_keys) @ d.pull
+        after = start + direction * change
+        answers = {
+            "ratio": after[:-1] / after[-1],
+            "numerator": after[:-1] / start[-1],
+            "two ratios": start[:-1] / start[-1] + change[:-1] / change[-1],
+        }
+        return error(answers[read], d.truth)
+
+    return [miss(rate) for rate in (0.1, 1.0, float(d.m))]
 
 
 def monomials(x, degree):
@@ -114,94 +105,74 @@ def monomials(x, degree):
     "S-features",
     statement="With explicit monomial features the kernel step is an ordinary gradient step; its outputs tend "
     "to softmax attention as the degree grows.",
-    source=OWN,
-    notebook=PAGE,
-    status="identity",
     tolerance=1e-8,
     control="features up to degree one: linear attention with a constant",
+    fault={"degree": 1},
 )
-def features(seed):
+def features(seed, degree=9):
     d = Draw(seed)
     shrink = 0.5 / max(float(d.all_keys.norm(dim=0).max()), float(d.queries.norm(dim=0).max()))
     keys, shown, asked = (shrink * 3**0.5 * x for x in (d.keys, d.shown_keys, d.queries))  # small scores: low degrees
     d.queries = asked
     truth = d.attend(d.all_values, torch.cat([shown, keys], 1))
-
-    def stepped(degree):
-        own, given, query = (monomials(x, degree) for x in (keys, shown, asked))
-        weight = (ones(d.values) @ own.T).requires_grad_(True)
-        targets = (d.m * ones(d.shown_values) + weight @ given).detach()
-        loss = 0.5 * (weight @ given - targets).square().sum() / d.m
-        after = (weight - torch.autograd.grad(loss, weight)[0]).detach() @ query
-        return error(after[:-1] / after[-1], truth)
-
-    return Exact(stepped(9), stepped(1))
+    own, given, query = (monomials(x, degree) for x in (keys, shown, asked))
+    weight = (ones(d.values) @ own.T).requires_grad_(True)
+    targets = (d.m * ones(d.shown_values) + weight @ given).detach()
+    loss = 0.5 * (weight @ given - targets).square().sum() / d.m
+    after = (weight - torch.autograd.grad(loss, weight)[0]).detach() @ query
+    return error(after[:-1] / after[-1], truth)
 
 
 @claim(
     "S-random",
     statement="With positive random features the error of softmax attention falls as features are added "
     "(logarithm of the error at 4096 over that at 64).",
-    source=OWN + "; Choromanski et al. 2021",
-    notebook=PAGE,
+    source="the book's own derivation; Choromanski et al. 2021",
     status="empirical",
-    tolerance=None,
     control="features without the factor of the keys, whose estimate is biased",
+    fault={"corrected": False},
 )
-def random(seed):
-    d, count = Draw(seed), 40
+def random(seed, corrected=True):
+    d = Draw(seed)
 
-    def miss(n_features, corrected):
+    def miss(n_features):
         directions = d.normal(n_features, 3)
         keys, asked = d.all_keys / 3**0.25, d.queries / 3**0.25
         given = (directions @ keys - corrected * keys.square().sum(0) / 2).exp()
         after = ones(d.all_values) @ given.T @ (directions @ asked).exp()
         return error(after[:-1] / after[-1], d.truth)
 
-    def interval(corrected):
-        falls = [math.log10(miss(4096, corrected) / miss(64, corrected)) for _ in range(count)]
-        half = 2.0227 * statistics.stdev(falls) / math.sqrt(count)  # Student's t, 39 degrees of freedom
-        return (statistics.fmean(falls) - half, statistics.fmean(falls) + half)
-
-    return Measured(interval(1), interval(0), level=0.95, n=count)
+    return mean_of([math.log10(miss(4096) / miss(64)) for _ in range(40)])
 
 
 @claim(
     "S-gate",
     statement="Softmax attention is (1 - a) times zero-shot attention plus a times attention to the "
     "demonstrations, with a the logistic function of the difference of log-sum-exps.",
-    source=OWN,
-    notebook=PAGE,
-    status="identity",
     control="the share of demonstrations among tokens in place of a",
+    fault={"share": True},
 )
-def gate(seed):
+def gate(seed, share=False):
     d = Draw(seed)
     odds = d.pull.sum(0).log() - d.own_pull.sum(0).log()
-    a, shown = 1 / (1 + (-odds).exp()), d.attend(d.shown_values, d.shown_keys)
-    share = d.m / (d.m + d.n)
-    return Exact(
-        error((1 - a) * d.zero_shot + a * shown, d.truth),
-        error((1 - share) * d.zero_shot + share * shown, d.truth),
-    )
+    a = d.m / (d.m + d.n) if share else 1 / (1 + (-odds).exp())
+    return error((1 - a) * d.zero_shot + a * d.attend(d.shown_values, d.shown_keys), d.truth)
 
 
 @claim(
     "S-output-step",
     statement="Per query, softmax attention is one gradient step at rate 1 from the zero-shot output on the "
     "weighted squared distance to the plain values.",
-    source=OWN,
-    notebook=PAGE,
-    status="identity",
     control="half the rate",
+    fault={"rate": 1 / 2},
 )
-def output_step(seed):
+def output_step(seed, rate=1.0):
     d = Draw(seed)
     alpha = d.pull / (d.own_pull.sum(0) + d.pull.sum(0))
     u = d.zero_shot.clone().requires_grad_(True)
     loss = sum(0.5 * (a * (u - v[:, None]).square()).sum() for a, v in zip(alpha, d.shown_values.T, strict=True))
     (gradient,) = torch.autograd.grad(loss, u)
-    return Exact(error(d.zero_shot - gradient, d.truth), error(d.zero_shot - gradient / 2, d.truth))
+    return error(d.zero_shot - rate * gradient, d.truth)
 
 
 def objective(d, u):
@@ -215,60 +186,47 @@ def objective(d, u):
 @claim(
     "S-minimiser",
     statement="Softmax attention is the exact minimiser of the proximal objective, which therefore never increases.",
-    source=OWN,
-    notebook=PAGE,
-    status="identity",
     control="the gradient at the zero-shot output",
+    fault={"at": "zero_shot"},
 )
-def minimiser(seed):
+def minimiser(seed, at="truth"):
     d = Draw(seed)
-
-    def slope(u):
-        u = u.clone().requires_grad_(True)
-        return float(torch.autograd.grad(objective(d, u), u)[0].norm())
-
     assert objective(d, d.truth) < objective(d, d.zero_shot)
-    weight = float((d.own_pull.sum(0) + d.pull.sum(0)).norm() * d.truth.norm())
-    return Exact(slope(d.truth) / weight, slope(d.zero_shot) / weight)
+    u = getattr(d, at).clone().requires_grad_(True)
+    slope = torch.autograd.grad(objective(d, u), u)[0]
+    return float(slope.norm() / (d.own_pull.sum(0) + d.pull.sum(0)).norm() / d.truth.norm())
 
 
 @claim(
     "S-online",
     statement="Running averages with rate kernel over running sum, in any order of demonstrations, give softmax "
     "attention.",
-    source=OWN + "; Milakov and Gimelshein 2018",
-    notebook=PAGE,
-    status="identity",
+    source="the book's own derivation; Milakov and Gimelshein 2018",
     control="the rate of an unweighted average",
+    fault={"weighted": False},
 )
-def online(seed):
-    d, residual = Draw(seed), 0.0
+def online(seed, weighted=True):
+    d = Draw(seed)
 
-    def stream(order, weighted):
+    def stream(order):
         u, total = d.zero_shot.clone(), d.own_pull.sum(0).clone()
         for count, i in enumerate(order, 1):
             total = total + d.pull[i]
             u = u + (d.pull[i] / total if weighted else 1 / (d.n + count)) * (d.shown_values[:, i : i + 1] - u)
         return u
 
-    for _ in range(3):
-        order = torch.randperm(d.m, generator=d.generator).tolist()
-        residual = max(residual, error(stream(order, True), d.truth))
-    return Exact(residual, error(stream(order, False), d.truth))
+    return [error(stream(torch.randperm(d.m, generator=d.generator).tolist()), d.truth) for _ in range(3)]
 
 
 @claim(
     "S-sink",
     statement="One added to the denominator of softmax is a prompt token with key zero and value zero.",
-    source=OWN,
-    notebook=PAGE,
-    status="identity",
     control="the prompt without that token",
+    fault={"tokens": 0},
 )
-def sink(seed):
+def sink(seed, tokens=1):
     d = Draw(seed)
     weights = torch.cat([d.pull, d.own_pull])
-    off_by_one = d.all_values @ (weights / (1 + weights.sum(0)))
-    zeros = torch.zeros_like(d.keys[:, :1]), torch.zeros_like(d.values[:, :1])
-    with_sink = d.attend(torch.cat([zeros[1], d.all_values], 1), torch.cat([zeros[0], d.all_keys], 1))
-    return Exact(error(with_sink, off_by_one), error(d.truth, off_by_one))
+    zeros = torch.zeros(d.d_v, tokens), torch.zeros(d.d_k, tokens)
+    attended = d.attend(*(torch.cat(parts, 1) for parts in zip(zeros, (d.all_values, d.all_keys), strict=True)))
+    return error(attended, d.all_values @ (weights / (1 + weights.sum(0))))

@@ -1,12 +1,14 @@
 """Chapter 05: causal masks and the order of demonstrations."""
 
+from dataclasses import replace
+
 import torch
-from plain_stack import draw, forward, per_token, step, with_mask
+from plain_stack import draw, forward, per_token, step
 
-from claims.registry import Exact, claim
-from iclgd_helpers.theory.gradient_step import relative_error
+from claims.registry import chapter
+from iclgd_helpers.theory.gradient_step import relative_error as error
 
-HERE = {"notebook": "05_causal_masks_and_order", "status": "identity"}
+claim = chapter("05_causal_masks_and_order")
 
 
 def layer(seed):
@@ -24,37 +26,31 @@ def layer(seed):
     "has written, on all demonstrations.",
     source="[C] Lemma 6.1, corrected",
     control="one base for all tokens, of the whole prompt",
+    options={"of": "prompt"},
+    fault={"one_base": True},
     erratum=(16,),
-    **HERE,
 )
-def prompt_tokens(seed):
-    keys, values, queries, m, expected = layer(seed)
-    n = keys.shape[1]
-    right, wrong = [], []
-    for i in range(m, n):
-        for end, into in ((i + 1, right), (n, wrong)):
-            base = values[:, m:end] @ keys[:, m:end].T
-            into.append(step(base, keys[:, :m], values[:, :m], 0.7) @ queries[:, i])
-    right, wrong = (relative_error(torch.stack(x, 1), expected[:, m:]) for x in (right, wrong))
-    return Exact(right, wrong)
-
-
 @claim(
     "L6.1-demonstrations",
     statement="A causal layer gives demonstration j what one step from zero gives it, on the demonstrations up to "
     "itself with labels (j / rate) v.",
     source="[C] Lemma 6.1, corrected",
     control="the lemma as printed: all demonstrations for every token",
+    options={"of": "demonstrations"},
+    fault={"literal": True},
     erratum=(17,),
-    **HERE,
 )
-def demonstration_tokens(seed):
+def tokens(seed, of, one_base=False, literal=False):
+    """Outputs of the prompt's tokens or of the demonstrations, each with its base and its training set."""
     keys, values, queries, m, expected = layer(seed)
-    zero = torch.zeros(values.shape[0], keys.shape[0], dtype=torch.float64)
-    right = [step(zero, keys[:, :j], values[:, :j], 0.7) @ queries[:, j - 1] for j in range(1, m + 1)]
-    wrong = [step(zero, keys[:, :m], values[:, :m], 0.7) @ queries[:, j] for j in range(m)]
-    right, wrong = (relative_error(torch.stack(x, 1), expected[:, :m]) for x in (right, wrong))
-    return Exact(right, wrong)
+    asking = slice(m, None) if of == "prompt" else slice(m)
+    found = []
+    for i in range(keys.shape[1])[asking]:
+        written = slice(m, None if one_base else i + 1)  # empty for a demonstration
+        base = values[:, written] @ keys[:, written].T
+        shown = slice(m if literal else min(i + 1, m))
+        found.append(step(base, keys[:, shown], values[:, shown], 0.7) @ queries[:, i])
+    return error(torch.stack(found, 1), expected[:, asking])
 
 
 @claim(
@@ -63,21 +59,16 @@ def demonstration_tokens(seed):
     "bases and labels depend on the token.",
     source="[C] Lemma 6.1",
     control="the same comparison among the demonstrations' own matrices",
-    **HERE,
+    fault={"of": "demonstrations"},
 )
-def same_update(seed):
+def same_update(seed, of="prompt"):
     keys, values, _, m, _ = layer(seed)
-    expected = values[:, :m] @ keys[:, :m].T
     updates = []
-    for i in range(m, keys.shape[1]):
-        base = values[:, m : i + 1] @ keys[:, m : i + 1].T
-        updates.append(step(base, keys[:, :m], values[:, :m], float(m)) - base)
-    zero = torch.zeros_like(expected)
-    own = [step(zero, keys[:, :j], values[:, :j], float(j)) for j in range(1, m)]
-    return Exact(
-        max(relative_error(update, expected) for update in updates),
-        max(relative_error(update, expected) for update in own),
-    )
+    for i in range(m, keys.shape[1]) if of == "prompt" else range(m - 1):
+        base = values[:, m : i + 1] @ keys[:, m : i + 1].T  # zero for a demonstration
+        seen = slice(min(i + 1, m))
+        updates.append(step(base, keys[:, seen], values[:, seen], float(min(i + 1, m))) - base)
+    return [error(update, values[:, :m] @ keys[:, :m].T) for update in updates]
 
 
 @claim(
@@ -85,15 +76,13 @@ def same_update(seed):
     statement="In a causal stack of any depth, the steps token by token give every state of the forward pass.",
     source="[C] Lemma 6.1 and Theorem 4.1, corrected",
     control="the lemma as printed: demonstrations are updated with all demonstrations too",
+    fault={"literal": True},
     erratum=(17,),
-    **HERE,
 )
-def deep(seed):
+def deep(seed, literal=False):
     stack, shown, prompt = draw(seed, causal=True)
-    expected = forward(stack, shown, prompt)[-1]
-    m = shown.shape[1]
-    right = relative_error(per_token(stack, shown, prompt), expected)
-    return Exact(right, relative_error(per_token(stack, shown, prompt, literal=True)[:, m:], expected[:, m:]))
+    found, expected = per_token(stack, shown, prompt, literal), forward(stack, shown, prompt)[-1]
+    return [error(found[:, first:], expected[:, first:]) for first in (0, shown.shape[1])]
 
 
 @claim(
@@ -102,22 +91,18 @@ def deep(seed):
     "triangle of keys by queries.",
     source="[C] equation 11 and section 6",
     control="the labels of [C], sections 2 to 5, run backwards: the same formula then lets a token see only later ones",
+    fault={"backwards": True},
     erratum=(15,),
-    **HERE,
 )
-def reading_order(seed):
+def reading_order(seed, backwards=False):
     keys, values, queries, _, expected = layer(seed)
-    n = keys.shape[1]
-
-    def summed(order):  # order[label] is the place in the text; token with label i sees labels up to i
-        out = torch.zeros_like(values)
-        for i in range(n):
-            for j in range(i + 1):
-                out[:, order[i]] += values[:, order[j]] * (keys[:, order[j]] @ queries[:, order[i]])
-        return out
-
-    forwards = relative_error(summed(range(n)), expected)
-    return Exact(forwards, relative_error(summed(range(n - 1, -1, -1)), expected))
+    order = list(range(keys.shape[1]))  # order[label] is the place in the text; label i sees labels up to i
+    order = order[::-1] if backwards else order
+    out = torch.zeros_like(values)
+    for i, asking in enumerate(order):
+        for seen in order[: i + 1]:
+            out[:, asking] += values[:, seen] * (keys[:, seen] @ queries[:, asking])
+    return error(out, expected)
 
 
 @claim(
@@ -126,22 +111,20 @@ def reading_order(seed):
     "the step.",
     source="Katharopoulos et al. (2020), equations 8 to 12; cited in [C] equation 10",
     control="as in [C], attention to the prompt plus attention to the demonstrations, each with its own denominator",
+    fault={"apart": True},
     erratum=(13,),
-    **HERE,
 )
-def normalised(seed):
+def normalised(seed, apart=False):
     keys, values, queries, m, _ = layer(seed)
     counts = (keys.T @ queries).triu()
-    expected = ((values @ counts) / counts.sum(0))[:, m:]
-    rows = torch.cat([values, torch.ones(1, values.shape[1], dtype=torch.float64)])
-    right, wrong = [], []
+    rows = torch.cat([values, torch.ones(1, values.shape[1])])
+    found = []
     for i in range(m, keys.shape[1]):
         base = rows[:, m : i + 1] @ keys[:, m : i + 1].T
-        both = step(base, keys[:, :m], rows[:, :m], 2.0) @ queries[:, i]
-        right.append(both[:-1] / both[-1])
-        own, shown = base @ queries[:, i], rows[:, :m] @ keys[:, :m].T @ queries[:, i]
-        wrong.append(own[:-1] / own[-1] + shown[:-1] / shown[-1])
-    return Exact(*(relative_error(torch.stack(x, 1), expected) for x in (right, wrong)))
+        both = step(base, keys[:, :m], rows[:, :m], 2.0)
+        parts = (base, both - base) if apart else (both,)
+        found.append(sum(part[:-1] @ queries[:, i] / (part[-1] @ queries[:, i]) for part in parts))
+    return error(torch.stack(found, 1), ((values @ counts) / counts.sum(0))[:, m:])
 
 
 @claim(
@@ -149,24 +132,12 @@ def normalised(seed):
     statement="In a causal stack of any depth the demonstrations' states do not depend on the prompt.",
     source="the book's own; not noted in [C]",
     control="the same stack without the mask",
-    **HERE,
+    fault={"causal": False},
 )
-def apart(seed):
-    stack, shown, prompt = draw(seed, causal=True)
-    m, other = shown.shape[1], prompt.flip(0)
-
-    def moved(kind):
-        first, second = (forward(kind, shown, x)[-1][:, :m] for x in (prompt, other))
-        return relative_error(first, second)
-
-    return Exact(moved(stack), moved(with_mask(stack, False)))
-
-
-def change_of_order(stack, shown, prompt):
-    """How far the prompt's final states move, relatively, when the demonstrations come in reverse."""
-    m = shown.shape[1]
-    first, second = (forward(stack, x, prompt)[-1][:, m:] for x in (shown, shown.flip(1)))
-    return relative_error(second, first)
+def apart(seed, causal=True):
+    stack, shown, prompt = draw(seed, causal=causal)
+    first, second = (forward(stack, shown, x)[-1][:, : shown.shape[1]] for x in (prompt, prompt.flip(0)))
+    return error(first, second)
 
 
 @claim(
@@ -174,24 +145,18 @@ def change_of_order(stack, shown, prompt):
     statement="Without mask and positions the order of the demonstrations does not matter at any depth.",
     source="the book's own; compare Shen et al. (2023)",
     control="the same stack with a causal mask",
-    **HERE,
+    fault={"causal": True},
 )
-def order_without_mask(seed):
-    stack, shown, prompt = draw(seed)
-    return Exact(
-        change_of_order(stack, shown, prompt),
-        change_of_order(with_mask(stack, True), shown, prompt),
-    )
-
-
 @claim(
     "D-order-one-layer",
     statement="In one causal layer the prompt's outputs do not depend on the order of the demonstrations.",
-    source="the book's own",
     control="two causal layers",
-    **HERE,
+    options={"causal": True, "depth": 1},
+    fault={"depth": 2},
 )
-def order_one_layer(seed):
-    stack, shown, prompt = draw(seed, causal=True)
-    one, two = (type(stack)(stack.layers[:depth], stack.phi, True) for depth in (1, 2))
-    return Exact(change_of_order(one, shown, prompt), change_of_order(two, shown, prompt))
+def change_of_order(seed, causal=False, depth=None):
+    """How far the prompt's final states move, relatively, when the demonstrations come in reverse."""
+    stack, shown, prompt = draw(seed, causal=causal)
+    stack = replace(stack, layers=stack.layers[:depth])
+    first, second = (forward(stack, x, prompt)[-1][:, shown.shape[1] :] for x in (shown, shown.flip(1)))
+    return error(second, first)

@@ -1,7 +1,6 @@
 """Chapter 07: heads, biases, norms, positions; whole transformers."""
 
 import itertools
-from functools import partial
 
 import naive_transformer
 import numpy as np
@@ -9,11 +8,11 @@ import torch
 from plain_stack import step
 from torch.nn.functional import elu
 
-from claims.registry import Exact, claim
+from claims.registry import chapter
 from iclgd_helpers.theory import transformer
-from iclgd_helpers.theory.gradient_step import relative_error
+from iclgd_helpers.theory.gradient_step import relative_error as error
 
-HERE = {"notebook": "07_real_blocks_and_positions", "status": "identity"}
+claim = chapter("07_real_blocks_and_positions")
 
 
 def phi(x):
@@ -34,7 +33,12 @@ class Layer:
         self.all = torch.cat([self.shown, self.prompt], 1)
 
     def normal(self, *shape):
-        return torch.randn(*shape, generator=self.generator, dtype=torch.float64)
+        return torch.randn(*shape, generator=self.generator)
+
+    def step(self, keys, values, start=None):
+        """The matrix after one step on the demonstrations, from the one that the prompt has written."""
+        start = values[:, self.m :] @ keys[:, self.m :].T if start is None else start
+        return step(start, keys[:, : self.m], values[:, : self.m], 1.0)
 
 
 @claim(
@@ -42,118 +46,93 @@ class Layer:
     statement="With several heads, each takes a step of its own; the output projection adds up the results.",
     source="the book's own; [C] has one head",
     control="the heads' matrices exchanged",
-    **HERE,
+    fault={"exchanged": 1},
 )
-def heads(seed):
+def heads(seed, exchanged=0):
     it = Layer(seed)
-    expected, found, wrong = 0, 0, 0
-    steps, queries, outs = [], [], []
+    expected, steps, outs, queries = 0, [], [], []
     for _ in range(3):
         w_q, w_k = (it.normal(it.k, it.d) / it.d**0.5 for _ in range(2))
         w_v, w_o = it.normal(it.v, it.d), it.normal(it.d, it.v)
         keys, values, q = phi(w_k @ it.all), w_v @ it.all, phi(w_q @ it.prompt)
         expected = expected + w_o @ values @ (keys.T @ q)
-        start = values[:, it.m :] @ keys[:, it.m :].T
-        steps.append(step(start, keys[:, : it.m], values[:, : it.m], 1.0))
-        queries.append(q)
+        steps.append(it.step(keys, values))
         outs.append(w_o)
-    for h in range(3):
-        found = found + outs[h] @ steps[h] @ queries[h]
-        wrong = wrong + outs[h] @ steps[h - 1] @ queries[h]
-    return Exact(relative_error(found, expected), relative_error(wrong, expected))
+        queries.append(q)
+    return error(sum(outs[h] @ steps[h - exchanged] @ queries[h] for h in range(3)), expected)
 
 
 @claim(
     "X-heads-joint",
     statement="All heads together are one step on M times H block-sparse samples: one head's key in its block each.",
-    source="the book's own",
     control="M samples with the heads' keys concatenated and their projected values added",
-    **HERE,
+    fault={"dense": True},
 )
-def heads_joint(seed):
+def heads_joint(seed, dense=False):
     it = Layer(seed)
     n_heads = 2 + seed % 3
-    start, inputs, values, dense, queries, expected = [], [], [], 0, [], 0
+    start, inputs, values, queries, expected = [], [], [], [], 0
     for h in range(n_heads):
         w_q, w_k = (it.normal(it.k, it.d) / it.d**0.5 for _ in range(2))
         w_ov = it.normal(it.d, it.v) @ it.normal(it.v, it.d)
         keys, v, q = phi(w_k @ it.all), w_ov @ it.all, phi(w_q @ it.prompt)
         expected = expected + v @ (keys.T @ q)
         start.append(v[:, it.m :] @ keys[:, it.m :].T)
-        block = torch.zeros(n_heads * it.k, it.m, dtype=torch.float64)
+        block = torch.zeros(n_heads * it.k, it.m)
         block[h * it.k : (h + 1) * it.k] = keys[:, : it.m]
         inputs.append(block)
         values.append(v[:, : it.m])
-        dense = dense + block
         queries.append(q)
-    start, queries = torch.cat(start, 1), torch.cat(queries)
-    right = step(start, torch.cat(inputs, 1), torch.cat(values, 1), 2.0) @ queries
-    wrong = step(start, dense, sum(values), 2.0) @ queries
-    return Exact(relative_error(right, expected), relative_error(wrong, expected))
-
-
-def normalised_layer(seed, *, norm=True, biases=True):
-    """Relative error of a layer with norm and biases when the training set is made with or without them."""
-    it = Layer(seed)
-    gain, shift = 1 + 0.3 * it.normal(it.d), 0.3 * it.normal(it.d)
-    b_q, b_k, b_v = it.normal(it.k, 1), it.normal(it.k, 1), it.normal(it.v, 1)
-    z = torch.stack([naive_transformer.normed(x, gain, shift) for x in it.all.T], 1)
-    keys, values, q = phi(it.w_k @ z + b_k), it.w_v @ z + b_v, phi(it.w_q @ z[:, it.m :] + b_q)
-    expected = values @ (keys.T @ q)
-    start = values[:, it.m :] @ keys[:, it.m :].T
-    shown = z[:, : it.m] if norm else it.shown
-    inputs, targets = it.w_k @ shown, it.w_v @ shown
-    if biases:
-        inputs, targets = inputs + b_k, targets + b_v
-    return relative_error(step(start, phi(inputs), targets, 1.0) @ q, expected)
+    inputs, values = (sum(parts) if dense else torch.cat(parts, 1) for parts in (inputs, values))
+    return error(step(torch.cat(start, 1), inputs, values, 2.0) @ torch.cat(queries), expected)
 
 
 @claim(
     "X-norm",
     statement="With a norm before attention, the training set is in normalised inputs.",
-    source="the book's own",
     control="a training set of inputs that were not normalised",
-    **HERE,
+    fault={"norm": False},
 )
-def norm(seed):
-    return Exact(normalised_layer(seed), normalised_layer(seed, norm=False))
-
-
 @claim(
     "X-biases",
     statement="Biases of key and value projections belong into inputs and targets.",
-    source="the book's own",
     control="a training set without them",
-    **HERE,
+    fault={"biases": False},
 )
-def biases(seed):
-    return Exact(normalised_layer(seed), normalised_layer(seed, biases=False))
+def normalised_layer(seed, norm=True, biases=True):
+    """A layer with norm and biases, whose training set is made with or without them."""
+    it = Layer(seed)
+    gain, shift = 1 + 0.3 * it.normal(it.d), 0.3 * it.normal(it.d)
+    b_q, b_k, b_v = it.normal(it.k, 1), it.normal(it.k, 1), it.normal(it.v, 1)
+    z = torch.stack([naive_transformer.normed(x, gain, shift) for x in it.all.T], 1)
+    keys, values, q = phi(it.w_k @ z + b_k), it.w_v @ z + b_v, phi(it.w_q @ z[:, it.m :] + b_q)
+    shown = z[:, : it.m] if norm else it.shown
+    inputs, targets = it.w_k @ shown, it.w_v @ shown
+    if biases:
+        inputs, targets = inputs + b_k, targets + b_v
+    start = values[:, it.m :] @ keys[:, it.m :].T
+    return error(step(start, phi(inputs), targets, 1.0) @ q, values @ (keys.T @ q))
 
 
 @claim(
     "X-learned",
     statement="With learned positions, base and queries are those of the prompt at the places M, ..., M + N - 1.",
-    source="the book's own",
     control="the base of the prompt at the places 0, ..., N - 1",
-    **HERE,
+    fault={"from_zero": True},
 )
-def learned(seed):
+def learned(seed, from_zero=False):
     it = Layer(seed)
     table = it.normal(it.d, it.m + it.n)
     z = it.all + table
     keys, values, q = phi(it.w_k @ z), it.w_v @ z, phi(it.w_q @ z[:, it.m :])
-    expected = values @ (keys.T @ q)
-
-    def error(prompt):
-        start = it.w_v @ prompt @ phi(it.w_k @ prompt).T
-        return relative_error(step(start, keys[:, : it.m], values[:, : it.m], 1.0) @ q, expected)
-
-    return Exact(error(z[:, it.m :]), error(it.prompt + table[:, : it.n]))
+    prompt = it.prompt + table[:, : it.n] if from_zero else z[:, it.m :]
+    start = it.w_v @ prompt @ phi(it.w_k @ prompt).T
+    return error(it.step(keys, values, start) @ q, values @ (keys.T @ q))
 
 
-def turn(columns, first):
-    """RoPE of columns that stand at `first`, `first` + 1, ..., by complex multiplication."""
-    return torch.stack([naive_transformer.turned(x, first + i) for i, x in enumerate(columns.T)], 1)
+def turn(columns, first, apart=1):
+    """RoPE of columns that stand at `first`, `first` + 1, ... (if 1 `apart`), by complex multiplication."""
+    return torch.stack([naive_transformer.turned(x, first + apart * i) for i, x in enumerate(columns.T)], 1)
 
 
 @claim(
@@ -161,16 +140,24 @@ def turn(columns, first):
     statement="RoPE: moving the prompt by M places multiplies its fast weight by the rotation of M, transposed.",
     source="Su et al. (2021); the book's own",
     control="the fast weight stays as it was",
-    **HERE,
+    fault={"turned": False},
 )
-def rope_matrix(seed):
+def rope_matrix(seed, turned=True):
     it = Layer(seed)
     keys, values = it.w_k @ it.prompt, it.w_v @ it.prompt
     here, there = values @ turn(keys, 0).T, values @ turn(keys, it.m).T
-    rotation = torch.stack([naive_transformer.turned(e, it.m) for e in torch.eye(it.k, dtype=torch.float64)], 1)
-    return Exact(relative_error(here @ rotation.T, there), relative_error(here, there))
+    rotation = turn(torch.eye(it.k), it.m, apart=0) if turned else torch.eye(it.k)
+    return error(here @ rotation.T, there)
 
 
+@claim(
+    "X-rope-after",
+    statement="RoPE applied to what elu + 1 gives: moving the prompt leaves its own outputs as they were.",
+    source="Su et al. (2021), section 3.3; the book's own",
+    control="RoPE before elu + 1",
+    options={"kind": "after"},
+    fault={"kind": "before"},
+)
 def rope_outputs(seed, kind, move_queries=True):
     """The prompt's own outputs at places 0.. and at M..: `identity`, `softmax`, or elu + 1 `before` or `after` RoPE."""
     it = Layer(seed)
@@ -186,80 +173,48 @@ def rope_outputs(seed, kind, move_queries=True):
         scores = keys.T @ q
         return it.w_v @ it.prompt @ (torch.softmax(scores / it.k**0.5, 0) if kind == "softmax" else scores)
 
-    return relative_error(outputs(it.m, it.m if move_queries else 0), outputs(0, 0))
+    return error(outputs(it.m, it.m if move_queries else 0), outputs(0, 0))
 
 
-@claim(
-    "X-rope-identity",
-    statement="RoPE without a feature map: moving the prompt leaves its own outputs as they were.",
-    source="Su et al. (2021); the book's own",
-    control="keys are moved, queries are not",
-    **HERE,
-)
-def rope_identity(seed):
-    return Exact(rope_outputs(seed, "identity"), rope_outputs(seed, "identity", move_queries=False))
-
-
-@claim(
-    "X-rope-softmax",
-    statement="RoPE in softmax attention: moving the prompt leaves its own outputs as they were.",
-    source="Su et al. (2021); the book's own",
-    control="keys are moved, queries are not",
-    **HERE,
-)
-def rope_softmax(seed):
-    return Exact(rope_outputs(seed, "softmax"), rope_outputs(seed, "softmax", move_queries=False))
-
-
-@claim(
-    "X-rope-after",
-    statement="RoPE applied to what elu + 1 gives: moving the prompt leaves its own outputs as they were.",
-    source="Su et al. (2021), section 3.3; the book's own",
-    control="RoPE before elu + 1",
-    **HERE,
-)
-def rope_after(seed):
-    return Exact(rope_outputs(seed, "after"), rope_outputs(seed, "before"))
+for kind, attention in {"identity": "without a feature map", "softmax": "in softmax attention"}.items():
+    claim(
+        f"X-rope-{kind}",
+        statement=f"RoPE {attention}: moving the prompt leaves its own outputs as they were.",
+        source="Su et al. (2021); the book's own",
+        control="keys are moved, queries are not",
+        options={"kind": kind},
+        fault={"move_queries": False},
+    )(rope_outputs)
 
 
 @claim(
     "X-rope-negative",
     statement="Under RoPE the zero-shot base is right as it is, if demonstrations stand at negative places j - M.",
-    source="the book's own",
     control="zero-shot base, demonstrations at the places 0, ..., M - 1",
-    **HERE,
+    fault={"from_zero": True},
 )
-def rope_negative(seed):
+def rope_negative(seed, from_zero=False):
     it = Layer(seed)
     values, q = it.w_v @ it.all, turn(it.w_q @ it.all, 0)[:, it.m :]
     expected = values @ (turn(it.w_k @ it.all, 0).T @ q)
     start = values[:, it.m :] @ turn(it.w_k @ it.prompt, 0).T
-    q = turn(it.w_q @ it.prompt, 0)
-
-    def error(first):
-        inputs = turn(it.w_k @ it.shown, first)
-        return relative_error(step(start, inputs, values[:, : it.m], 1.0) @ q, expected)
-
-    return Exact(error(-it.m), error(0))
+    inputs = turn(it.w_k @ it.shown, 0 if from_zero else -it.m)
+    return error(it.step(inputs, values, start) @ turn(it.w_q @ it.prompt, 0), expected)
 
 
 @claim(
     "X-rope-stack",
     statement="A whole transformer with RoPE answers a prompt alike at whatever place it begins.",
-    source="the book's own",
     control="the same with learned positions",
-    **HERE,
+    fault={"positions": "learned"},
 )
-def rope_stack(seed):
-    def error(positions):
-        config = transformer.Config(n_layers=2, positions=positions, attention="softmax")
-        generator = torch.Generator().manual_seed(seed)
-        weights = transformer.random_weights(config, generator)
-        prompt = torch.randn(config.d_model, 5, generator=generator, dtype=torch.float64)
-        first, second = (naive_transformer.forward(weights, prompt, first_position=i)[-1] for i in (0, 3 + seed % 9))
-        return relative_error(second, first)
-
-    return Exact(error("rope"), error("learned"))
+def rope_stack(seed, positions="rope"):
+    config = transformer.Config(n_layers=2, positions=positions, attention="softmax")
+    generator = torch.Generator().manual_seed(seed)
+    weights = transformer.random_weights(config, generator)
+    prompt = torch.randn(config.d_model, 5, generator=generator)
+    first, second = (naive_transformer.forward(weights, prompt, first_position=i)[-1] for i in (0, 3 + seed % 9))
+    return error(second, first)
 
 
 @claim(
@@ -267,24 +222,23 @@ def rope_stack(seed):
     statement="ALiBi with slope s, in normalised attention, is a step with sample weights exp(s j): recency counts.",
     source="Press et al. (2022); the book's own",
     control="all samples count alike",
-    **HERE,
+    fault={"weighted": False},
 )
-def alibi(seed):
+def alibi(seed, weighted=True):
     it = Layer(seed)
     slope, total = 0.25, it.m + it.n
     keys, q = phi(it.w_k @ it.all), phi(it.w_q @ it.all)
-    rows = torch.cat([it.w_v @ it.all, torch.ones(1, total, dtype=torch.float64)])
-    expected, right, wrong = [], [], []
+    rows = torch.cat([it.w_v @ it.all, torch.ones(1, total)])
+    counts = torch.exp(slope * torch.arange(total))
+    of_samples = counts if weighted else torch.ones(total)
+    expected, found = [], []
     for i in range(it.m, total):
         amounts = torch.tensor([torch.dot(keys[:, j], q[:, i]) * np.exp(-slope * (i - j)) for j in range(i + 1)])
         expected.append((rows[:-1, : i + 1] * amounts).sum(1) / amounts.sum())
-        for weigh, into in ((True, right), (False, wrong)):
-            counts = torch.exp(slope * torch.arange(i + 1, dtype=torch.float64))
-            start = (rows[:, it.m : i + 1] * counts[it.m :]) @ keys[:, it.m : i + 1].T
-            into.append(weighted_step(start, keys, rows, counts[: it.m] if weigh else torch.ones(it.m)) @ q[:, i])
-    expected = torch.stack(expected, 1)
-    right, wrong = (torch.stack(x, 1) for x in (right, wrong))
-    return Exact(*(relative_error(x[:-1] / x[-1], expected) for x in (right, wrong)))
+        start = (rows * counts)[:, it.m : i + 1] @ keys[:, it.m : i + 1].T
+        found.append(weighted_step(start, keys, rows, of_samples[: it.m]) @ q[:, i])
+    found = torch.stack(found, 1)
+    return error(found[:-1] / found[-1], torch.stack(expected, 1))
 
 
 def weighted_step(start, keys, rows, counts, rate=2.0):
@@ -303,7 +257,7 @@ def first_left_out(causal, token, m, n):
     return base, range(1, trained.stop) if token >= m else trained
 
 
-def variant(seed, attention, causal, norm):
+def variant(seed, attention, causal, norm, split=transformer.training_tokens):
     rng = np.random.default_rng(seed)
     layers, heads, m, n = map(int, rng.integers([2, 2, 2, 2], [4, 4, 8, 7]))
     config = transformer.Config(
@@ -311,10 +265,9 @@ def variant(seed, attention, causal, norm):
     )
     generator = torch.Generator().manual_seed(seed)
     weights = transformer.random_weights(config, generator)
-    tokens = torch.randn(config.d_model, m + n, generator=generator, dtype=torch.float64)
+    tokens = torch.randn(config.d_model, m + n, generator=generator)
     expected = naive_transformer.forward(weights, tokens[:, m:], tokens[:, :m])[-1][:, m:]
-    run = partial(transformer.one_step_forward, weights, tokens[:, m:], tokens[:, :m])
-    return Exact(relative_error(run().output, expected), relative_error(run(split=first_left_out).output, expected))
+    return error(transformer.one_step_forward(weights, tokens[:, m:], tokens[:, :m], split=split).output, expected)
 
 
 for attention, causal, where in itertools.product(("linear", "normalised", "softmax"), (True, False), ("pre", "post")):
@@ -325,5 +278,6 @@ for attention, causal, where in itertools.product(("linear", "normalised", "soft
         "equals its layer-by-layer one-step recursion.",
         source="the book's own; [C] Theorem 4.1 for one linear head without norms",
         control="the prompt's tokens are not trained on the first demonstration",
-        **HERE,
-    )(partial(variant, attention=attention, causal=causal, norm=where))
+        options={"attention": attention, "causal": causal, "norm": where},
+        fault={"split": first_left_out},
+    )(variant)

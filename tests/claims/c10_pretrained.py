@@ -17,15 +17,16 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-from claims.registry import Exact, Measured, claim
+from claims.registry import Interval, chapter
 from iclgd_helpers.data import sources
 from iclgd_helpers.data.demonstrations import select_demonstrations
 from iclgd_helpers.data.token_layout import Layout
 from iclgd_helpers.engine import models
 from iclgd_helpers.measures import intervals
 from iclgd_helpers.theory import gradient_step
+from iclgd_helpers.theory.gradient_step import relative_error as error
 
-CHAPTER = "10_inside_a_pretrained_model"
+claim = chapter("10_inside_a_pretrained_model")
 N_QUESTIONS = 8
 
 
@@ -51,15 +52,12 @@ def _attention(module, query, key, value, attention_mask=None, scaling=None, rec
     own_keys, own_values = run.replaced.get(layer, (key[0], value[0]))
     output, gate = torch.zeros_like(query[0]), torch.zeros(n_heads, n_tokens)
     for g in range(n_kv):
-        group = list(range(g, n_heads, n_kv) if run.fault == "cyclic" else range(n_heads))
-        group = group if run.fault == "cyclic" else group[g * n_heads // n_kv : (g + 1) * n_heads // n_kv]
+        consecutive = slice(g * n_heads // n_kv, (g + 1) * n_heads // n_kv)
+        group = list(range(n_heads))[slice(g, None, n_kv) if run.fault == "cyclic" else consecutive]
         for i in range(n_tokens):
             own = [0, *range(run.M + 1, i + 1)]
             shown = list(range(1, run.M + 1 if run.fault == "all" else min(i, run.M) + 1)) if i else []
-            base, demonstrations = (
-                (own_keys[g, own], own_values[g, own]),
-                (key[0, g, shown], value[0, g, shown]),
-            )
+            base, demonstrations = (own_keys[g, own], own_values[g, own]), (key[0, g, shown], value[0, g, shown])
             answer = _linear_token if run.linear else _token
             output[group, i], gate[group, i] = answer(query[0, group, i], base, demonstrations, scaling, run)
     run.gates.append(gate)
@@ -134,9 +132,24 @@ class Prompt:
         return self.stock(tokens, "iclgd_claims", recursion=run), run
 
     @property
+    def own(self) -> list[int]:
+        """Places of the prompt's own tokens."""
+        return [0, *range(self.M + 1, len(self.tokens))]
+
+    @property
     def alone(self) -> Tensor:
         """The prompt without demonstrations."""
-        return torch.cat([self.tokens[:1], self.tokens[self.M + 1 :]])
+        return self.tokens[self.own]
+
+    def zero_shot_base(self, places: list[int]) -> dict[int, tuple[Tensor, Tensor]]:
+        """Keys and values `[head, token, head_dim]` of each layer without demonstrations, own tokens at `places`."""
+        run, found = Recursion(0), {}
+        self.stock(self.alone, "iclgd_claims", recursion=run, position_ids=torch.tensor([places]))
+        for layer, parts in run.seen.items():
+            found[layer] = tuple(part.new_zeros(part.shape[0], len(self.tokens), part.shape[2]) for part in parts)
+            for wide, part in zip(found[layer], parts, strict=True):
+                wide[:, self.own] = part
+        return found
 
 
 @cache
@@ -156,154 +169,100 @@ def prompt(seed: int, family: str = "llama") -> Prompt:
     return Prompt(model, whole[0], len(prefix) - 1, tuple(whole))
 
 
-def _error(actual: Tensor, expected: Tensor) -> float:
-    return float((actual - expected).norm() / expected.norm())
-
-
 @claim(
     "Q-logits",
     statement="In a Llama model, one kernel gradient step from the demonstrations in place of every attention layer, "
     "for each token and key/value head, gives the stock model's logits.",
     source="[C] Algorithm 1, Theorem 4.1 and Lemma 6.1, corrected; softmax as a ratio of two kernel steps: own",
-    notebook=CHAPTER,
-    status="identity",
     control="from the second layer on, the base of the zero-shot states",
+    fault={"base": "zero-shot states"},
     erratum=(12,),
 )
-def q_logits(seed: int) -> Exact:
-    given = prompt(seed)
-    expected = given.stock()
-    positions = torch.tensor([[0, *range(given.M + 1, len(given.tokens))]])
-    run = Recursion(0)  # without demonstrations, at the positions that the question has behind them
-    given.stock(given.alone, "iclgd_claims", recursion=run, position_ids=positions)
-    replaced = {}
-    for layer, parts in run.seen.items():
-        wide = [part.new_zeros(part.shape[0], len(given.tokens), part.shape[2]) for part in parts]
-        for target, part in zip(wide, parts, strict=True):
-            target[:, positions[0]] = part
-        replaced[layer] = tuple(wide)
-    wrong = given.recursion(replaced=replaced)[0]
-    return Exact(_error(given.recursion()[0], expected), _error(wrong[given.M + 1 :], expected[given.M + 1 :]))
-
-
+@claim(
+    "Q-positions",
+    statement="With rotary positions the base's keys stand M tokens later than in the zero-shot prompt.",
+    source="own (page 07), inside a Llama model",
+    control="the first layer's base with its keys at their zero-shot positions",
+    fault={"base": "zero-shot positions"},
+)
 @claim(
     "Q-rate",
     statement="Inside a Llama model too the rate of the implied step is a gauge: rates 0.01, 1 and M give one output.",
     source="[C] Theorem 3.1, corrected; own",
-    notebook=CHAPTER,
-    status="identity",
     control="labels without the base",
+    options={"rates": (0.01, 1.0, "M")},
+    fault={"rates": ("M",), "fault": "no base in labels"},
 )
-def q_rate(seed: int) -> Exact:
-    given = prompt(seed)
-    expected = given.stock()
-    errors = [_error(given.recursion(rate=rate)[0], expected) for rate in (0.01, 1.0, float(given.M))]
-    wrong = given.recursion(rate=float(given.M), fault="no base in labels")[0]
-    return Exact(max(errors), _error(wrong, expected))
-
-
 @claim(
     "Q-denominator",
     statement="In softmax attention numerator and denominator take the step together: the row of ones is a value too.",
     source="own (page 04), inside a Llama model",
-    notebook=CHAPTER,
-    status="identity",
     control="the denominator stays that of the base",
+    fault={"fault": "no step in denominator"},
 )
-def q_denominator(seed: int) -> Exact:
-    given = prompt(seed)
-    expected = given.stock()
-    wrong = given.recursion(fault="no step in denominator")[0]
-    return Exact(_error(given.recursion()[0], expected), _error(wrong, expected))
-
-
 @claim(
     "Q-groups",
     statement="With grouped heads there is one training set and one step for each key/value head; the consecutive "
     "query heads of its group ask the same function.",
     source="own; grouped heads: Ainslie et al. 2023",
-    notebook=CHAPTER,
-    status="identity",
     control="query heads dealt to the groups in turn",
+    fault={"fault": "cyclic"},
 )
-def q_groups(seed: int) -> Exact:
-    given = prompt(seed)
-    expected = given.stock()
-    return Exact(_error(given.recursion()[0], expected), _error(given.recursion(fault="cyclic")[0], expected))
-
-
 @claim(
     "Q-causal",
     statement="In a deep causal model each demonstration token takes its step on those up to itself.",
     source="[C] Lemma 6.1, corrected",
-    notebook=CHAPTER,
-    status="identity",
     control="Lemma 6.1 as printed: all M demonstration tokens for every function",
+    fault={"fault": "all"},
     erratum=(17,),
 )
-def q_causal(seed: int) -> Exact:
+@cache
+def llama(seed: int, rates: tuple[float | str, ...] = (1.0,), base: str = "own", fault: str = "") -> list[float]:
+    """Errors of the logits with one step in place of each attention layer."""
     given = prompt(seed)
-    expected = given.stock()
-    return Exact(_error(given.recursion()[0], expected), _error(given.recursion(fault="all")[0], expected))
-
-
-@claim(
-    "Q-positions",
-    statement="With rotary positions the base's keys stand M tokens later than in the zero-shot prompt.",
-    source="own (page 07), inside a Llama model",
-    notebook=CHAPTER,
-    status="identity",
-    control="the first layer's base with its keys at their zero-shot positions",
-)
-def q_positions(seed: int) -> Exact:
-    given = prompt(seed)
-    expected = given.stock()
-    run = Recursion(0)
-    given.stock(given.alone, "iclgd_claims", recursion=run)  # positions 0, 1, ..., N
-    places = torch.tensor([0, *range(given.M + 1, len(given.tokens))])
-    wide = []
-    for part in run.seen[0]:
-        wide.append(part.new_zeros(part.shape[0], len(given.tokens), part.shape[2]))
-        wide[-1][:, places] = part
-    wrong = given.recursion(replaced={0: tuple(wide)})[0]
-    return Exact(_error(given.recursion()[0], expected), _error(wrong, expected))
+    replaced = {}
+    if base == "zero-shot states":
+        replaced = given.zero_shot_base(given.own)
+    elif base == "zero-shot positions":
+        replaced = {0: given.zero_shot_base(list(range(len(given.own))))[0]}
+    expected, errors = given.stock(), []
+    for rate in rates:
+        found, _ = given.recursion(rate=float(given.M) if rate == "M" else rate, fault=fault, replaced=replaced)
+        errors += [error(found, expected), error(found[given.M + 1 :], expected[given.M + 1 :])]
+    return errors
 
 
 @claim(
     "Q-families",
     statement="The same recursion gives the logits of GPT-2, GPT-NeoX and OPT models: biases, LayerNorm, learned or "
     "partly rotary positions and parallel blocks make no difference.",
-    source="own",
-    notebook=CHAPTER,
-    status="identity",
     control="no step: the zero-shot logits",
+    fault={"step": False},
 )
-def q_families(seed: int) -> Exact:
-    errors, controls = [], []
+def q_families(seed: int, step: bool = True) -> list[float]:
+    errors = []
     for family in ("gpt2", "gpt_neox", "opt"):
         given = prompt(seed, family)
-        expected = given.stock()
-        errors.append(_error(given.recursion()[0], expected))
-        controls.append(_error(given.stock(given.alone)[1:], expected[given.M + 1 :]))
-    return Exact(max(errors), min(controls))
+        found = given.recursion()[0][given.own] if step else given.stock(given.alone)
+        errors.append(error(found[1:], given.stock()[given.own][1:]))
+    return errors
 
 
 @claim(
     "Q-gate",
     statement="The gate Z_D / (Z_X + Z_D) of a head is the attention that the stock model pays to demonstrations.",
     source="own (page 04), inside a Llama model",
-    notebook=CHAPTER,
-    status="identity",
     control="the share of visible tokens that are demonstrations",
+    fault={"share": True},
 )
-def q_gate(seed: int) -> Exact:
+def q_gate(seed: int, share: bool = False) -> float:
     given = prompt(seed)
-    _logits, run = given.recursion()
     paid = torch.stack(given.run(None, "eager", output_attentions=True).attentions)[:, 0]
     expected = paid[..., 1 : given.M + 1].sum(-1)  # [layer, head, token]
-    places = torch.arange(len(given.tokens))
-    share = (places.clamp(max=given.M) / (places + 1)).expand_as(expected)
-    return Exact(_error(torch.stack(run.gates), expected), _error(share, expected))
+    if share:
+        places = torch.arange(len(given.tokens))
+        return error((places.clamp(max=given.M) / (places + 1)).expand_as(expected), expected)
+    return error(torch.stack(given.recursion()[1].gates), expected)
 
 
 @claim(
@@ -311,14 +270,12 @@ def q_gate(seed: int) -> Exact:
     statement="With softmax and scale deleted, one step by automatic differentiation in every layer gives the logits "
     "of the linearised model.",
     source="[B] equations 3-4; [C] Theorem 4.1 and Lemma 6.1, corrected",
-    notebook=CHAPTER,
-    status="identity",
     control="compared with the logits of the model as it is",
+    fault={"attention": "eager"},
 )
-def q_linear(seed: int) -> Exact:
+def q_linear(seed: int, attention: str = "iclgd_linear") -> float:
     given = prompt(seed)
-    found = given.recursion(linear=True)[0]
-    return Exact(_error(found, given.stock(attention="iclgd_linear")), _error(found, given.stock()))
+    return error(given.recursion(linear=True)[0], given.stock(attention=attention))
 
 
 @claim(
@@ -326,17 +283,13 @@ def q_linear(seed: int) -> Exact:
     statement="Linear attention with a softmax model's weights is another model: its logits at the answer are far from "
     "the softmax model's (mean relative error over questions, one tiny random Llama).",
     source="against reading [B] equation 3 as a description of the model that is used",
-    notebook=CHAPTER,
     status="empirical",
-    tolerance=None,
     control="one kernel step in place of every softmax attention layer",
+    fault={"softmax": True},
 )
-def q_reading(seed: int) -> Measured:
-    given = prompt(seed)
-    linear, softmax = [], []
+def q_reading(seed: int, softmax: bool = False) -> Interval:
+    given, errors = prompt(seed), []
     for tokens in given.others:
-        expected = given.stock(tokens)[-1]
-        linear.append(_error(given.stock(tokens, "iclgd_linear")[-1], expected))
-        softmax.append(round(_error(given.recursion(tokens)[0][-1], expected), 9))  # rounding errors are none
-    ends = [intervals.over_examples(np.mean, np.array(errors)) for errors in (linear, softmax)]
-    return Measured(ends[0], ends[1], intervals.LEVEL, len(linear))
+        found = given.recursion(tokens)[0] if softmax else given.stock(tokens, "iclgd_linear")
+        errors.append(round(error(found[-1], given.stock(tokens)[-1]), 9))  # rounding errors are none
+    return Interval(*intervals.over_examples(np.mean, np.array(errors)), len(errors), intervals.LEVEL)

@@ -8,9 +8,14 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy import stats
 
 import claims
 
@@ -36,42 +41,85 @@ class Measured:
     n: int
 
 
+class Interval(NamedTuple):
+    """An interval of a measured quantity, from n observations."""
+
+    low: float
+    high: float
+    n: int
+    level: float = 0.95
+
+
+def mean_of(values: Iterable[float]) -> Interval:
+    """Student's t interval of the mean of independent `values`."""
+    found = np.asarray(values, dtype=float)
+    low, high = stats.t.interval(Interval._field_defaults["level"], len(found) - 1, found.mean(), stats.sem(found))
+    return Interval(float(low), float(high), len(found))
+
+
+Check = Callable[..., "float | Sequence[float] | Interval | Exact | Measured"]
+
+
 @dataclass(frozen=True)
 class Claim:
     """
-    A claim: `check(seed)` computes its outcome.
+    A claim: `check(seed, **options)` gives its relative error, the errors of several cases, or an `Interval`.
 
-    source: paper, section and equation; or the book's own derivation. notebook: the chapter (file stem) that shows it.
-    tolerance: relative, of an exact claim; None for a measured one. control: what the wrong version does, in words.
+    source: paper, section and equation. notebook: the chapter (file stem) that shows it.
+    tolerance: relative, of an exact claim. control: what the wrong version does, in words.
+    fault: what is different when the same check is the control, `check(seed, **options | fault)`; several if each must
+    be seen. Without one, the check itself gives the outcome of the claim and of its control.
     erratum: numbers of theory errata (`book/errata.md`) whose printed form is this claim's control.
     """
 
     id: str
     statement: str
-    source: str
     notebook: str
-    status: str
-    tolerance: float | None
     control: str
-    check: Callable[[int], Exact | Measured]
+    check: Check
+    source: str = "the book's own derivation"
+    options: dict[str, Any] = field(default_factory=dict)
+    fault: dict[str, Any] | Sequence[dict[str, Any]] = ()
+    status: str = "identity"
+    tolerance: float | None = 1e-9
     erratum: tuple[int, ...] = ()
+
+    def outcome(self, seed: int) -> Exact | Measured:
+        """What the check finds in double precision: the largest error, and the smallest of any fault in any case."""
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            found = self.check(seed, **self.options)
+            faults = [self.fault] if isinstance(self.fault, dict) else self.fault
+            wrong = [self.check(seed, **self.options | fault) for fault in faults]
+        finally:
+            torch.set_default_dtype(before)
+        if isinstance(found, Interval):
+            (control,) = wrong
+            return Measured(found[:2], control[:2], found.level, found.n)
+        return Exact(float(np.max(found)), float(np.min([np.min(w) for w in wrong]))) if wrong else found
 
 
 CLAIMS: dict[str, Claim] = {}
 
 
-def claim(id: str, **fields: Any) -> Callable[[Callable[[int], Exact | Measured]], Callable[[int], Exact | Measured]]:
-    """Decorator that enters `check` under `id`; fields as in `Claim` (`tolerance` defaults to 1e-9)."""
+def claim(id: str, **fields: Any) -> Callable[[Check], Check]:
+    """Decorator that enters a check under `id`; fields as in `Claim`. One check may serve several claims."""
 
-    def enter(check: Callable[[int], Exact | Measured]) -> Callable[[int], Exact | Measured]:
+    def enter(check: Check) -> Check:
         if id in CLAIMS:
             raise ValueError(f"claim {id!r} is entered twice")
-        if fields["status"] not in STATUSES:
-            raise ValueError(f"claim {id!r} has status {fields['status']!r}; known are {STATUSES}")
-        CLAIMS[id] = Claim(id=id, check=check, **({"tolerance": 1e-9} | fields))
+        CLAIMS[id] = Claim(id=id, check=check, **fields)
+        if CLAIMS[id].status not in STATUSES:
+            raise ValueError(f"claim {id!r} has status {CLAIMS[id].status!r}; known are {STATUSES}")
         return check
 
     return enter
+
+
+def chapter(notebook: str, **fields: Any) -> Callable[..., Callable[[Check], Check]]:
+    """The decorator `claim` for the claims of one chapter, with fields that most of them share."""
+    return partial(claim, notebook=notebook, **fields)
 
 
 def load() -> dict[str, Claim]:

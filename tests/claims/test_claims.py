@@ -1,6 +1,7 @@
 """Every claim of the book holds, its control fails, its notebook says so, and the ledger is what the checks give."""
 
 import copy
+import inspect
 import re
 
 import claims_ledger
@@ -71,8 +72,13 @@ def test_errata_are_shown_by_controls():
         assert included != (WORDING_ONLY in text), f"erratum {number}"
 
 
-def made_up(outcome, tolerance=1e-9) -> tuple[Claim, Exact | Measured]:
-    return Claim("X-1", "s", "p", "99_none", "identity", tolerance, "c", lambda seed: outcome), outcome
+def made_up(check, **fields) -> Claim:
+    return Claim("X-1", statement="s", source="p", notebook="99_none", control="c", check=check, **fields)
+
+
+def rules(outcome, **fields) -> list[str]:
+    claim = made_up(lambda seed: outcome, **fields)
+    return claims_ledger.broken_rules(claim, claim.outcome(0))
 
 
 @pytest.mark.parametrize(
@@ -90,16 +96,49 @@ def made_up(outcome, tolerance=1e-9) -> tuple[Claim, Exact | Measured]:
     ],
 )
 def test_a_bad_outcome_is_seen(outcome):
-    assert claims_ledger.broken_rules(*made_up(outcome)) != []
+    assert rules(outcome) != []
 
 
 @pytest.mark.parametrize("outcome", [Exact(1e-12, 1e-5), Measured((0.1, 0.2), (0.3, 0.4), 0.95, 10)])
 def test_a_good_outcome_passes(outcome):
-    assert claims_ledger.broken_rules(*made_up(outcome)) == []
+    assert rules(outcome) == []
 
 
 def test_an_exact_claim_needs_a_tolerance():
-    assert claims_ledger.broken_rules(*made_up(Exact(1e-12, 1.0), tolerance=None)) != []
+    assert rules(Exact(1e-12, 1.0), tolerance=None) != []
+
+
+def test_a_control_is_the_check_with_its_fault():
+    def check(seed, sign=1, size=1.0):
+        return [abs(1 - sign) * size, abs(1 - size) / 2]
+
+    both = [{"sign": -1, "size": 2.0}, {"sign": -1, "size": 3.0}]
+    assert made_up(check, fault=both[0]).outcome(0) == Exact(0.0, 0.5)
+    assert made_up(check, fault=both).outcome(0) == Exact(0.0, 0.5), "the smallest error of any fault"
+    assert made_up(check, options={"size": 3.0}, fault={"sign": -1}).outcome(0) == Exact(1.0, 1.0), "the largest error"
+    assert made_up(check, fault={"sign": -1}).outcome(0).control_error == 0, "a case in which the fault does nothing"
+    assert rules([1e-12, float("nan")], fault={}) != [], "not a number is no small error"
+
+
+def test_an_interval_has_that_of_its_fault_beside_it():
+    def check(seed, shift=0.0):
+        return registry.mean_of([shift - 1, shift, shift + 1])
+
+    found = made_up(check, fault={"shift": 9.0}).outcome(0)
+    low, high = found.interval
+    assert (
+        (found.n, found.level) == (3, 0.95) and low == pytest.approx(-high) and high == pytest.approx(2.484, abs=1e-3)
+    )
+    assert found.control_interval == pytest.approx((low + 9, high + 9))
+
+
+def test_every_fault_is_another_setting_of_its_check():
+    for claim in CLAIMS.values():
+        for fault in [claim.fault] if isinstance(claim.fault, dict) else claim.fault:
+            known = inspect.signature(claim.check).bind(0, **claim.options | fault)
+            usual = {n: p.default for n, p in inspect.signature(claim.check).parameters.items()} | claim.options
+            assert known and all(value != usual.get(name) for name, value in fault.items()), claim.id
+    assert [name for name, claim in CLAIMS.items() if not claim.fault] == ["T3.1-symbolic", "V-trap"]
 
 
 def test_a_doctored_ledger_is_seen():

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as bench_main
-from iclgd_helpers import cli, command_line
+from iclgd_helpers import cli, command_line, pinned_downloads
 from iclgd_helpers.data.tasks import TASKS
 from iclgd_helpers.errors import InputError
-from iclgd_helpers.experiments import inputs, notebook_execution, notebook_files, protocol
+from iclgd_helpers.experiments import inputs, notebook_execution, notebook_files, protocol, runner
 from tools import notebooks
 from tools.book_pages import ROOT
 
@@ -47,8 +47,8 @@ def nested(depth: int) -> list:
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory: a notebook, a short table, an empty file, a circle of links; records are elsewhere."""
+def here(tmp_path: Path, records_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory: a notebook, a short table, an empty file, a circle of links; nothing may be computed."""
     folder = tmp_path / "here"
     folder.mkdir()
     (folder / "good.ipynb").write_text(json.dumps(notebook(cell())))
@@ -56,9 +56,11 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "one.csv").write_text("text,label\n" + "".join(f"word {i},{i % 2}\n" for i in range(6)))
     (folder / "circle").symlink_to("circle")
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("ICLGD_RECORDS", str(tmp_path / "records"))
     monkeypatch.delenv("ICLGD_DATA", raising=False)
+    monkeypatch.setattr(pinned_downloads, "hub_is_reachable", lambda: False)
     monkeypatch.setattr(notebook_execution, "execute", lambda *_: pytest.fail("a kernel was started"))
+    monkeypatch.setattr(bench_main, "run", lambda *_: pytest.fail("speed was measured"))
+    monkeypatch.setattr(runner, "run", lambda *_, **__: pytest.fail("a job was started"))
     return folder
 
 
@@ -73,6 +75,7 @@ def refused(name: str, arguments: list[str], fault: str, capfd: pytest.CaptureFi
 
 
 # ------------------------------------------------------------------------------------------------- words and numbers
+SEEDS = [("three", "'three'"), ("-1", "-1"), ("1.5", "1.5"), (str(2**32), str(2**32))]
 WORDS = [
     ("run", [], "Missing argument 'NOTEBOOK'"),
     ("run", [""], "it is empty"),
@@ -86,6 +89,13 @@ WORDS = [
     ("run", [PAGE, "--preset", "huge"], "unknown preset 'huge'"),
     ("run", [PAGE, "--output", ""], "it is empty"),
     ("run", [PAGE, *SMOKE, "-p", "balanced", "true"], "balanced='true'"),
+    *(("run", [PAGE, *SMOKE, "-p", "seed", seed], f"seed={said}") for seed, said in SEEDS),
+    ("run", [PAGE, *SMOKE, "-p", "task", "nonsense"], "unknown task 'nonsense'"),
+    ("run", [PAGE, *SMOKE, "-p", "n_demonstrations", "-1"], "n_demonstrations=-1"),
+    ("run", [PAGE, *SMOKE, "-p", "learning_rate", "-1e-3"], "learning_rate=-0.001"),
+    ("run", [PAGE, *SMOKE, "-p", "learning_rate", "nan"], "learning_rate=nan"),
+    ("run", [PAGE, *SMOKE, "-p", "dtype", "float8"], "dtype='float8'"),
+    ("run", [PAGE, *SMOKE, "-p", "data_source", "web"], "data_source='web'"),
     ("run", [PAGE, *SMOKE, "-p", "device", "cpu:99"], "device 'cpu:99'"),
     ("run", [PAGE, *SMOKE, "-p", "device", "privateuseone"], "device 'privateuseone'"),
     ("run", [PAGE, *SMOKE, "-p", "device", "cuda:63"], "device 'cuda:63'"),
@@ -96,6 +106,7 @@ WORDS = [
     ("run", [str(PAGES / "01_one_step.ipynb"), "-p", "learning_rate", "1e300"], "learning_rate=1e+300"),
     ("grid", ["--preset", ""], "it is empty"),
     ("grid", ["--task", "sst3"], "unknown task 'sst3'"),
+    ("grid", [*RUNS, "-p", "learning_rat", "1"], "did you mean 'learning_rate'"),
     ("grid", ["--seed", "x"], "'x' is not a valid integer"),
     ("grid", [*RUNS, "-p", "task", "mr"], "--task and -p task are both given"),
     ("grid", [*RUNS, "--plan", "reproduction"], "--preset: --plan reproduction fixes it"),
@@ -114,6 +125,8 @@ WORDS = [
         for rate in ("0", "nan", "1e-400", "1e300", "x")
     ),
     ("reproduction", ["--stage", "x"], "unknown stage 'x'"),
+    ("reproduction", ["--seed", "3"], "--seed: --plan reproduction fixes it"),
+    ("reproduction", ["--tflops", "fast"], "'fast': give a positive number"),
     ("reproduction", ["--task", "snippets"], "unknown task of the plan 'snippets'"),
     ("reproduction", ["--threads", "1e5"], "'1e5' is not a valid integer"),
     ("reproduction", ["--threads", "1000000000000"], "1<=x<=1024"),
@@ -128,13 +141,6 @@ WORDS = [
     ("bench", ["--only", "nothing"], "'nothing' is not one of"),
     ("bench", ["more"], "more"),
 ]
-
-
-@pytest.mark.parametrize(("name", "arguments", "fault"), WORDS)
-def test_words_and_numbers(name: str, arguments: list[str], fault: str, capfd, here: Path):
-    before = sorted(here.iterdir())
-    refused(name, arguments, fault, capfd)
-    assert sorted(here.iterdir()) == before
 
 
 # ---------------------------------------------------------------------------------------------------------------- paths
@@ -188,12 +194,6 @@ NOT_WRITABLE = [
 ]
 
 
-@pytest.mark.parametrize(("name", "arguments", "fault"), NOT_WRITABLE)
-def test_what_cannot_be_written_is_known_before(name: str, arguments: list[str], fault: str, capfd, monkeypatch):
-    monkeypatch.setattr(bench_main, "run", lambda *_: pytest.fail("measured what cannot be stored"))
-    refused(name, arguments, fault, capfd)
-
-
 def test_records_that_could_not_be_stored_stop_a_page_that_computes_them(capfd, monkeypatch):
     monkeypatch.setenv("ICLGD_RECORDS", "/proc/x")
     refused("run", [PAGE, *SMOKE], "cannot write to /proc/x", capfd)
@@ -231,20 +231,25 @@ MISSING = [
     ("grid", [*RUNS, "--model", "./none"], "config.json"),
     ("grid", [*RUNS, "-p", "n_demonstrations", "100000"], "n_demonstrations=100000"),
     ("grid", [*SMOKE, *TABLE], "n_demonstrations=16"),
+    ("grid", [*RUNS, "--model", "nowhere/nothing"], "cannot load model 'nowhere/nothing'"),
+    ("reproduction", ["--model", "no/such-model", "--task", "cb"], "cannot load model 'no/such-model'"),
     ("reproduction", ["--task", "mr", "--model", "./none"], "config.json"),
     ("prompts", ["--model", "./none"], "config.json"),
 ]
 
 
-@pytest.mark.parametrize(("name", "arguments", "fault"), MISSING)
-def test_what_is_not_there_is_missed_before_anything_slow(name: str, arguments: list[str], fault: str, capfd):
+@pytest.mark.parametrize(("name", "arguments", "fault"), [*WORDS, *NOT_WRITABLE, *MISSING])
+def test_bad_input_is_missed_before_anything_slow(name: str, arguments: list[str], fault: str, capfd, here: Path):
+    before = sorted(here.parent.rglob("*"))
     refused(name, arguments, fault, capfd)
+    assert sorted(here.parent.rglob("*")) == before
 
 
+@pytest.mark.parametrize(("folder", "fault"), [("/nowhere", "'/nowhere'"), (".", "in the data folder")])
 @pytest.mark.parametrize("name", ["reproduction", "prompts", "bench"])
-def test_a_data_folder_without_the_tasks(name: str, capfd, monkeypatch):
-    monkeypatch.setenv("ICLGD_DATA", "/nowhere")
-    refused(name, [], "'/nowhere'", capfd)
+def test_a_data_folder_without_the_tasks(name: str, folder: str, fault: str, capfd, monkeypatch):
+    monkeypatch.setenv("ICLGD_DATA", folder)
+    refused(name, [], fault, capfd)
 
 
 def test_the_page_that_brings_its_text_asks_for_no_other(here: Path, monkeypatch):

@@ -19,7 +19,6 @@ from iclgd_helpers.engine.observe import Arm, Observation, batches, observe
 from iclgd_helpers.engine.prefix_attention import Call
 from iclgd_helpers.errors import InputError
 from iclgd_helpers.experiments import experiment, parameters, runs, updates
-from iclgd_helpers.measures import intervals
 
 METHODS = ("standard", "joint", "sequential")
 OBSERVED = ("label_log_probabilities", "lens_log_odds", "attention_output", "attention_scores")
@@ -46,6 +45,20 @@ def seen(material: Material, prefix, token_read="label", update=None, batch_toke
 
 def prompts(material: Material) -> list[list[int]]:
     return [naive.encode(material.model.tokenizer, example.prompt) for example in material.examples]
+
+
+def close(material: Material, ours: dict, expected: dict) -> None:
+    for name in OBSERVED:
+        material.close(ours[name], expected[name])
+
+
+def tuned(material: Material, method: str, rate: float = RATE, n: int | None = None, **options) -> finetune.Finetuned:
+    """Finetuned on the first `n` demonstrations, or on all."""
+    return finetune.finetune(material.model, material.sequences[:n], method, Settings(rate, **options))
+
+
+def state_of(material: Material) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in material.model.model.state_dict().items()}
 
 
 def same_bits(first: dict, second: dict) -> bool:
@@ -133,8 +146,7 @@ def test_batch_equals_single(material: Material):
     prefix = material.layout.prefix(material.demonstrations[:2])
     batch, single = (seen(material, prefix, batch_tokens=n, queries=queries) for n in (4000, 1))
     assert [len(b) for b in batches(queries, 4000)] == [len(queries)] and len(batches(queries, 1)) == len(queries)
-    for name in OBSERVED:
-        material.close(batch[name], single[name])
+    close(material, batch, single)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "xglm"])
@@ -150,8 +162,7 @@ def test_attention_without_the_fused_kernel(double: Material, at_once: int, monk
         patch.setattr(prefix_attention, "_attend_in_parts", lambda *given: n_parts.append(given) or in_parts(*given))
         plain = seen(double, prefix)
     assert len(n_parts) >= 2 * double.model.n_layers
-    for name in OBSERVED:
-        double.close(plain[name], fused[name])
+    close(double, plain, fused)
 
 
 @pytest.mark.parametrize("separator", ["eos", "newline"])
@@ -159,9 +170,8 @@ def test_attention_without_the_fused_kernel(double: Material, at_once: int, monk
 def test_separators(double: Material, separator: str):
     tokenizer, task = double.model.tokenizer, double.layout.task
     layout = double.layout.make(tokenizer, task, separator)
-    assert list(layout.prefix(double.demonstrations)) == naive.context(
-        tokenizer, task, double.demonstrations, separator
-    )
+    expected = naive.context(tokenizer, task, double.demonstrations, separator)
+    assert list(layout.prefix(double.demonstrations)) == expected
     text = tokenizer.decode(layout.prefix(double.demonstrations))
     between = {"eos": "</s>", "newline": "\n"}[separator]
     first = double.demonstrations[0]
@@ -174,7 +184,7 @@ def test_separators(double: Material, separator: str):
 # ---------------------------------------------------------------------------------------------------- updates
 @pytest.mark.parametrize("method", METHODS)
 def test_zero_rate_changes_nothing(double: Material, method: str):
-    result = finetune.finetune(double.model, double.sequences, method, Settings(0.0))
+    result = tuned(double, method, rate=0.0)
     assert result.gradient_norms.min() > 0
     for old, new in zip(double.model.original().values, result.update.values, strict=True):
         assert torch.equal(old, new)
@@ -193,7 +203,7 @@ def test_update_of_zero_changes_nothing(material: Material):
 
 def test_update_reaches_the_prefix(double: Material, stock):
     """Keys and values of the prefix are those of the updated weights, too."""
-    update = finetune.finetune(double.model, double.sequences, "standard", Settings(RATE)).update
+    update = tuned(double, "standard").update
     naive.finetune(stock, double.sequences, "standard", RATE)
     before = double.layout.prefix(double.demonstrations[:2])
     ours = seen(double, before, update=update)
@@ -203,7 +213,7 @@ def test_update_reaches_the_prefix(double: Material, stock):
 
 
 def test_using_restores_after_an_exception(double: Material):
-    state = {name: value.clone() for name, value in double.model.model.state_dict().items()}
+    state = state_of(double)
     update = KVUpdate(tuple(torch.randn_like(value) for value in double.model.original().values))
     with pytest.raises(KeyError):
         with double.model.using(update):
@@ -211,12 +221,12 @@ def test_using_restores_after_an_exception(double: Material):
                 pass
             assert all(torch.equal(t.parameter, v) for t, v in zip(double.model.trainables, update.values, strict=True))
             raise KeyError
-    assert all(torch.equal(value, state[name]) for name, value in double.model.model.state_dict().items())
+    assert all(torch.equal(value, state[name]) for name, value in state_of(double).items())
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_finetuning_restores_after_an_interrupt(double: Material, method: str):
-    state = {name: value.clone() for name, value in double.model.model.state_dict().items()}
+    state = state_of(double)
 
     replaced = lambda: [m for m in double.model.model.modules() if "forward" in vars(m)]  # noqa: E731
     before = replaced()  # XGLM's attention modules
@@ -228,7 +238,7 @@ def test_finetuning_restores_after_an_interrupt(double: Material, method: str):
     with pytest.raises(KeyboardInterrupt):
         learner = finetune.Learner(double.sequences, Settings(RATE))
         finetune.finetune_together(double.model, [learner], method, interrupt)
-    assert all(torch.equal(value, state[name]) for name, value in double.model.model.state_dict().items())
+    assert all(torch.equal(value, state[name]) for name, value in state_of(double).items())
     assert not any(parameter.requires_grad for parameter in double.model.model.parameters())
     assert replaced() == before
     blocks = naive.blocks(double.model.model)
@@ -238,11 +248,9 @@ def test_finetuning_restores_after_an_interrupt(double: Material, method: str):
 # ------------------------------------------------------------------------------------------------- finetuning
 def compare_finetuning(material: Material, method: str, **options) -> finetune.Finetuned:
     """Train both ways and assert that losses, gradient norms, weights and drift agree."""
-    sequences = material.sequences[:2]
-    ours = finetune.finetune(material.model, sequences, method, Settings(RATE, **options))
-    before = naive.stock(material.model)
-    after = naive.stock(material.model)
-    losses, norms = naive.finetune(after, sequences, method, RATE, **options)
+    ours = tuned(material, method, n=2, **options)
+    before, after = naive.stock(material.model), naive.stock(material.model)
+    losses, norms = naive.finetune(after, material.sequences[:2], method, RATE, **options)
     material.close(ours.losses, losses)
     material.close(ours.gradient_norms, norms)
     expected = [p for layer in range(material.model.n_layers) for _name, p in naive.key_values(after, layer)]
@@ -266,14 +274,12 @@ def test_finetuning_equals_naive(material: Material, method: str, loss: str):
 def test_clipping_equals_naive_and_bounds_the_step(double: Material, method: str, clip: str):
     if method == "sequential" and clip == "global":
         with pytest.raises(InputError, match="per_layer"):
-            finetune.finetune(double.model, double.sequences, method, Settings(RATE, clip=clip, clip_value=1.0))
+            tuned(double, method, clip=clip, clip_value=1.0)
         return
     value = 0.002 if clip == "elementwise" else 0.3
     result = compare_finetuning(double, method, clip=clip, clip_value=value)
     assert (result.gradient_norms > value).all()  # the recorded norms are those before clipping
-    one = finetune.finetune(
-        double.model, double.sequences[:1], method, Settings(RATE, clip=clip, clip_value=value)
-    ).update
+    one = tuned(double, method, n=1, clip=clip, clip_value=value).update
     steps = [(old - new) / RATE for old, new in zip(double.model.original().values, one.values, strict=True)]
     layers = [trainable.layer for trainable in double.model.trainables]
     squares = [
@@ -286,10 +292,8 @@ def test_clipping_equals_naive_and_bounds_the_step(double: Material, method: str
     else:
         largest = max(float(step.abs().max()) for step in steps)
         assert largest == pytest.approx(value, rel=1e-9)
-    untouched = finetune.finetune(
-        double.model, double.sequences[:1], method, Settings(RATE, clip=clip, clip_value=1e6)
-    ).update
-    free = finetune.finetune(double.model, double.sequences[:1], method, Settings(RATE)).update
+    untouched = tuned(double, method, n=1, clip=clip, clip_value=1e6).update
+    free = tuned(double, method, n=1).update
     assert all(torch.equal(a, b) for a, b in zip(untouched.values, free.values, strict=True))
 
 
@@ -405,10 +409,7 @@ def test_controls_leave_query_rows_alone(double: Material):
 
 def test_sequential_differs_from_joint(double: Material):
     """Not for the lowest layer at the first step; for every other, since it sees updated layers below."""
-    joint, sequential = (
-        finetune.finetune(double.model, double.sequences[:1], method, Settings(RATE))
-        for method in ("joint", "sequential")
-    )
+    joint, sequential = (tuned(double, method, n=1) for method in ("joint", "sequential"))
     for trainable, a, b in zip(double.model.trainables, joint.update.values, sequential.update.values, strict=True):
         if trainable.layer == 0:
             double.close(a, b)
@@ -420,10 +421,7 @@ def test_sequential_differs_from_joint(double: Material):
 
 def test_the_last_layer_of_joint_is_standard_without_depth(double: Material):
     """The top layer's own loss is the model's loss: so are its first-step value and its gradient norm."""
-    joint, standard = (
-        finetune.finetune(double.model, double.sequences[:1], method, Settings(RATE))
-        for method in ("joint", "standard")
-    )
+    joint, standard = (tuned(double, method, n=1) for method in ("joint", "standard"))
     double.close(joint.losses[0, -1], standard.losses[0, 0])
     double.close(joint.gradient_norms[0, -1], standard.gradient_norms[0, -1])
     assert (joint.gradient_norms[0, 0] - standard.gradient_norms[0, 0]).abs() > 1e-3
@@ -457,7 +455,7 @@ def test_gradient_norms_are_of_one_step_alone(double: Material, method: str):
 
 def test_unknown_method(double: Material):
     with pytest.raises(InputError, match="'sideways'.*standard, joint, sequential"):
-        finetune.finetune(double.model, double.sequences, "sideways", Settings(RATE))
+        tuned(double, "sideways")
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -490,8 +488,7 @@ def test_half_precision_keeps_a_master_copy(family: str, method: str, monkeypatc
 # --------------------------------------------------------------------------------------------------- controls
 def test_random_and_rescaled_updates_have_the_norm_asked_for(double: Material):
     language_model = double.model
-    standard = finetune.finetune(language_model, double.sequences, "standard", Settings(RATE)).update
-    joint = finetune.finetune(language_model, double.sequences, "joint", Settings(RATE)).update
+    standard, joint = (tuned(double, method).update for method in ("standard", "joint"))
     original = language_model.original().values
 
     def flat(update: KVUpdate) -> torch.Tensor:
@@ -555,12 +552,6 @@ def test_untrained_weights(double: Material, what: str):
 
 
 # --------------------------------------------------------------------------------------- the whole experiment
-@pytest.fixture
-def few_resamples(monkeypatch: pytest.MonkeyPatch):
-    """Intervals are tested elsewhere and take most of the time."""
-    monkeypatch.setattr(intervals, "RESAMPLES", 10)
-
-
 def cell_of(family: str, **given) -> runs.Run:
     given = {
         "preset": "smoke", "task": "sst5", "model": f"tiny-{family}", "dtype": "float64", "seed": 4,
@@ -584,7 +575,7 @@ def naive_experiment(cell: runs.Run) -> dict:
     tuned, arms = {}, {}
 
     def train(name: str, method: str, chosen: list) -> torch.nn.Module:
-        sequences = [naive.sequence(tokenizer, task, example, bare) for example in chosen]
+        sequences = [naive.context(tokenizer, task, [e], "eos")[:-1] for e in chosen]
         before, after = naive.stock(language_model), naive.stock(language_model)
         losses, norms = naive.finetune(after, sequences, method, given.learning_rate, **options)
         tuned[name] = {"losses": losses, "gradient_norms": norms, "drift": naive.drift(before, after)}
@@ -686,12 +677,7 @@ COMPARED = {  # a comparison -> unchanged, in context, finetuned
 }
 OPTIONS = {
     "as the original": {},
-    "as the papers' text": {
-        "token_read": "prompt",
-        "separator": "newline",
-        "balanced": True,
-        "untrained": "everything",
-    },
+    "as the papers' text": dict(token_read="prompt", separator="newline", balanced=True, untrained="everything"),
     "label loss, clipped": {"loss": "label", "clip": "per_layer", "clip_value": 0.5, "learning_rate": 4.0},
 }
 
@@ -735,15 +721,7 @@ def test_record_equals_naive(double: Material, few_resamples, family: str, optio
 def without_intervals(value: object) -> object:
     """A record without its intervals (whose resamples are drawn by position) and what timing put there."""
     if isinstance(value, dict):
-        left_out = (
-            "interval",
-            "accuracy_interval",
-            "per_layer_low",
-            "per_layer_high",
-            "created",
-            "timings",
-            "environment",
-        )
+        left_out = "interval accuracy_interval per_layer_low per_layer_high created timings environment".split()
         return {k: without_intervals(v) for k, v in value.items() if k not in left_out}
     return value
 

@@ -16,8 +16,9 @@ import naive
 import numpy as np
 import pytest
 import torch
+from conftest import FEW_RESAMPLES
 
-from iclgd_helpers import cli, pinned_downloads, storage
+from iclgd_helpers import cli, storage
 from iclgd_helpers.data import tasks
 from iclgd_helpers.engine.finetune import METHODS
 from iclgd_helpers.errors import InputError
@@ -38,14 +39,9 @@ from iclgd_helpers.experiments.learning_rates import best
 from iclgd_helpers.measures import intervals
 from iclgd_helpers.pages import selection
 
-FEW = 10
 REPRODUCTION = ["grid", "--plan", "reproduction", "--on", "here"]
-
-
-@pytest.fixture(autouse=True)
-def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Intervals are tested elsewhere and take most of the time."""
-    monkeypatch.setattr(intervals, "RESAMPLES", FEW)
+COST_ONLY = ["--cost-only", "--tflops", "1"]
+pytestmark = pytest.mark.usefixtures("few_resamples")
 
 
 # ---------------------------------------------------------------------------------------------- what it consists of
@@ -185,7 +181,7 @@ class Naive:
 
     def __init__(self, cell: runs.Run, examples: list) -> None:
         self.cell, self.examples, self.task = cell, examples, cell.layout.task
-        self.labels = [naive.encode(cell.model.tokenizer, " " + word)[0] for word in self.task.verbalizers]
+        self.labels = naive.label_tokens(cell.model.tokenizer, self.task)
         self.bare = naive.context(cell.model.tokenizer, self.task, [], "eos")
         self.plain = naive.stock(cell.model)
         shown = naive.context(cell.model.tokenizer, self.task, cell.demonstrations, "eos")
@@ -198,7 +194,7 @@ class Naive:
     def finetuned(self, method: str, rate: float, **options: Any) -> tuple[list, list]:
         """Observations after finetuning on the demonstrations, and the gradient norms `[step][layer]`."""
         encode, model = self.cell.model.tokenizer, naive.stock(self.cell.model)
-        sequences = [naive.context(encode, self.task, [e], "eos")[:-1] for e in self.cell.demonstrations]
+        sequences = [naive.sequence(encode, self.task, example, self.bare) for example in self.cell.demonstrations]
         _losses, norms = naive.finetune(model, sequences, method, rate, **options)
         return self.observe(model), norms
 
@@ -326,7 +322,7 @@ def results(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     monkeypatch.setattr(protocol, "RECORDS", str(tmp_path / "records"))
     monkeypatch.setattr(protocol, "SWEEPS", str(tmp_path / "sweeps"))
     monkeypatch.setattr(parameters, "_default_source", lambda *_arguments: "generated")
-    monkeypatch.setenv("ICLGD_RECORDS", str(tmp_path / "records"))  # the command sets it; put back afterwards
+    monkeypatch.setenv("ICLGD_RECORDS", str(tmp_path / "records"))
     return tmp_path
 
 
@@ -350,16 +346,16 @@ def test_nothing_is_computed_that_could_not_be_stored(results: Path, monkeypatch
 
 def test_stop_resume_skip_and_make_again(results: Path, capsys, monkeypatch):
     """One run that is stopped in the middle, its continuation, a third that has nothing to do, and a lost record."""
-    compute, n_computed = experiment.run, []
+    compute, n_computed = experiment.compute, []
 
-    def stopped(given: parameters.ExperimentParameters, **options: Any) -> records.Record:
+    def stopped(run: runs.Run, progress: bool) -> records.Record:
         if len(n_computed) == 2:
             raise KeyboardInterrupt
-        n_computed.append(given.seed)
-        return compute(given, **options)
+        n_computed.append(run.parameters.seed)
+        return compute(run, progress)
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "run", stopped)
+        patch.setattr(experiment, "compute", stopped)
         assert cli.main([*REPRODUCTION, *ARGUMENTS]) == 130
     said = capsys.readouterr()
     assert "0 of 4 jobs are stored" in said.out and "start it again to go on" in said.err
@@ -465,13 +461,10 @@ def test_cost_only_computes_nothing(results: Path, capsys, monkeypatch):
         raise AssertionError("something was computed")
 
     monkeypatch.setattr(runner, "run", never)
-    for module, name in ((runs, "prepare"), (experiment, "run"), (experiment, "compute")):
+    for module, name in ((runs, "prepare"), (experiment, "record_of"), (experiment, "compute")):
         monkeypatch.setattr(module, name, never)
     everything = [a for stage in protocol.STAGES for a in ("--stage", stage)]
-    assert (
-        cli.main([*REPRODUCTION, "--model", "tiny-llama", "--task", "cb", "--cost-only", "--tflops", "1", *everything])
-        == 0
-    )
+    assert cli.main([*REPRODUCTION, "--model", "tiny-llama", "--task", "cb", *COST_ONLY, *everything]) == 0
     said = capsys.readouterr().out
     assert "0 of 4 jobs are stored" in said and "TFLOP" in said and "tiny-llama cells" in said
     assert not list(results.iterdir())
@@ -482,38 +475,10 @@ def test_one_thread_computes_unless_more_are_asked_for(results: Path, asked: lis
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        assert (
-            cli.main([*REPRODUCTION, "--model", "tiny-llama", "--task", "mr", "--cost-only", "--tflops", "1", *asked])
-            == 0
-        )
+        assert cli.main([*REPRODUCTION, "--model", "tiny-llama", "--task", "mr", *COST_ONLY, *asked]) == 0
         assert torch.get_num_threads() == expected
     finally:
         torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "fault"),
-    [
-        (["--task", "snippets"], "unknown task of the plan 'snippets'"),
-        (["--stage", "nonsense"], "unknown stage 'nonsense'"),
-        (["--tflops", "fast"], "'fast': give a positive number"),
-        (["--seed", "3"], "--seed: --plan reproduction fixes it"),
-        (["--model", "no/such-model", "--task", "cb"], "cannot load model 'no/such-model'"),
-    ],
-)
-def test_bad_input_is_one_line_and_status_2(results: Path, arguments: list[str], fault: str, capsys, monkeypatch):
-    monkeypatch.setattr(pinned_downloads, "hub_is_reachable", lambda: False)
-    assert cli.main([*REPRODUCTION, *arguments]) == 2
-    said = capsys.readouterr().err
-    assert fault in said and said.startswith("error: ") and said.count("\n") == 1
-
-
-def test_missing_data_is_one_line_and_status_2(results: Path, capsys, monkeypatch):
-    monkeypatch.setattr(parameters, "_default_source", lambda *_arguments: "folder")
-    monkeypatch.setenv("ICLGD_DATA", str(results))
-    assert cli.main([*REPRODUCTION, "--model", "tiny-llama", "--task", "mr"]) == 2
-    said = capsys.readouterr().err
-    assert "no folder 'mr' in the data folder" in said and said.count("\n") == 1
 
 
 # ------------------------------------------------------------------------- chosen rates, order, conditioning in a cell
@@ -540,7 +505,7 @@ def same(one: Any, other: Any) -> bool:
 @pytest.fixture(scope="module")
 def reference() -> Iterator[records.Record]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(intervals, "RESAMPLES", FEW)
+        patch.setattr(intervals, "RESAMPLES", FEW_RESAMPLES)
         yield record_of()
 
 

@@ -12,8 +12,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -21,7 +23,7 @@ import pytest
 import runner_jobs
 from runner_jobs import computed, job
 
-from iclgd_helpers import errors, storage
+from iclgd_helpers import cli, errors, storage
 from iclgd_helpers.experiments import dask_workers, performing, provenance, runner
 
 TESTS = Path(__file__).parent.parent
@@ -106,6 +108,79 @@ def test_a_list_that_cannot_be_done_is_a_mistake(tmp_path):
             runner.run(jobs, None)
 
 
+class Pool:
+    """Workers of these names, of one slot each: it notes which job is handed out, and past whom."""
+
+    def __init__(self, *names: str) -> None:
+        self.names, self.flying, self.asked = names, {}, []
+
+    def slots(self, one: performing.Job) -> dict[str, int]:
+        return dict.fromkeys(self.names, 1)
+
+    def submit(self, one: performing.Job, order: str, refused_by: set[str]) -> None:
+        self.flying[one.name] = one
+        self.asked.append((one.name, set(refused_by)))
+
+
+def test_no_more_jobs_are_handed_out_than_workers_take(tmp_path):
+    board, pool = runner._Board([job(tmp_path, name) for name in "abc"], print), Pool("first", "second")
+    board.fill(pool, None)
+    board.fill(pool, None)
+    assert list(pool.flying) == ["a", "b"] and list(board.waiting) == ["c"] and board.at_once == 2
+
+
+def test_what_needs_a_failed_job_is_not_tried(tmp_path):
+    jobs = [job(tmp_path, "a"), job(tmp_path, "b", after=("a",)), job(tmp_path, "c", after=("b",)), job(tmp_path, "d")]
+    board = runner._Board(jobs, print)
+    assert [one.name for one in board.ready()] == ["a", "d"]
+    del board.waiting["a"]
+    board.take("a", {"state": performing.FAILED, "message": "no"})
+    assert [one.name for one in board.ready()] == ["d"] and board.untried == ["b", "c"]
+
+
+def test_a_refused_job_goes_to_others_until_none_is_left(tmp_path):
+    board, pool = runner._Board([job(tmp_path, "job")], print), Pool("first", "second")
+    for place in pool.names:
+        board.fill(pool, None)
+        del pool.flying["job"]
+        board.take("job", {"state": performing.REFUSED, "message": "no", "place": place})
+    board.fill(pool, None)
+    assert pool.asked == [("job", set()), ("job", {"first"})] and board.failed == ["job"]
+
+
+def test_a_busy_job_is_asked_for_again_after_a_while(tmp_path):
+    board = runner._Board([job(tmp_path, "job")], print)
+    board.take("job", {"state": performing.BUSY, "message": "another process computes it"})
+    assert list(board.ready()) == []
+    assert _until(lambda: list(board.ready()))
+
+
+def test_a_worker_with_other_helpers_refuses(tmp_path):
+    one = job(tmp_path, "job")
+    order = json.loads(runner._Board([one], print).order(one, None))
+    order["identities"]["helpers"] = "old"
+    outcome = performing.perform(json.dumps(order))
+    assert outcome["state"] == performing.REFUSED and computed(tmp_path) == []
+    assert outcome["message"] == "it has other helpers than the command"
+
+
+def test_what_a_future_says_of_its_job(tmp_path):
+    """One that was lost with its worker says nothing, one that was cancelled that the scheduler is lost."""
+    pool = dask_workers.Workers(SimpleNamespace(status="running"))
+    assert pool._outcome(SimpleNamespace(status="lost")) is None
+    with pytest.raises(errors.CellError, match="the scheduler is lost"):
+        pool._outcome(SimpleNamespace(status="cancelled"))
+
+
+def test_a_job_is_handed_out_past_workers_that_refused_it(tmp_path):
+    asked: list[dict[str, Any]] = []
+    pool = dask_workers.Workers(SimpleNamespace(submit=lambda *_, **options: asked.append(options) or Future()))
+    pool.found = {f"tcp://{name}": {"name": name} for name in ("first", "second")}
+    for refused in (set(), {"first"}):
+        pool.submit(job(tmp_path, "job"), "", refused)
+    assert [options.get("workers") for options in asked] == [None, ["tcp://second"]]
+
+
 def test_one_failing_job_is_one_line(tmp_path):
     kinds = [job(tmp_path, f"bad {kind}", "fail", kind=kind) for kind in ("input", "exit", "key")]
     needs = [job(tmp_path, "first", after=("bad key",)), job(tmp_path, "second", after=("first",))]
@@ -185,8 +260,22 @@ def test_a_job_that_kills_its_worker_is_named_and_no_other(tmp_path):
     jobs = [*killers, *(job(tmp_path, f"job {i}", seconds=0.1) for i in range(12))]
     failed, lines = _perform(jobs)
     deaths = [len((tmp_path / f"{one.name}.deaths").read_text().split()) for one in killers]
-    assert sorted(failed) == ["killer 0", "killer 1"] and max(deaths) == 3
+    assert sorted(failed) == ["killer 0", "killer 1"]
+    assert all(1 <= n <= 3 for n in deaths), "while one worker alone is up, a killer may be blamed for the other's deed"
     assert any("killer 0: failed: given up" in line for line in lines) and not list(tmp_path.glob("*.lock"))
+
+
+def test_a_worker_that_starts_again_slowly_is_waited_for(tmp_path):
+    """For long, where Dask has less patience than any start takes: without a line for it in the settings it is lost."""
+    import dask
+    import distributed  # noqa: F401  its settings have to be there before one of them is changed
+
+    def say(line: str) -> None:
+        assert "no worker is connected" not in line
+
+    impatient = dask.config.set({"distributed.deploy.lost-worker-timeout": "0.1s"})
+    with impatient, dask_workers.connected(workers=1, gpus=()) as client:
+        assert runner.run([job(tmp_path, "dies", "die", times=1)], client, say, interval=LONGEST / 2) == []
 
 
 # -------------------------------------------------------------------------------------------- the command's own workers
@@ -375,6 +464,28 @@ def test_jobs_on_a_running_cluster(tmp_path, monkeypatch):
         with pytest.raises(errors.InputError, match="no scheduler answers at tcp://"):
             monkeypatch.setattr(dask_workers, "ANSWER_SECONDS", 1)
             _perform([], str(cluster.file))
+
+
+@pytest.mark.parametrize(("asked", "found"), [([], "float32"), (["-p", "dtype", "auto"], "float16")])
+def test_an_automatic_precision_is_that_of_the_workers(asked, found, tmp_path, monkeypatch):
+    """The worker has a GPU, this machine has none; the preset's own precision is no matter of theirs."""
+    (tmp_path / "gpu.py").write_text(
+        "from iclgd_helpers.engine import models\nmodels.choose_device = lambda _: 'cuda'\n"
+    )
+    dtypes: list[str] = []
+
+    def product(several: list[Any], folder: Path) -> list[Any]:
+        dtypes.extend(given.dtype for given in several)
+        return []
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("iclgd_helpers.experiments.plans.product", product)
+    monkeypatch.setattr(dask_workers, "ANSWER_SECONDS", LONGEST)  # a worker with torch may start slowly
+    with _cluster(tmp_path / "cluster") as cluster:
+        cluster.worker("gpu", "--preload", str(tmp_path / "gpu.py"))
+        words = ["grid", "--preset", "smoke", *asked, "--on", str(cluster.file), "--cost-only", "--tflops", "1"]
+        assert cli.main(words) == 0
+    assert dtypes == [found]
 
 
 def test_a_result_that_dies_with_its_worker_is_asked_for_again(tmp_path):

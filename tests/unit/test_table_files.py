@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import in_one_line
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +26,7 @@ from iclgd_helpers.experiments import parameters
 from iclgd_helpers.experiments.inputs import task_data
 from tools.book_pages import ROOT
 
+FORMATS = (".csv", ".jsonl", ".parquet")
 TEMPLATE, WORDS = "Review: {text} Sentiment:", "negative,positive"
 ROWS = [("a door", 0), ("a lamp", 1), ("a song", 0), ("a river", 1)]
 JSONL = "".join(json.dumps({"text": text, "label": label}) + "\n" for text, label in ROWS)
@@ -58,17 +60,13 @@ def by_row(data: TaskData) -> list[tuple[str, int]]:
     return [(e.prompt, e.label) for e in sorted((*data.train, *data.evaluation), key=lambda e: e.row)]
 
 
-def the_line(call: Callable, *arguments: object, **named: object) -> str:
-    """What bad input is answered with: one line, not too long."""
-    with pytest.raises(InputError) as caught:
-        call(*arguments, **named)
-    assert len(str(caught.value).splitlines()) == 1 and len(str(caught.value)) < 1000
-    return str(caught.value)
-
-
 # ------------------------------------------------------------------------------------------------------ what is read
 def with_pandas_notes(notes: bytes) -> bytes:
     return parquet(pa.table(columns()).replace_schema_metadata({b"pandas": notes}))
+
+
+def by_pandas(index: list | None = None, **changed: object) -> bytes:
+    return pd.DataFrame(columns(**changed), index).to_parquet()
 
 
 LIES = {
@@ -76,8 +74,11 @@ LIES = {
     "columns": [{"name": "text", "field_name": "text", "pandas_type": "datetime", "numpy_type": "datetime64[ns]"}],
     "column_indexes": [{"name": None, "field_name": None, "pandas_type": "int64", "numpy_type": "int64"}],
 }
-CATEGORY = pa.DictionaryArray.from_arrays([1, 2, 1, 2], ["other", "negative", "positive"])
-SAME = {  # files that say what CSV and JSONL above say
+NAMES = ["other", "negative", "positive"]
+CATEGORY = pa.DictionaryArray.from_arrays([1, 2, 1, 2], NAMES)
+SAME = {  # files that say what CSV above says
+    "JSONL": ("mine.jsonl", JSONL),
+    "Parquet": ("mine.parquet", parquet(columns())),
     "capitals": ("mine.CSV", CSV),
     "packed CSV": ("mine.csv.gz", gzip.compress(CSV.encode())),
     "packed JSONL": ("mine.JSONL.GZ", gzip.compress(JSONL.encode())),
@@ -88,8 +89,11 @@ SAME = {  # files that say what CSV and JSONL above say
     "blank lines in a CSV file": ("mine.csv", "\n" + CSV.replace("\n", "\n  \n\n")),
     "quoted fields": ("mine.csv", "".join(f'"{a}","{b}"\r\n' for a, b in [("text", "label"), *ROWS])),
     "a mark of UTF-8": ("mine.jsonl", "\ufeff" + JSONL),
+    "a mark of UTF-8 in CSV": ("mine.csv", "\ufeff" + CSV),
     "other columns without a name": ("mine.csv", CSV.replace("\n", ",,\n")),
     "a category that no row has": ("mine.parquet", parquet(columns(label=CATEGORY))),
+    "a category written by pandas": ("mine.parquet", by_pandas(label=pd.Categorical.from_codes([1, 2, 1, 2], NAMES))),
+    "an index of its own": ("mine.parquet", by_pandas(index=["a", "b", "c", "d"])),
     "a category, by pandas": ("mine.parquet", parquet(columns(label=CATEGORY.cast(pa.string()).dictionary_encode()))),
     "categories of texts": ("mine.parquet", parquet(columns(text=pa.array(columns()["text"]).dictionary_encode()))),
     "large strings": ("mine.parquet", parquet(columns(text=pa.array(columns()["text"], pa.large_string())))),
@@ -109,28 +113,11 @@ def test_the_same_table(read, what: str):
     assert read(*SAME[what]) == reference
 
 
-def test_a_category_written_by_pandas(tmp_path: Path, read):
-    frame = pd.DataFrame(columns(label=pd.Categorical.from_codes([1, 2, 1, 2], ["other", "negative", "positive"])))
-    frame.to_parquet(tmp_path / "mine.parquet")
-    assert load_table(own_task(TEMPLATE, WORDS), tmp_path / "mine.parquet") == read("reference.csv", CSV)
+TEXTS = ["", " ", "a\0b", 'he said "no", twice', "two\nlines", "two\r\nlines", "\u2028\x0b\x85"]
+TEXTS += ["NA", "null", "007", "é😀"]
 
 
-TEXTS = [
-    "",
-    " ",
-    "a\0b",
-    'he said "no", twice',
-    "two\nlines",
-    "two\r\nlines",
-    "\u2028\x0b\x85",
-    "NA",
-    "null",
-    "007",
-    "é😀",
-]
-
-
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("suffix", FORMATS)
 def test_texts_stay_as_they_are(tmp_path: Path, suffix: str):
     frame = pd.DataFrame({"text": TEXTS, "label": [0, 1] * 5 + [0]})
     path = tmp_path / f"mine{suffix}"
@@ -149,7 +136,7 @@ def test_lines_with_commas_in_a_text_are_no_rows(read):
 def test_the_limit_of_the_csv_module_is_put_back(read):
     before = csv.field_size_limit()
     assert len(by_row(read("mine.csv", CSV + "x" * (before + 1) + ",1\n"))) == 5
-    the_line(read, "mine.csv", CSV + '"')
+    in_one_line(read, "mine.csv", CSV + '"')
     assert csv.field_size_limit() == before
 
 
@@ -205,11 +192,19 @@ def labelled(labels: list, suffix: str) -> bytes:
     return ("text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in rows)).encode()
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+@pytest.mark.parametrize("suffix", FORMATS)
 @pytest.mark.parametrize(
     ("labels", "words", "values", "expected"),
     [
+        ([0, 1, 0, 1], WORDS, None, [0, 1, 0, 1]),
         ([-0.0, 1.0, 0.0, 1.0], WORDS, None, [0, 1, 0, 1]),
+        (["negative", "positive"] * 2, WORDS, None, [0, 1, 0, 1]),
+        (["bad", "good"] * 2, WORDS, "bad,good", [0, 1, 0, 1]),
+        (["bad", "good"] * 2, WORDS, "good,bad", [1, 0, 1, 0]),
+        (["1", "2"] * 2, WORDS, "1,2", [0, 1, 0, 1]),
+        (["N", "P"] * 2, WORDS, "N,P", [0, 1, 0, 1]),
+        ([-1, 1, -1, 1], WORDS, "-1, 1", [0, 1, 0, 1]),
+        ([1.0, 2.0, 1.0, 2.0], WORDS, "1,2", [0, 1, 0, 1]),
         (["00", "01", "-0", "1.0"], WORDS, None, [0, 1, 0, 1]),
         ([1, 2, 1, 2], WORDS, "01, 2.0", [0, 1, 0, 1]),
         (["01", "02", "01", "02"], WORDS, "01,02", [0, 1, 0, 1]),
@@ -226,10 +221,22 @@ def test_one_rule_for_labels_in_every_format(read, suffix, labels, words, values
     assert [label for _, label in by_row(data)] == expected
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
-def test_truth_values_are_no_numbers(read, suffix: str):
-    said = the_line(read, f"mine{suffix}", labelled([True, False, True, False], suffix))
-    assert "column 'label': 'True' in row 1 is none of negative, positive (nor are all labels 0, 1)" in said
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize(
+    ("labels", "named"),
+    [
+        ([True, False] * 2, "'True' in row 1 is none of negative, positive (nor are all labels 0, 1)"),
+        ([-1, 1] * 2, "'-1' in row 1 is none of 0, 1 (nor are all labels negative, positive)"),
+        ([1, 2] * 2, "'2' in row 2 is none of 0, 1 (nor are all labels negative, positive)"),
+        (["negative", "positive", "negative", "neutral"], "'neutral' in row 4 is none of negative, positive"),
+        (["negative", "positive", "negative", "Negative"], "'Negative' in row 4 is none of negative, positive"),
+        (["negative", "positive", "negative", "3"], "'3' in row 4 is none of negative, positive"),
+    ],
+)
+def test_a_label_that_is_no_class_is_named_with_its_row(read, suffix: str, labels: list, named: str):
+    """Not dropped, as the six tasks' rows with the label -1 are; and truth values are no numbers."""
+    said = in_one_line(read, f"mine{suffix}", labelled(labels, suffix))
+    assert f"column 'label': {named}" in said and "pass label_values" in said
 
 
 @pytest.mark.parametrize("wrong", ["7", "maybe"])
@@ -237,14 +244,15 @@ def test_truth_values_are_no_numbers(read, suffix: str):
 def test_the_exception_is_named_not_the_rule(read, kind: str, other: str, wrong: str):
     """One row of many says something else: it is named, whatever the first row says."""
     rows = "".join(f"sentence {i},{kind.split(',')[i % 2]}\n" for i in range(2000))
-    said = the_line(read, "mine.csv", f"text,label\n{rows}x,{wrong}\n")
+    said = in_one_line(read, "mine.csv", f"text,label\n{rows}x,{wrong}\n")
     none, nor = (", ".join(words.split(",")) for words in (kind, other))
     assert f"'{wrong}' in row 2001 is none of {none} (nor are all labels {nor}): correct it" in said
 
 
 @pytest.mark.parametrize("values", ["1,01", "true,True", "a,", "0,-0"])
 def test_values_that_are_the_same_label(values: str):
-    assert "one different value for each of negative, positive" in the_line(own_task, TEMPLATE, WORDS, "label", values)
+    said = in_one_line(own_task, TEMPLATE, WORDS, "label", values)
+    assert "one different value for each of negative, positive" in said
 
 
 # ----------------------------------------------------------------------------------------------------------- faults
@@ -294,6 +302,13 @@ FAULTS = {  # name of the file, its content, what the line says
     "numbers for texts": ("m.parquet", parquet(columns(text=[1, 2, 3, 4])), "column 'text' holds no text in row 1"),
     "a text missing": ("m.parquet", parquet(columns(text=["a", None, "c", "d"])), "holds no text in row 2"),
     "a long prompt": ("m.csv", CSV + "x " * 500_000 + ",1\n", "the prompt of row 5 is longer than 500,000 characters"),
+    "a single row": ("m.csv", "text,label\na,0\n", "m.csv has 1 row: at least two are needed"),
+    "no rows": ("m.csv", "text,label\n", "no row has a label"),
+    "semicolons": ("m.csv", "text;label\na;0\n", "no column 'text' among ['text;label']"),
+    "a list of all rows": ("m.jsonl", '[{"text": "a", "label": 0}]\n', "row 1 of m.jsonl"),
+    "a number for a text": ("m.jsonl", JSONL + '{"text": 7, "label": 0}\n', "column 'text' holds no text in row 5"),
+    "no text": ("m.jsonl", JSONL + '{"label": 1}\n', "column 'text' holds no text in row 5"),
+    "a mark and no more": ("m.parquet", b"PAR1", "m.parquet in "),
     "nothing": ("m.csv", "", "m.csv in |no column 'text' among []"),
     "blank lines only": ("m.csv", "\n \n", "no column 'text' among []"),
     "many columns": ("m.csv", ",".join(f"c{i}" for i in range(100_000)) + "\n", "no column 'text' among ['c0', "),
@@ -304,7 +319,7 @@ FAULTS = {  # name of the file, its content, what the line says
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_of_a_file_is_one_line(read, fault: str):
     name, content, expected = FAULTS[fault]
-    said = the_line(read, name, content)
+    said = in_one_line(read, name, content)
     for part in expected.split("|"):
         assert part in said
 
@@ -312,7 +327,7 @@ def test_a_fault_of_a_file_is_one_line(read, fault: str):
 def test_an_empty_prompt_is_refused(read):
     """There would be nothing to predict the label after; an empty text in a template with words is a prompt."""
     assert by_row(read("mine.csv", CSV + ",1\n"))[4] == ("Review:  Sentiment:", 1)
-    said = the_line(read, "mine.csv", CSV + ",1\n", template="{text}")
+    said = in_one_line(read, "mine.csv", CSV + ",1\n", template="{text}")
     assert "the prompt of row 5 is empty" in said
 
 
@@ -320,7 +335,7 @@ def test_a_name_that_is_no_files(tmp_path: Path):
     (tmp_path / "folder.csv").mkdir()
     (tmp_path / "gone.csv").symlink_to("nowhere")
     for name in ("folder.csv", "gone.csv", "mine.tsv", "x" * 300 + ".csv", "nul\0.csv", "a\nb.csv"):
-        assert "no table at" in the_line(load_table, own_task(TEMPLATE, WORDS), tmp_path / name)
+        assert "no table at" in in_one_line(load_table, own_task(TEMPLATE, WORDS), tmp_path / name)
 
 
 # ------------------------------------------------------------------------------------------------------------ sizes
@@ -329,7 +344,7 @@ def test_a_gigabyte_is_refused_at_once(tmp_path: Path):
         file.write(CSV.encode())
         file.truncate(10**9)
     started = time.perf_counter()
-    assert "holds more than 512 MiB: keep fewer rows" in the_line(
+    assert "holds more than 512 MiB: keep fewer rows" in in_one_line(
         load_table, own_task(TEMPLATE, WORDS), tmp_path / "mine.csv"
     )
     assert time.perf_counter() - started < 10
@@ -341,17 +356,17 @@ def test_a_text_that_stands_once_and_counts_often(read):
     texts = pa.DictionaryArray.from_arrays(pa.array([0] * rows, pa.int32()), ["x" * 10_000])
     content = parquet({"text": texts, "label": [0, 1] * (rows // 2)}, row_group_size=rows, store_schema=False)
     assert len(content) < 100_000
-    assert "the prompts are longer than 536,870,912 characters" in the_line(read, "mine.parquet", content)
+    assert "the prompts are longer than 536,870,912 characters" in in_one_line(read, "mine.parquet", content)
     assert pa.default_memory_pool().max_memory() < max(before + 1, 2**28)
 
 
 def test_a_small_file_with_many_rows_or_long_texts(read, monkeypatch):
     many = parquet({"text": pa.nulls(3_000_000, pa.string()), "label": pa.nulls(3_000_000, pa.int8())})
-    assert "has more than 2,000,000 rows" in the_line(read, "mine.parquet", many)
+    assert "has more than 2,000,000 rows" in in_one_line(read, "mine.parquet", many)
     monkeypatch.setattr(table_files, "MAX_BYTES", 2**20)
     content = parquet(columns(text=["x" * 2**19] * 4), compression="zstd", use_dictionary=False)
     assert len(content) < 2**16
-    assert "holds more than 1 MiB: keep fewer rows" in the_line(read, "mine.parquet", content)
+    assert "holds more than 1 MiB: keep fewer rows" in in_one_line(read, "mine.parquet", content)
     beside = parquet(columns(other=["x" * 2**19] * 4), use_dictionary=False)
     assert by_row(read("mine.parquet", beside)) == by_row(read("mine.csv", CSV)), "what is not read does not count"
 
@@ -361,7 +376,7 @@ def test_each_limit_holds_for_each_format(read, monkeypatch, name: str, content:
     monkeypatch.setattr(table_files, "MAX_ROWS", 4)
     assert len(by_row(read(name, content))) == 4
     monkeypatch.setattr(table_files, "MAX_ROWS", 3)
-    assert "has more than 3 rows" in the_line(read, name, content)
+    assert "has more than 3 rows" in in_one_line(read, name, content)
 
 
 def test_a_packed_file_is_not_unpacked_further_than_needed(tmp_path: Path, monkeypatch):
@@ -369,7 +384,7 @@ def test_a_packed_file_is_not_unpacked_further_than_needed(tmp_path: Path, monke
     path = tmp_path / "mine.csv.gz"
     path.write_bytes(gzip.compress(CSV.encode() + b"x" * 2**26))
     assert len(table_files._unpacked(path, True)) == 2**20 + 1
-    assert "holds more than 1 MiB" in the_line(load_table, own_task(TEMPLATE, WORDS), path)
+    assert "holds more than 1 MiB" in in_one_line(load_table, own_task(TEMPLATE, WORDS), path)
 
 
 @pytest.mark.parametrize("before", [0, 1, 63, 64, 65, 200])
@@ -379,14 +394,14 @@ def test_a_line_that_is_too_long_is_named(monkeypatch, before: int):
     for after in (b"", b"\n", b"\nb\n" + b"c" * 64):
         table_files._check_content("it", b"".join(lines) + b"a" * 64 + after)
     for after in (b"", b"\n", b"\nb\n"):
-        said = the_line(table_files._check_content, "it", b"".join(lines) + b"a" * 65 + after)
+        said = in_one_line(table_files._check_content, "it", b"".join(lines) + b"a" * 65 + after)
         assert said.startswith(f"line {before + 1} of it is longer")
 
 
 def test_a_row_that_is_too_long_is_named(read, monkeypatch):
     """A quotation mark that never closes: the reader gives up early, and says where it opened."""
     monkeypatch.setattr(table_files, "MAX_ROW_BYTES", 100)
-    said = the_line(read, "mine.csv", CSV + '"a,0\n' + "b,1\n" * 100)
+    said = in_one_line(read, "mine.csv", CSV + '"a,0\n' + "b,1\n" * 100)
     assert "row 5 of mine.csv" in said and "field larger than field limit (100)" in said
 
 
@@ -418,7 +433,7 @@ def test_a_row_that_is_too_long_is_named(read, monkeypatch):
 )
 def test_a_template_that_cannot_be_filled_in(template: str, says: str):
     started = time.perf_counter()
-    assert says in the_line(own_task, template, WORDS)
+    assert says in in_one_line(own_task, template, WORDS)
     assert time.perf_counter() - started < 1
 
 
@@ -437,7 +452,7 @@ def test_a_template_may_cut_quote_and_pad(read, template: str, prompt: str):
 
 def test_words_with_half_characters():
     for changed in ({"verbalizers": "a,\udc80"}, {"label_column": "\udc80"}, {"label_values": "a,\udc80"}):
-        assert "half a character" in the_line(own_task, **({"template": TEMPLATE, "verbalizers": WORDS} | changed))
+        assert "half a character" in in_one_line(own_task, **({"template": TEMPLATE, "verbalizers": WORDS} | changed))
 
 
 # ----------------------------------------------------------------------------------------------- anything whatever
@@ -453,7 +468,7 @@ def test_whatever_a_parser_raises_is_one_line(read, monkeypatch, error: Exceptio
     for name, parser in PARSERS.items():
         with monkeypatch.context() as patch:
             patch.setattr(parser, fails)
-            assert f"{name} in " in the_line(read, name, JSONL)
+            assert f"{name} in " in in_one_line(read, name, JSONL)
 
 
 @pytest.mark.parametrize("helper", [(table_files, "places"), (table_files, "_check_rows"), (sources, "label_text")])
