@@ -418,7 +418,8 @@ def of_run(plan: Plan) -> Cost:
     given = plan.parameters
     device = choose_device(given.device).split(":")[0]
     scored = plan.queries[0].labels
-    rows = 1 + sum(len(label) - 1 for label in scored)
+    tokens = list(map(len, scored))
+    in_training = sum(tokens) if given.loss == "label_space" and max(tokens) > 1 else max(tokens)
     return run_cost(
         Shape.of(plan.config),
         *lengths(plan),
@@ -429,8 +430,8 @@ def of_run(plan: Plan) -> Cost:
         dtype=given.dtype,
         loss=given.loss,
         n_classes=len(scored),
-        query_rows=rows,
-        label_rows=rows if given.loss == "label_space" else max(map(len, scored)),
+        query_rows=1 + sum(n - 1 for n in tokens),
+        label_rows=in_training,
         batch_tokens=BATCH_TOKENS.get(device, 2**14),  # as `observe.batches` has it
     )
 

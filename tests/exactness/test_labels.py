@@ -10,7 +10,7 @@ import torch
 from conftest import Material
 
 from iclgd_helpers.data import sources
-from iclgd_helpers.data.demonstrations import select_demonstrations, shuffle_labels
+from iclgd_helpers.data.demonstrations import shuffle_labels
 from iclgd_helpers.data.token_layout import Layout
 from iclgd_helpers.engine import finetune, models
 from iclgd_helpers.engine.finetune import Learner, Settings

@@ -75,7 +75,7 @@ def test_log_probabilities_are_those_of_transformers(name: str):
             for row, index in enumerate(indices):
                 tokens = torch.tensor([[*arms[arm].prefix, *queries[index].tokens[:-1]]])
                 with torch.no_grad():
-                    expected = stock(tokens).logits[0, -1].log_softmax(-1)[list(layout.labels)]
+                    expected = stock(tokens).logits[0, -1].log_softmax(-1)[[token for (token,) in layout.labels]]
                 torch.testing.assert_close(observation.label_log_probabilities[row], expected, rtol=0, atol=2e-4)
 
 
@@ -84,8 +84,8 @@ def test_a_standard_step_is_that_of_autograd(name: str):
     model, (layout, shown, _asked) = random_model(CONFIGS[name]), material()
     stock, sequence = stock_logits(CONFIGS[name], model), layout.training_sequence(shown[0])
     tuned = finetune.finetune(model, [sequence], "standard", Settings(0.1))
-    logits = stock(torch.tensor([sequence])).logits[0]
-    F.cross_entropy(logits[:-1], torch.tensor(sequence[1:])).backward()
+    tokens = torch.tensor(sequence.tokens)
+    F.cross_entropy(stock(tokens[None]).logits[0, :-1], tokens[1:]).backward()
     wanted = ("k_proj", "v_proj")
     named = [p for n, p in stock.model.layers.named_parameters() if n.split(".")[-2] in wanted]
     for value, parameter in zip(tuned.update.values, named, strict=True):
@@ -103,7 +103,7 @@ def test_a_window_of_one_token(kind: str):
     ((_indices, seen),) = observe(model, [query], arms)
     with torch.no_grad():
         logits = stock(torch.tensor([[*arms["in_context"].prefix, *query.tokens[:-1]]])).logits[0, -1]
-    expected = logits.log_softmax(-1)[None, list(layout.labels)]
+    expected = logits.log_softmax(-1)[None, [token for (token,) in layout.labels]]
     torch.testing.assert_close(seen["in_context"].label_log_probabilities, expected, rtol=0, atol=2e-4)
 
 
@@ -187,10 +187,12 @@ def test_a_newline_that_the_tokenizer_does_not_know_is_no_separator(monkeypatch:
 def test_a_demonstration_longer_than_the_context_is_one_line():
     given = {"preset": "smoke", "task": "cb", "n_demonstrations": 4, "max_examples": 2, "max_context": 70}
     planned = runs.plan(parameters.resolve(given))
-    longest = max(len(planned.layout.training_sequence(example)) for example in planned.training)
-    original = Layout.training_sequence
+    longest = max(len(planned.layout.training_sequence(example).tokens) for example in planned.training)
+    sequence = Layout.training_sequence
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Layout, "training_sequence", lambda self, example: original(self, example) * 3)
+        patch.setattr(
+            Layout, "training_sequence", lambda self, e: sequence(self, e, before=sequence(self, e).tokens * 2)
+        )
         with pytest.raises(InputError, match=r"the demonstration in row \d+ has \d+ tokens, the context holds 70"):
             runs.plan(parameters.resolve(given | {"equal_demonstrations": False}))
     assert longest <= 70
@@ -243,7 +245,7 @@ def test_a_model_whose_own_numbers_are_not_finite_ends_the_run():
     model.head.weight.data[:] = math.inf
     queries = [layout.query(example, "label") for example in asked]
     with pytest.raises(InputError, match=r"no finite log-probabilities in torch.float32 \(zero_shot\): pass"):
-        list(observe(model, queries, {"zero_shot": Arm(layout.prefix())}, layout.labels))
+        list(observe(model, queries, {"zero_shot": Arm(layout.prefix())}))
 
 
 def test_rates_that_diverge_are_marked_and_never_chosen():
@@ -253,7 +255,7 @@ def test_rates_that_diverge_are_marked_and_never_chosen():
     points = []
     for rate in (1e39, 0.01):
         tuned = finetune.finetune(model, sequences, "standard", Settings(rate))
-        scores = sweeps.label_scores(model, layout.labels, queries, {"arm": Arm(layout.prefix(), tuned.update)})["arm"]
+        scores = sweeps.label_scores(model, queries, {"arm": Arm(layout.prefix(), tuned.update)})["arm"]
         labels = np.array([query.label for query in queries])
         points.append({"learning_rate": rate} | sweeps.score_summary(scores, labels))
     assert points[0]["diverged"] and points[0]["accuracy"]["value"] is None and not points[1]["diverged"]

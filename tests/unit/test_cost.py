@@ -8,6 +8,8 @@ import transformers
 from conftest import FAMILIES
 from torch.utils.flop_counter import FlopCounterMode
 
+from iclgd_helpers.data import tasks
+from iclgd_helpers.data.token_layout import TrainingSequence
 from iclgd_helpers.engine import finetune, models
 from iclgd_helpers.errors import InputError
 from iclgd_helpers.experiments import cost, experiment, parameters, runs
@@ -118,7 +120,7 @@ def test_steps_of_the_engine(name, method):
     """The engine's attention is one fused operator that torch does not count: everything else is the same."""
     config = CONFIGURATIONS[name]
     shape, model = cost.Shape.of(config), models.LanguageModel(stock(config), None, name)
-    sequence, labels = list(range(3, 3 + TOKENS)), [5, 6]
+    sequence = TrainingSequence(tuple(range(3, 2 + TOKENS)), (5,), ((5,), (6,)), "sum", 0)
     settings = finetune.Settings(0.01)
     measured = counted(lambda: finetune.finetune(model, [sequence], method, settings))
     expected = cost.STEPS[method](shape, TOKENS, TOKENS - 1, full=True)
@@ -138,11 +140,24 @@ def test_pairs_left_by_the_mask(prefix, window):
     assert cost.pairs(9, prefix, window, full=True) == 9 * (prefix + 9)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_whole_cell(dtype):
-    given = parameters.resolve(
-        {"preset": "smoke", "max_examples": 12, "max_compared": 8, "n_demonstrations": 3, "dtype": dtype}
-    )
+SEVERAL = ("true", "neutral", "days")  # tokens of a label: 2, 1, 3
+
+
+@pytest.mark.parametrize(
+    ("verbalizers", "options"),
+    [
+        (None, {"dtype": "float32"}),
+        (None, {"dtype": "bfloat16"}),
+        (SEVERAL, {"task": "cb", "loss": "label_space"}),
+        (SEVERAL, {"task": "cb", "label_score": "first", "loss": "label"}),
+    ],
+)
+def test_a_whole_cell(verbalizers, options, monkeypatch):
+    dtype = options.get("dtype", "float32")
+    if verbalizers:
+        monkeypatch.setitem(tasks.TASKS, "cb", replace(tasks.TASKS["cb"], verbalizers=verbalizers))
+    few = {"preset": "smoke", "max_examples": 12, "max_compared": 8, "n_demonstrations": 3}
+    given = parameters.resolve(few | options)
     cell = runs.prepare(given)
     measured = counted_in_matrices(lambda: experiment.compute(cell, progress=False))
     expected = cost.of_run(cell)

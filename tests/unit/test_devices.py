@@ -136,10 +136,10 @@ def test_memory_too_small_for_one_query_is_an_error():
 def _limited(patch: pytest.MonkeyPatch, limit: int) -> list[str]:
     unlimited, lines = observe.observe_batch, []
 
-    def limited(model, batch, prefix, labels):
+    def limited(model, batch, prefix):
         if sum(len(query.tokens) for query in batch) > limit:
             raise torch.OutOfMemoryError("device limit of the test")
-        return unlimited(model, batch, prefix, labels)
+        return unlimited(model, batch, prefix)
 
     patch.setattr(observe, "observe_batch", limited)
     patch.setattr(observe, "print", lambda line, file: lines.append(line), raising=False)

@@ -210,7 +210,7 @@ def test_the_arms_see_the_readers_prompts(table):
     encode = plan.layout.tokenizer.encode
     for query, example in zip(plan.queries, data.evaluation, strict=False):
         assert list(query.tokens[:-1]) == encode(example.prompt, add_special_tokens=False)
-    assert plan.layout.labels == tuple(encode(f" {word}")[0] for word in WORDS.split(","))
+    assert plan.layout.labels == tuple(tuple(encode(f" {word}")) for word in WORDS.split(","))
 
 
 # ------------------------------------------------------------------------------------ parameters cells of the pages
