@@ -106,20 +106,20 @@ def test_children(tiny):
 
 def test_what_is_switched_off_changes_time_but_no_number(tiny):
     cell, arm = tiny.cell, tiny.in_context
-    labels, queries = cell.layout.labels, cell.queries[:5]
-    reference = measure.score(cell.model, queries, arm, labels)
+    queries = cell.queries[:5]
+    reference = measure.score(cell.model, queries, arm)
     whole = [measure.prompt_and_query(arm.prefix, query) for query in queries]
     bare = measure.Arm(cell.layout.prefix())
-    np.testing.assert_allclose(measure.score(cell.model, whole, bare, labels), reference, atol=1e-4)
-    np.testing.assert_allclose(measure.score(cell.model, queries, arm, labels, 1), reference, atol=1e-4)
+    np.testing.assert_allclose(measure.score(cell.model, whole, bare), reference, atol=1e-4)
+    np.testing.assert_allclose(measure.score(cell.model, queries, arm, 1), reference, atol=1e-4)
     with measure.head_everywhere(cell.model):
-        np.testing.assert_array_equal(measure.score(cell.model, queries, arm, labels), reference)
+        np.testing.assert_array_equal(measure.score(cell.model, queries, arm), reference)
     with measure.truncated(cell.model, 1) as shorter:
-        assert np.abs(measure.score(shorter, queries, arm, labels) - reference).max() > 1e-3, "control"
+        assert np.abs(measure.score(shorter, queries, arm) - reference).max() > 1e-3, "control"
         assert shorter.n_layers == 1
-    np.testing.assert_array_equal(measure.score(cell.model, queries, arm, labels), reference)
+    np.testing.assert_array_equal(measure.score(cell.model, queries, arm), reference)
     assert not any(p.requires_grad for p in cell.model.model.parameters())
-    measure.gradient(cell.model, [3, 4, 5], labels, everything=True)
+    measure.gradient(cell.model, cell.layout.training_sequence(cell.training[0]), everything=True)
     assert not any(p.requires_grad for p in cell.model.model.parameters())
 
 
@@ -127,7 +127,7 @@ def test_useful_work_is_what_the_loop_multiplies(tiny):
     """Without attention, which runs in an operator that torch does not count."""
     cell, prefix = tiny.cell, tiny.in_context.prefix
     with FlopCounterMode(display=False) as counter:
-        measure.score(cell.model, cell.queries, tiny.in_context, cell.layout.labels)
+        measure.score(cell.model, cell.queries, tiny.in_context)
     operators = {str(operator): count for operator, count in counter.get_flop_counts()["Global"].items()}
     whole = cost.forward(tiny.shape, len(prefix))
     for query in cell.queries:
@@ -135,7 +135,7 @@ def test_useful_work_is_what_the_loop_multiplies(tiny):
         whole += cost.forward(tiny.shape, tokens, len(prefix), 1)
         whole += cost.recording(tiny.shape, tokens, len(cell.layout.labels))
     assert operators["aten.mm"] == whole.linear + whole.head
-    assert measure.useful(tiny.shape, cell.queries, len(prefix), 2) == whole.total
+    assert measure.useful(tiny.shape, cell.queries, len(prefix)) == whole.total
 
 
 def test_export_for_the_harness(tiny, tmp_path):
