@@ -420,13 +420,14 @@ def finetune_step(bench: Bench) -> dict[str, Any]:
             seconds[method].append(_steps(cell, sequences, method))
     result = {}
     for method, rounds in seconds.items():
-        flops = [cost.STEPS[method](bench.shape, len(s), len(s) - 1).total for s in sequences]
+        lengths = [len(sequence.tokens) for sequence in sequences]
+        flops = [cost.STEPS[method](bench.shape, n, n - 1).total for n in lengths]
         typical = [statistics.median(values) for values in zip(*rounds, strict=True)]  # of each sequence
         result[method] = {
             "seconds": statistics.fmean(typical),
             "flops": statistics.fmean(flops),
             "share_of_peak": sum(flops) / sum(typical) / bench.peak,
-            "mean_tokens": statistics.fmean(len(sequence.tokens) for sequence in sequences),
+            "mean_tokens": statistics.fmean(lengths),
         }
     return {"finetune_step": result, "rounds": bench.setting.rounds}
 
