@@ -305,7 +305,7 @@ OTHER = {
     "learning_rate": 0.5, "dtype": "float64", "separator": "newline", "token_read": "prompt",
     "balanced": not SMOKE.balanced, "loss": "label", "clip": "global", "clip_value": 1.0,
     "equal_demonstrations": False, "max_context": 99, "untrained": "everything", "controls": False,
-    "order": 1, "chosen_rates": {"joint": 0.1}, "conditioning": False, "template": "{a} b", "verbalizers": "x,y",
+    "order": 1, "label_score": "mean", "chosen_rates": {"joint": 0.1}, "conditioning": False, "template": "{a} b", "verbalizers": "x,y",
     "label_column": "c", "label_values": "0,1",
 }  # fmt: skip
 WHERE_DATA_LIES = {"preset": "quick", "data_source": "folder", "data_folder": "elsewhere", "data_file": "elsewhere.csv"}
@@ -363,7 +363,7 @@ def stop(*_arguments, **_keywords):
 
 if sys.argv[1] == "finetune":
     original = finetune.finetune_together
-    finetune.finetune_together = lambda *a: stop() if a[3] == "sequential" else original(*a)
+    finetune.finetune_together = lambda *a: stop() if a[2] == "sequential" else original(*a)
 elif sys.argv[1] == "save":
     write = storage._write_through
     storage._write_through = lambda p, c: stop() if p.name == "record.json" else write(p, c)

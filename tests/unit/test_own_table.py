@@ -125,7 +125,11 @@ FAULTS = {  # what is changed of a good call, or of its table -> what the line m
     "an empty verbalizer": ({"verbalizers": "good,"}, {}, "give two or more different words"),
     "too few label values": ({"label_values": "bad"}, {}, "one different value for each of negative, positive"),
     "a label value twice": ({"label_values": "bad,bad"}, {}, "one different value for each of negative, positive"),
-    "a verbalizer of many tokens": ({"verbalizers": "negative,phenomenal"}, {}, "'phenomenal' of task 'own' is"),
+    "labels of one beginning": (
+        {"verbalizers": "good,good song"},
+        {},
+        "'good' and 'good song' of task 'own': the first",
+    ),
     "no such file": ({"data_file": "no/such/file.csv"}, {}, "no table at"),
     "not a kind of table": ({"data_file": "README.md"}, {}, "ends in .parquet, .csv, .jsonl, .csv.gz, .jsonl.gz"),
     "more demonstrations than rows": ({"n_demonstrations": 21}, {}, "larger than the training split (20 rows)"),
