@@ -29,6 +29,8 @@ def project(tmp_path, monkeypatch):
     save(tmp_path, "print('PASS', preset)")
     for module in (book_pages, build_book, notebooks, status_page):
         monkeypatch.setattr(module, "ROOT", tmp_path)
+    for name in ("ICLGD_RECORDS", "ICLGD_TABLES"):
+        monkeypatch.setenv(name, str(tmp_path))  # `refresh` sets them; afterwards they are as before
     monkeypatch.setattr(build_book, "render", lambda build: None)
     return tmp_path
 
