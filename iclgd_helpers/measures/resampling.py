@@ -55,6 +55,11 @@ def of_means(statistic: Callable[..., Any], *columns: ArrayLike, seed: int = 0) 
     return float(value), float(low), float(high)
 
 
+def minus(a: Effect, b: Effect) -> Effect:
+    """Difference of two independent effects, its ends as far apart as theirs allow."""
+    return a[0] - b[0], a[1] - b[2], a[2] - b[1]
+
+
 def variance_between(right: ArrayLike) -> tuple[float, Floats]:
     """
     Variance of accuracy between cells, without what the choice of questions adds to it.
