@@ -220,7 +220,11 @@ def test_every_parameter_is_described_in_a_short_line():
 
 def test_comments_are_written_where_there_is_a_preset(project):
     def cell():
-        (found,) = (c for c in read(project / "notebooks" / "00_small.ipynb").cells if "parameters" in c.metadata.tags)
+        (found,) = (
+            c
+            for c in read(project / "notebooks" / "00_small.ipynb").cells
+            if "parameters" in c.metadata.get("tags", [])
+        )
         return found.source
 
     notebooks.sync()

@@ -165,7 +165,7 @@ def page(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(tables, "download", lambda frame, _name: type("Link", (), {"data": str(len(frame))}))
     monkeypatch.setattr(selection, "gate", lambda *_: True)
     wanted = (
-        "parameters imports resampled effects-predictions effects-predictions-2 effects-rest effects-sweeps "
+        "parameters imports stored resampled effects-predictions effects-predictions-2 effects-rest effects-sweeps "
         "claims-predictions claims-similarity claims-rest rule verdict-rule all-verdicts"
     ).split()
     return notebook_cells.run(PAGE, *wanted)
@@ -539,7 +539,7 @@ def test_current_helpers_come_first_then_more_rows() -> None:
 def test_notes_name_what_is_missing_older_or_random(tmp_path: Path) -> None:
     assert selection.notes([])[0].startswith("0 of 36") and "CB (seed 3, 4, 5)" in selection.notes([])[1]
     lines = selection.notes([*a_grid(), *a_grid("SmolLM2-135M-Instruct")])
-    assert lines == ["36 of 36 cells of the grid are recorded."]
+    assert lines == ["36 of 36 runs of the grid are recorded."]
     older = edited(made_up(), engine="another")
     assert any("older version" in line and "SST2 (seed 2)" in line for line in selection.notes([older]))
     for name, kind in (("random-thing", "random weights"), ("tiny-llama", "random weights"), ("real", None)):

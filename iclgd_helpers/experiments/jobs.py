@@ -82,7 +82,7 @@ def finetune_behind_prompts(
     model: str, task: str, seed: int, device: str, chosen: Mapping[str, float] | None = None,
     needed: Mapping[str, Any] | None = None,
 ) -> Done:  # fmt: skip
-    """Finetuning behind each prompt with one seed, at the chosen rates."""
+    """Finetuning behind each prompt with one seed, at the chosen learning rates."""
     if fixed_prompt.stored(model, task, seed) is not None:
         return STORED, None
     for found in (needed or {}).values():

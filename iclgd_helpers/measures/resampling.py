@@ -1,5 +1,5 @@
 """
-Uncertainty over questions: a bootstrap for functions of several means, and a jackknife for a variance between cells.
+Uncertainty over questions: a bootstrap for functions of several means, and a jackknife for a variance between runs.
 
 `intervals` resamples what is recorded in a run; this is for what pages compute from records.
 """
@@ -62,14 +62,14 @@ def minus(a: Effect, b: Effect) -> Effect:
 
 def variance_between(right: ArrayLike) -> tuple[float, Floats]:
     """
-    Variance of accuracy between cells, without what the choice of questions adds to it.
+    Variance of accuracy between runs, without what the choice of questions adds to it.
 
-    The plain variance of measured accuracies grows with the number of questions that cells answer differently, also
-    where all cells are equally good. This estimate multiplies different questions only, and so is unbiased.
+    The plain variance of measured accuracies grows with the number of questions that runs answer differently, also
+    where all runs are equally good. This estimate multiplies different questions only, and so is unbiased.
 
     Parameters
     ----------
-    right : `[cell, question]`, whether the answer is right; at least two cells, the same questions for all.
+    right : `[run, question]`, whether the answer is right; at least two runs, the same questions for all.
 
     Returns
     -------

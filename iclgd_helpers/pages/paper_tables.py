@@ -84,7 +84,7 @@ def _cell(row: Any, digits: int) -> str:
     """One cell of ours: value, both intervals, n and the difference, a line each."""
     lines = [f"{row.value:.{digits}f}"]
     if row.n_seeds:  # not for a mean of tasks
-        lines += [f"e {_pair(row.examples_low, row.examples_high, digits)}"]
+        lines += [f"q {_pair(row.examples_low, row.examples_high, digits)}"]
         lines += [f"s {_pair(row.seeds_low, row.seeds_high, digits)}", f"n {row.n_seeds:.0f} × {row.n:.0f}"]
     if not pd.isna(getattr(row, "difference", float("nan"))):
         lines.append(f"Δ {row.difference:+.{digits}f}")

@@ -20,7 +20,7 @@ from iclgd_helpers.paths import resolve_path
 
 # The six tasks in the order of the paper's Table 2, as it prints them.
 TASKS = {name: tasks.TASKS[name].title for name in ("sst2", "sst5", "mr", "subj", "agnews", "cb")}
-# What may differ between cells of the grid. Any other parameter has to be the protocol's.
+# What may differ between runs of the grid. Any other parameter has to be the protocol's.
 FREE = set("preset model task seed data_source data_folder max_examples max_compared device dtype".split()) | set(
     "controls chosen_rates conditioning".split()
 )
@@ -61,8 +61,8 @@ def select(loaded: Iterable[Record], **variant: Any) -> list[Record]:
     """
     Of some records those of the grid, one for each (model, task, seed), whatever the model.
 
-    Of several records of a cell the present helpers' comes first, then the one with more rows. `variant` asks for
-    cells that were run with other parameters than the protocol's (`n_demonstrations=16`, …).
+    Of several records of a run the present helpers' comes first, then the one with more rows. `variant` asks for
+    runs that were made with other parameters than the protocol's (`n_demonstrations=16`, …).
     """
     chosen: dict[tuple[str, str, int], Record] = {}
     for record in (r for r in loaded if in_grid(r, **variant)):
@@ -93,11 +93,11 @@ def mark(record: Record) -> str:
 
 
 def notes(found: Sequence[Record], **sweeps: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[str]:
-    """Lines that say which cells are missing, of older helpers, or of random weights; of `sweeps`, which are older."""
+    """Lines that say which runs are missing, of older helpers, or of random weights; of `sweeps`, which are older."""
     have = set(map(cell, found))
     wanted = [(model, task, seed) for model in MODELS for task in TASKS for seed in SEEDS[task]]
     missing = [key for key in wanted if key not in have]
-    lines = [f"{len(wanted) - len(missing)} of {len(wanted)} cells of the grid are recorded."]
+    lines = [f"{len(wanted) - len(missing)} of {len(wanted)} runs of the grid are recorded."]
     if missing:
         lines.append("Missing: " + "; ".join(_grouped(missing)) + ".")
     older = [record for record in found if not record.is_current]

@@ -20,7 +20,7 @@ def counted(states: Iterable[str]) -> str:
     return ", ".join(f"{values.count(state)} {state}" for state in dict.fromkeys(values))
 
 
-def wide(long: pd.DataFrame, rows: Sequence[str], columns: str | Sequence[str], missing: str = "") -> pd.DataFrame:
+def spread_out(table: pd.DataFrame, rows: Sequence[str], columns: str | list[str], missing: str = "") -> pd.DataFrame:
     """
     The column `found` of a long table, spread out; an empty table stays as it is.
 
@@ -30,9 +30,9 @@ def wide(long: pd.DataFrame, rows: Sequence[str], columns: str | Sequence[str], 
     columns : the column or columns that name a column.
     missing : stands where nothing was found.
     """
-    if not len(long):
-        return long
-    spread = long.pivot(index=list(rows), columns=columns, values="found")
+    if not len(table):
+        return table
+    spread = table.pivot(index=list(rows), columns=columns, values="found")
     return spread.reindex(sorted(spread.index, key=lambda key: int(key[0][1:]))).fillna(missing)
 
 
@@ -57,7 +57,7 @@ def by_model(table: pd.DataFrame, statements: Sequence[Statement]) -> pd.DataFra
     """The table of `long` with a row for each statement, and a column for each model and learning rate."""
     ungated = ("\nwithout the gate: " + table["without_the_gate"]).where(_gated(table, statements), "")
     found = table.assign(found=table["verdict"] + "\n" + table["tasks"] + ungated)
-    shown = wide(found, ("id", "kind", "statement"), ["model", "rate"])
+    shown = spread_out(found, ("id", "kind", "statement"), ["model", "rate"])
     return shown.sort_index(axis=1, ascending=[True, False]) if len(table) else shown  # the protocol's rate first
 
 
