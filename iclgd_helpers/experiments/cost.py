@@ -345,7 +345,7 @@ def run_cost(
         read = _observing(shape, [1, 1], query_lengths[:N_PERTURBED_QUERIES], n_classes) * len(STEPS)
         stages["conditioning"] = sum(tuning.values(), read)
     stages["observe, all arms"] = _observing(shape, list(before.values()), compared, n_classes) + _probe(shape)
-    stages["observe, other queries"] = _observing(shape, [1, prefix], query_lengths[len(compared) :], n_classes)
+    stages["observe, other questions"] = _observing(shape, [1, prefix], query_lengths[len(compared) :], n_classes)
     observing = _observing_bytes(shape, prefix, query_lengths, len(_trained(arms)), dtype, batch_tokens)
     memory = {
         "weights": weights_bytes(shape, dtype),
