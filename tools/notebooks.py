@@ -1,5 +1,5 @@
 """
-The notebooks as a maintainer keeps them: `python -m tools.notebooks refresh | smoke-copies FOLDER | sync-setup`.
+The notebooks as a maintainer keeps them: `python -m tools.notebooks refresh | smoke-copies FOLDER | sync`.
 
 Execute them and store the outputs; copy them for nbval; write what is the same in all of them.
 """
@@ -19,12 +19,13 @@ from iclgd_helpers import storage
 from iclgd_helpers.command_line import Here, exit_status
 from iclgd_helpers.experiments.notebook_execution import execute, prepared
 from iclgd_helpers.experiments.notebook_files import parameters_cell
+from iclgd_helpers.experiments.parameters import ExperimentParameters
 from tools.book_pages import ROOT, TABLES, notebooks, read, repository, write
 
 SETUP_MARK = "# Colab setup: "
 SETUP = (
     SETUP_MARK
-    + """the same cell in every notebook, written by `python -m tools.notebooks sync-setup`.
+    + """the same cell in every notebook, written by `python -m tools.notebooks sync`.
 # For a GPU choose Runtime > Change runtime type > T4 GPU before running it. Elsewhere this cell does nothing.
 import importlib.util
 import subprocess
@@ -100,23 +101,42 @@ def colab_link(notebook: Path) -> str:
     return f"[Open in Colab](https://colab.research.google.com/github/{place}/blob/{tag}/notebooks/{notebook.name})"
 
 
-def sync_setup() -> None:
-    """Write what is the same in all notebooks: Colab link below the title, setup cell before any code."""
+def with_comments(source: str) -> str:
+    """A cell of an experiment's parameters with the schema's comments; a page's own names keep theirs."""
+    return "\n".join(map(_with_comment, source.splitlines()))
+
+
+def _with_comment(line: str) -> str:
+    assignment = line.partition("  # ")[0]
+    field = ExperimentParameters.model_fields.get(assignment.partition(" = ")[0])
+    return f"{assignment}  # {field.description}" if field else line
+
+
+def sync() -> None:
+    """Write what is the same in all notebooks: Colab link below the title, setup cell, comments of parameters."""
     for path in notebooks():
         notebook = read(path)
         title, *lines = notebook.cells[0].source.splitlines()
         rest = "\n".join(line for line in lines if not line.startswith("[Open in Colab](")).strip()
         notebook.cells[0].source = f"{title}\n\n{colab_link(path)}\n\n{rest}".strip()
-        tags = {"tags": ["hide-cell", "nbval-ignore-output"]}
-        cell = nbformat.v4.new_code_cell(setup_source(), id="setup", metadata=tags)
-        places = [i for i, old in enumerate(notebook.cells) if old.source.startswith(SETUP_MARK)]
-        if places:
-            cell.execution_count = notebook.cells[places[0]].execution_count
-            notebook.cells[places[0]] = cell
-        else:
-            first_code = [c.cell_type for c in notebook.cells].index("code")
-            notebook.cells.insert(first_code, cell)
+        put_setup(notebook)
+        if "preset" in parameters_cell(path):
+            (cell,) = (cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", []))
+            cell.source = with_comments(cell.source)
         write(notebook, path)
+
+
+def put_setup(notebook: nbformat.NotebookNode) -> None:
+    """The present setup cell in the place of the old one, or before any code."""
+    tags = {"tags": ["hide-cell", "nbval-ignore-output"]}
+    cell = nbformat.v4.new_code_cell(setup_source(), id="setup", metadata=tags)
+    places = [i for i, old in enumerate(notebook.cells) if old.source.startswith(SETUP_MARK)]
+    if places:
+        cell.execution_count = notebook.cells[places[0]].execution_count
+        notebook.cells[places[0]] = cell
+    else:
+        first_code = [c.cell_type for c in notebook.cells].index("code")
+        notebook.cells.insert(first_code, cell)
 
 
 @click.group(no_args_is_help=False)
@@ -139,10 +159,10 @@ def refresh_command(named: tuple[Path, ...]) -> None:
     refresh(named or notebooks())
 
 
-@commands.command("sync-setup")
-def sync_setup_command() -> None:
-    """Write the Colab link and the setup cell into the notebooks."""
-    sync_setup()
+@commands.command("sync")
+def sync_command() -> None:
+    """Write the Colab link, the setup cell and the comments of parameters into the notebooks."""
+    sync()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

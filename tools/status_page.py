@@ -62,8 +62,8 @@ def gpu_lines() -> Iterator[str]:
 
 
 def rehearsal_lines() -> Iterator[str]:
-    """What all arms of a cell cost in the shape of the papers' model, with random weights (`make rehearse`)."""
-    yield "Rehearsals of the papers' model (its exact shape, random weights, all arms of one cell):"
+    """What all arms of a run cost in the shape of the papers' model, with random weights (`make rehearse`)."""
+    yield "Rehearsals of the papers' model (its exact shape, random weights, all arms of one run):"
     yield ""
     yield "| Precision | Device | Demonstrations | Queries | Time (s) | Peak memory (GiB) | Helpers |"
     yield "|---|---|---:|---:|---:|---:|---|"

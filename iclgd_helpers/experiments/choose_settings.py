@@ -102,7 +102,7 @@ def compare_seeds(model: LanguageModel, data: TaskData, chosen: Mapping[str, Any
 def compare_rates(
     model: LanguageModel, precise: LanguageModel, data: TaskData, chosen: Mapping[str, Any]
 ) -> list[Trial]:
-    """Label log-probability after standard finetuning at every rate, and how far float32 is from float64."""
+    """Label log-probability after standard finetuning at every learning rate, and how far float32 is from float64."""
     layout = Layout.make(model.tokenizer, data.task, chosen["separator"])
     drawn = select_demonstrations(data.train, chosen["n_demonstrations"], chosen["seed"], chosen["balanced"])
     held_out = [example for example in split_rows(data)[0] if example not in drawn]
@@ -126,7 +126,7 @@ def compare_rates(
 
 
 def choose(trials: Sequence[Trial], seeds: Sequence[Trial] = (), rates: Sequence[Trial] = ()) -> dict[str, Any]:
-    """Apply the rule to the trials made so far: steps 2, 3 and 4. With no rate well conditioned, the smallest."""
+    """Apply the rule to the trials so far: steps 2, 3 and 4. With no learning rate well conditioned, the smallest."""
     best = max(trials, key=lambda trial: (round(trial["mean"], 9), -trial["n_demonstrations"]))
     chosen = {name: best[name] for name in ("n_demonstrations", "balanced", "separator")}
     if seeds:

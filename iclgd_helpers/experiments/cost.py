@@ -354,7 +354,7 @@ def run_cost(
         read = observing([1, 1], query_lengths[:N_PERTURBED_QUERIES]) * len(STEPS)
         stages["conditioning"] = sum(tuning.values(), read)
     stages["observe, all arms"] = observing(list(before.values()), compared) + _probe(shape)
-    stages["observe, other queries"] = observing([1, prefix], query_lengths[len(compared) :])
+    stages["observe, other questions"] = observing([1, prefix], query_lengths[len(compared) :])
     observing_bytes = _observing_bytes(shape, prefix, query_lengths, len(_trained(arms)), dtype, batch_tokens)
     memory = {
         "weights": weights_bytes(shape, dtype),

@@ -33,12 +33,12 @@ from iclgd_helpers.experiments.inputs import task_data
 from iclgd_helpers.experiments.sweeps import label_scores, score_summary
 
 ARMS = ("plain", "instruction", "demonstrations", "shuffled")
-TUNED = ARMS[:3]  # `shuffled` takes the rate of `demonstrations`, so that the two differ in labels alone
+TUNED = ARMS[:3]  # `shuffled` takes the learning rate of `demonstrations`, so that the two differ in labels alone
 
 
 @dataclass(frozen=True)
 class Material:
-    """What one seed determines: the prompt of each arm, rows to train on, rows to choose rates on."""
+    """What one seed determines: the prompt of each arm, rows to train on, rows to choose learning rates on."""
 
     prompts: dict[str, tuple[int, ...]]
     training: list[Example]
@@ -163,7 +163,7 @@ def _summary(scores: NDArray[Any], labels: NDArray[Any]) -> dict[str, Any]:
 
 
 def choose_rates(model: LanguageModel, layout: Layout, given: Material) -> dict[str, Any]:
-    """Each arm's rate by the rule of the module's text, and the points that it was chosen from."""
+    """Each arm's learning rate by the rule of the module's text, and the points that it was chosen from."""
     queries = [layout.query(example, "label") for example in given.choice]
     labels = np.array([query.label for query in queries])
     tried = {(arm, rate): (given.prompts[arm], rate, None) for arm in TUNED for rate in protocol.PROMPT_LEARNING_RATES}
@@ -233,7 +233,7 @@ def _task(task: str) -> TaskData:
 
 
 def compute_rates(model: LanguageModel, task: str) -> dict[str, Any]:
-    """Choose the task's rates with its first seed, and store the choice with the points it was made from."""
+    """Choose the task's learning rates with its first seed, and store the choice with the points it was made from."""
     layout = Layout.make(model.tokenizer, _task(task).task, "eos")
     given = material(layout, _task(task).train, protocol.PROMPT_SEEDS[task][0])
     found = _head(model.name, task) | {"rates": choose_rates(model, layout, given)}
@@ -257,7 +257,7 @@ def compute_seed(model: LanguageModel, task: str, seed: int, chosen: Mapping[str
 
 
 def flops(model: str, task: str) -> tuple[float, float]:
-    """Counted operations of choosing a task's rates, and of one seed (each counts as the first)."""
+    """Counted operations of choosing a task's learning rates, and of one seed (each counts as the first)."""
     tokenizer, config = models.tokenizer_and_config(model)
     data, shape = _task(task), cost.Shape.of(config)
     layout = Layout.make(tokenizer, data.task, "eos")

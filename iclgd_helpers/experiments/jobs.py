@@ -79,7 +79,7 @@ def choose_prompt_rates(model: str, task: str, device: str) -> Done:
 def finetune_behind_prompts(
     model: str, task: str, seed: int, device: str, needed: Mapping[str, Mapping[str, float]]
 ) -> Done:
-    """Finetuning behind each prompt with one seed, at the rates that the job before it has chosen."""
+    """Finetuning behind each prompt with one seed, at the learning rates that the job before it has chosen."""
     if fixed_prompt.stored(model, task, seed) is not None:
         return STORED, None
     (chosen,) = needed.values()

@@ -76,43 +76,66 @@ class ExperimentParameters(Parameters):
     """
     Parameters of a run (model, task, seed); the defaults below are the original code's choices.
 
-    Zero-shot and in-context learning are observed on `max_examples` queries, the other arms on the first
-    `max_compared` of them (all, if None). `order` permutes the demonstrations (0: as drawn). With `chosen_rates`
-    (method -> learning rate) those methods are run a second time, at that rate. A table of one's own: see
-    `tasks.own_task`.
+    Zero-shot and in-context learning are observed on `max_examples` questions, the other arms on the first
+    `max_compared` of them (all, if None). Each description is the comment in the cells of parameters
+    (`tools.notebooks`). A table of one's own: see `tasks.own_task`.
     """
 
-    preset: str
-    model: Text
-    task: Text
-    seed: Whole = Field(ge=0, lt=2**32)
-    data_source: Literal["hub", "folder", "pypi", "generated", "file"]
-    data_folder: Text | None = None
-    data_file: Text | None = None
-    template: Text | None = None
-    verbalizers: Text | None = None
-    label_column: Text | None = None
-    label_values: Text | None = None
-    n_demonstrations: Whole = Field(ge=1)
-    order: Whole = Field(0, ge=0)
-    max_examples: Whole = Field(ge=1)
-    max_compared: Whole | None = Field(None, ge=1)
-    learning_rate: Number = Field(ge=0, allow_inf_nan=False)
-    chosen_rates: dict[Literal["standard", "joint", "sequential"], float] | None = None
-    device: Text
-    dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"]
-    separator: Literal["eos", "newline"]
-    balanced: bool
-    label_score: Literal["sum", "mean", "first"] = "sum"
-    token_read: Literal["label", "prompt"] = "label"
-    loss: Literal["all", "label", "label_space"] = "all"
-    clip: Literal["none", "global", "per_layer", "elementwise"] = "none"
-    clip_value: Number | None = Field(None, gt=0, allow_inf_nan=False)
-    equal_demonstrations: bool = True
-    max_context: Whole = Field(2048, ge=8)
-    untrained: Literal["blocks", "everything"] = "blocks"
-    controls: bool = True
-    conditioning: bool = True
+    preset: str = Field(description="smoke, quick or paper: a set of values for everything left at None")
+    model: Text = Field(description="a named model, a folder, or an id on the model hub")
+    task: Text = Field(description="snippets, cb, sst2, sst5, subj, mr or agnews")
+    seed: Whole = Field(ge=0, lt=2**32, description="which demonstrations are drawn, and every other random choice")
+    data_source: Literal["hub", "folder", "pypi", "generated", "file"] = Field(
+        description="pypi, generated, folder or hub"
+    )
+    data_folder: Text | None = Field(None, description="where the tasks lie, if the source is a folder")
+    data_file: Text | None = Field(
+        None, description="a table of your own (.csv, .jsonl, .parquet): page 90 explains this name and the next four"
+    )
+    template: Text | None = Field(None, description="its prompt: 'Review: {text} Sentiment:'")
+    verbalizers: Text | None = Field(None, description="its classes' words: 'negative,positive'")
+    label_column: Text | None = Field(None, description="the column with its labels")
+    label_values: Text | None = Field(None, description="what that column holds for each class: 'bad,good'")
+    n_demonstrations: Whole = Field(ge=1, description="solved examples that are shown, or finetuned on")
+    order: Whole = Field(0, ge=0, description="which permutation of the demonstrations; 0 is as drawn")
+    max_examples: Whole = Field(ge=1, description="test questions, at most")
+    max_compared: Whole | None = Field(
+        None, ge=1, description="test questions for the arms beside zero-shot and in-context, at most"
+    )
+    learning_rate: Number = Field(ge=0, allow_inf_nan=False, description="of the finetuning arms")
+    chosen_rates: dict[Literal["standard", "joint", "sequential"], float] | None = Field(
+        None, description="learning rates at which these methods are run a second time"
+    )
+    device: Text = Field(description="auto, cpu, cuda, …")
+    dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"] = Field(
+        description="float32, float64, bfloat16, float16 or auto"
+    )
+    separator: Literal["eos", "newline"] = Field(description="between demonstrations: eos or newline")
+    balanced: bool = Field(description="as many demonstrations of each class: True or False")
+    label_score: Literal["sum", "mean", "first"] = Field(
+        "sum", description="of a label's tokens, log-probabilities are added (sum), averaged (mean) or the first's (first)"
+    )
+    token_read: Literal["label", "prompt"] = Field(
+        "label",
+        description="attention is compared at the class-0 label token (label) or the last prompt token (prompt)",
+    )
+    loss: Literal["all", "label", "label_space"] = Field(
+        "all",
+        description="finetune on all tokens (all), the label token (label), or among the verbalizers (label_space)",
+    )
+    clip: Literal["none", "global", "per_layer", "elementwise"] = Field(
+        "none", description="kind of gradient clipping: none, global, per_layer or elementwise"
+    )
+    clip_value: Number | None = Field(None, gt=0, allow_inf_nan=False, description="the bound of clipping")
+    equal_demonstrations: bool = Field(
+        True, description="finetune on the demonstrations that fit the context (True) or on all (False)"
+    )
+    max_context: Whole = Field(2048, ge=8, description="tokens that a prompt may have, at most")
+    untrained: Literal["blocks", "everything"] = Field(
+        "blocks", description="control with random blocks (blocks) or with everything random (everything)"
+    )
+    controls: bool = Field(True, description="whether the control arms are run")
+    conditioning: bool = Field(True, description="whether finetuning is repeated from weights moved by one rounding")
 
 
 class PageParameters(Parameters):

@@ -81,7 +81,7 @@ def _resources(given: ExperimentParameters) -> dict[str, float]:
 # -------------------------------------------------------------------------------------------------------- reproduction
 @dataclass(frozen=True)
 class Item:
-    """One job of the reproduction before anything is looked up: its stage, its parameters without chosen rates."""
+    """One job of the reproduction before anything is looked up: its stage, and parameters without chosen rates."""
 
     stage: str
     given: ExperimentParameters
@@ -105,7 +105,7 @@ def _every(names: Sequence[str], tasks: Sequence[str]) -> list[dict[str, list[It
 def _ordered(of_model: Mapping[str, Sequence[Item]], stages: Sequence[str]) -> Iterator[Item]:
     for stage in (stage for stage in protocol.STAGES if stage in stages):
         of_stage = [item for of_task in of_model.values() for item in of_task if item.stage == stage]
-        yield from sorted(of_stage, key=_seed_number) if stage == "cells" else of_stage
+        yield from sorted(of_stage, key=_seed_number) if stage == "runs" else of_stage
 
 
 def _seed_number(item: Item) -> int:
@@ -125,7 +125,7 @@ def _of_task(model: str, task: str) -> Iterator[Item]:
     yield item("rates", seeds[0], sweep)
     for seed in seeds:
         is_conditioned = seed == seeds[0] and (is_first or task in protocol.ORDER_TASKS)
-        yield item("cells", seed, {} if is_conditioned else {"conditioning": False})
+        yield item("runs", seed, {} if is_conditioned else {"conditioning": False})
     if not is_first:
         return
     if task in protocol.ORDER_TASKS:
@@ -177,7 +177,7 @@ class _Known:
 
 
 def _run(item: Item, known: _Known) -> Planned:
-    """A run, at the chosen rates where they are known, else after they are chosen."""
+    """A run, at the chosen learning rates where they are known, else after they are chosen."""
     work, folder = _run_cost(item.given, known), paths.resolve_path(protocol.RECORDS)
     given = item.given.model_copy(update={"chosen_rates": known.chosen})
     identity = records.run_id(given, known.data.checksum, known.model_content)
@@ -204,7 +204,7 @@ def _sweep(item: Item, known: _Known) -> Planned:
 
 
 def _run_cost(given: ExperimentParameters, known: _Known) -> cost.Cost:
-    """Operations and memory of a run at the given and at chosen rates; every seed counts as the task's first."""
+    """Operations and memory of a run at given and chosen learning rates; every seed counts as the task's first."""
     plan = known.plan_of(given)
     prefix, queries, lengths = cost.lengths(plan)
     options: dict[str, Any] = {"controls": given.controls, "conditioning": given.conditioning, "chosen": METHODS}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 MODELS = ("SmolLM2-135M-Instruct", "Gemma-3-270M")
 SEEDS = {"sst2": (2, 3, 4), "subj": (4, 5, 6), "mr": (5, 6, 7), "sst5": (5, 6, 7), "cb": (3, 4, 5), "agnews": (3, 4, 5)}
-STAGES = ("rates", "cells", "orders", "unequal", "clips")  # in the order in which they are computed
+STAGES = ("rates", "runs", "orders", "unequal", "clips")  # in the order in which they are computed
 N_ROWS = 100  # evaluation rows of a run
 RECORDS, SWEEPS, PROMPTS = "results/records", "results/sweeps", "results/prompts"
 

@@ -1,7 +1,7 @@
 """
 Two uncertainties, never mixed; both at 95 %.
 
-Over evaluation examples, for one choice of demonstrations (the seed): percentile bootstrap. Over seeds: Student's t.
+Over test questions, for one choice of demonstrations (the seed): percentile bootstrap. Over seeds: Student's t.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Interval = tuple[float, float]
 
 def over_examples(statistic: Callable[..., float], *columns: NDArray[Any]) -> Interval:
     """
-    Interval of `statistic(*columns)` over examples, which are resampled jointly.
+    Interval of `statistic(*columns)` over questions, which are resampled jointly.
 
     Resamples in which the statistic is NaN are left out; (NaN, NaN) if that is all of them.
     """
@@ -51,7 +51,7 @@ def layer_means(values: NDArray[np.floating]) -> dict[str, Any]:
     """
     Mean of `values` (`[example, layer]`, NaN = undefined) for each layer and over all layers, with intervals.
 
-    The order of averaging is the original code's: over examples within a layer, then over layers.
+    The order of averaging is the original code's: over questions within a layer, then over layers.
 
     Returns
     -------

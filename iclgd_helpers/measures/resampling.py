@@ -1,5 +1,5 @@
 """
-Uncertainty over questions: a bootstrap for functions of several means, and a jackknife for a variance between cells.
+Uncertainty over questions: a bootstrap for functions of several means, and a jackknife for a variance between runs.
 
 `intervals` resamples what is recorded in a run; this is for what pages compute from records.
 """
@@ -55,16 +55,21 @@ def of_means(statistic: Callable[..., Any], *columns: ArrayLike, seed: int = 0) 
     return float(value), float(low), float(high)
 
 
+def minus(a: Effect, b: Effect) -> Effect:
+    """Difference of two independent effects, its ends as far apart as theirs allow."""
+    return a[0] - b[0], a[1] - b[2], a[2] - b[1]
+
+
 def variance_between(right: ArrayLike) -> tuple[float, Floats]:
     """
-    Variance of accuracy between cells, without what the choice of questions adds to it.
+    Variance of accuracy between runs, without what the choice of questions adds to it.
 
-    The plain variance of measured accuracies grows with the number of questions that cells answer differently, also
-    where all cells are equally good. This estimate multiplies different questions only, and so is unbiased.
+    The plain variance of measured accuracies grows with the number of questions that runs answer differently, also
+    where all runs are equally good. This estimate multiplies different questions only, and so is unbiased.
 
     Parameters
     ----------
-    right : `[cell, question]`, whether the answer is right; at least two cells, the same questions for all.
+    right : `[run, question]`, whether the answer is right; at least two runs, the same questions for all.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""How pages draw the grid: each seed with its interval over examples, and the mean with Student's over seeds."""
+"""How pages draw the grid: each seed with its interval over questions, and the mean with Student's over seeds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def draw(
     """
     One panel a model, one row a task: every quantity of `long` in the style of its arm (`arms`: quantity to arm).
 
-    Small marks are seeds, thick bars their 95 % intervals over examples; the large mark is the mean over seeds and the
+    Small marks are seeds, thick bars their 95 % intervals over questions; the large mark is the mean over seeds and the
     thin line Student's 95 % interval (cut off at the frame; absent for one seed). Hollow: at the chosen rate. `marks`
     has a reference value for each quantity, drawn as an upright stroke (mean over seeds); `line` is drawn throughout.
     """
@@ -76,7 +76,7 @@ def _look(arm: str) -> dict[str, Any]:
 
 
 def _frame(ax: Axes, long: pd.DataFrame, line: float | None, marks: pd.DataFrame | None) -> None:
-    """Limits from values and intervals over examples: Student's interval from few seeds can be very wide."""
+    """Limits from values and intervals over questions: Student's interval from few seeds can be very wide."""
     parts = [long[name].to_numpy(float) for name in ("value", "low", "high")]
     parts += [] if marks is None else [marks["value"].to_numpy(float)]
     values = np.concatenate([*parts, [] if line is None else [line]])

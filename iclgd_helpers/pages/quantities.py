@@ -1,4 +1,4 @@
-"""A quantity of many records as tables: each seed with its interval over examples, and the mean over seeds."""
+"""A quantity of many records as tables: each seed with its interval over questions, and the mean over seeds."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from iclgd_helpers.pages.selection import TASKS, cell, mark
 LONG = ("model", "task", "seed", "value", "low", "high", "n", "id")
 OVER_SEEDS = "model task value seeds_low seeds_high n_seeds examples_low examples_high n ids".split()
 CELL = (
-    "Mean over seeds; s: Student's 95 % interval over seeds; e: 95 % interval over examples, its ends averaged over "
-    "seeds; n: seeds times examples."
+    "Mean over seeds; s: Student's 95 % interval over seeds; q: 95 % interval over questions, its ends averaged over "
+    "seeds; n: seeds times questions."
 )
-# What is read from a record: (value, low, high, n), the interval being over examples.
+# What is read from a record: (value, low, high, n), the interval being over questions.
 Quantity = Callable[[Record], tuple[float | None, float | None, float | None, int]]
 
 
@@ -43,16 +43,16 @@ def quantity(name: str) -> Quantity:
 
 def table(found: Iterable[Record], what: str | Quantity) -> pd.DataFrame:
     """
-    Long table of one quantity: a row for each record that has it, with its 95 % interval over examples.
+    Long table of one quantity: a row for each record that has it, with its 95 % interval over questions.
 
-    Columns: model (as `mark` names it), task, seed, value, low, high, n (examples), id (of the run).
+    Columns: model (as `mark` names it), task, seed, value, low, high, n (questions), id (of the run).
     """
     read, rows = quantity(what) if isinstance(what, str) else what, []
     for record in found:
         try:
             values = read(record)
         except KeyError:
-            continue  # this cell was run without that arm
+            continue  # this run was made without that arm
         _model, task, seed = cell(record)
         rows.append((mark(record), task, seed, *values, record.json["id"]))
     frame = pd.DataFrame(rows, columns=list(LONG))
@@ -64,8 +64,8 @@ def over_seeds(long: pd.DataFrame) -> pd.DataFrame:
     One row for each model and task of a long table.
 
     Columns: value (mean over seeds), seeds_low, seeds_high (Student's t over seeds; NaN for one seed), n_seeds,
-    examples_low, examples_high (ends of the intervals over examples, averaged over seeds: what one seed's examples
-    leave open), n (fewest examples of a seed), ids. The two intervals answer different questions and are not pooled.
+    examples_low, examples_high (ends of the intervals over questions, averaged over seeds: what one seed's
+    questions leave open), n (fewest questions of a seed), ids. The two intervals are never pooled.
     """
     rows = []
     for (model, task), group in long.dropna(subset="value").groupby(["model", "task"], sort=False):
@@ -107,6 +107,6 @@ def show(long: pd.DataFrame, name: str, digits: int = 3) -> HTML:
 
 
 def _cell(row: pd.Series, digits: int) -> str:
-    pairs = {"s": (row["seeds_low"], row["seeds_high"]), "e": (row["examples_low"], row["examples_high"])}
+    pairs = {"s": (row["seeds_low"], row["seeds_high"]), "q": (row["examples_low"], row["examples_high"])}
     shown = [f"{key} [{low:.{digits}f}, {high:.{digits}f}]" for key, (low, high) in pairs.items() if low == low]
     return "\n".join([f"{row['value']:.{digits}f}", *shown, f"n {row['n_seeds']:.0f} × {row['n']:.0f}"])

@@ -7,17 +7,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from iclgd_helpers import storage
 from iclgd_helpers.data import tasks
-from iclgd_helpers.experiments import parameters, records
+from iclgd_helpers.experiments import parameters, provenance, records
 from iclgd_helpers.experiments.parameters import ExperimentParameters
 from iclgd_helpers.experiments.protocol import MODELS, SEEDS
 from iclgd_helpers.experiments.records import Record, is_current
+from iclgd_helpers.measures.resampling import Effect
 from iclgd_helpers.paths import resolve_path
 
 # The six tasks in the order of the paper's Table 2, as it prints them.
 TASKS = {name: tasks.TASKS[name].title for name in ("sst2", "sst5", "mr", "subj", "agnews", "cb")}
-# What may differ between cells of the grid. Any other parameter has to be the protocol's.
+# What may differ between runs of the grid. Any other parameter has to be the protocol's.
 FREE = set("preset model task seed data_source data_folder max_examples max_compared device dtype".split()) | set(
     "controls chosen_rates conditioning".split()
 )
@@ -58,8 +61,8 @@ def select(loaded: Iterable[Record], **variant: Any) -> list[Record]:
     """
     Of some records those of the grid, one for each (model, task, seed), whatever the model.
 
-    Of several records of a cell the present helpers' comes first, then the one with more rows. `variant` asks for
-    cells that were run with other parameters than the protocol's (`n_demonstrations=16`, …).
+    Of several records of a run the present helpers' comes first, then the one with more rows. `variant` asks for
+    runs that were made with other parameters than the protocol's (`n_demonstrations=16`, …).
     """
     chosen: dict[tuple[str, str, int], Record] = {}
     for record in (r for r in loaded if in_grid(r, **variant)):
@@ -89,12 +92,12 @@ def mark(record: Record) -> str:
     return f"{name} (generated text)" if given["data_source"] == "generated" else name
 
 
-def notes(found: Sequence[Record]) -> list[str]:
-    """Lines that say which cells are missing, of older helpers, or of random weights."""
+def notes(found: Sequence[Record], **sweeps: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[str]:
+    """Lines that say which runs are missing, of older helpers, or of random weights; of `sweeps`, which are older."""
     have = set(map(cell, found))
     wanted = [(model, task, seed) for model in MODELS for task in TASKS for seed in SEEDS[task]]
     missing = [key for key in wanted if key not in have]
-    lines = [f"{len(wanted) - len(missing)} of {len(wanted)} cells of the grid are recorded."]
+    lines = [f"{len(wanted) - len(missing)} of {len(wanted)} runs of the grid are recorded."]
     if missing:
         lines.append("Missing: " + "; ".join(_grouped(missing)) + ".")
     older = [record for record in found if not is_current(record)]
@@ -110,6 +113,14 @@ def notes(found: Sequence[Record]) -> list[str]:
     if empty:
         names = ", ".join(sorted({f"{mark(record)}, run {record.json['id']}" for record in empty}))
         lines.append(f"No evidence, shown but never part of a verdict: {names}.")
+    stale = [
+        f"{kind} of {model} on {TASKS[task]}"
+        for kind, several in sweeps.items()
+        for (model, task), sweep in several.items()
+        if sweep["engine"] != provenance.engine_hash()
+    ]
+    if stale:
+        lines.append(f"Sweeps by an older version of the helpers ({len(stale)}): {', '.join(stale)}.")
     return lines
 
 
@@ -125,6 +136,12 @@ def sweeps(kind: str, folder: str | Path = "results/sweeps") -> dict[tuple[str, 
     paths = sorted(resolve_path(folder).glob(f"{kind}-*.json"))
     found = [storage.read_json(path) for path in paths]
     return {(sweep["model"], sweep["task"]): sweep for sweep in found}
+
+
+def point_effect(point: Mapping[str, Any], measure: str) -> Effect:
+    """A measure at one point of a sweep, with the ends of its interval; NaN where it has diverged."""
+    value, low, high = np.array([point[measure]["value"], *point[measure]["interval"]], float).tolist()
+    return value, low, high
 
 
 def gate(rates: Mapping[tuple[str, str], Mapping[str, Any]], model: str, task: str) -> bool | None:

@@ -121,7 +121,7 @@ def with_interval(
 
 
 def accuracy_table(record: Record) -> pd.DataFrame:
-    """Of every arm at the protocol's rate: n, accuracy with interval or "diverged", and how its predictions spread."""
+    """Of every arm at the protocol's learning rate: n, accuracy with interval or "diverged", spread of predictions."""
     arms = record.json["arms"]
     rows = {
         ARMS[name].label: {

@@ -112,7 +112,9 @@ def test_no_page_names_a_folder_of_the_machine(html):
 def test_the_first_cells_of_a_page_warn_of_nothing():
     """Its rendered page and the notebook behind it hold what a cell writes to stderr, with paths of the machine."""
     page = book_pages.read(book_pages.ROOT / "notebooks" / "78_results_of_the_reproduction.ipynb")
-    first = nbformat.v4.new_notebook(cells=[cell for cell in page.cells if cell.id in ("parameters", "imports")])
+    first = nbformat.v4.new_notebook(
+        cells=[cell for cell in page.cells if cell.id in ("parameters", "imports", "stored")]
+    )
     NotebookClient(first, kernel_name="python3", timeout=300).execute(cwd=str(book_pages.ROOT))
     assert [output.get("name") for output in first.cells[-1].outputs] == ["stdout"]
 

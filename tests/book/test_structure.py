@@ -59,6 +59,7 @@ def test_one_parameters_cell_of_literals(path):
     assert set(papermill.inspect_notebook(str(path))) == set(given), "papermill knows every one of them, too"
     if "preset" in given:
         assert {name: given.get(name, "missing") for name in EXPERIMENT_PARAMETERS} == EXPERIMENT_PARAMETERS
+        assert cell.source == notebooks.with_comments(cell.source), "run python -m tools.notebooks sync"
     else:
         assert {"seed", "n_demonstrations"} <= set(given) <= set(TheoryParameters.model_fields)
     validate_for_notebook(path, {})

@@ -54,7 +54,7 @@ def test_the_grid_is_six_tasks_three_seeds_two_models():
     expected = {
         (model, task, seed) for model in protocol.MODELS for task, seeds in protocol.SEEDS.items() for seed in seeds
     }
-    assert len(expected) == 36 and Counter(cells_of(jobs, "cells")) == Counter(expected)
+    assert len(expected) == 36 and Counter(cells_of(jobs, "runs")) == Counter(expected)
     firsts = {(model, task, seeds[0]) for model in protocol.MODELS for task, seeds in protocol.SEEDS.items()}
     assert Counter(cells_of(jobs, "rates")) == Counter(firsts)
     unequal = {key for key in firsts if key[0] == protocol.MODELS[0] and key[1] in ("cb", "agnews")}
@@ -62,8 +62,8 @@ def test_the_grid_is_six_tasks_three_seeds_two_models():
 
 
 def test_what_is_asked_for_twice_is_one_job():
-    once = plans.items(protocol.MODELS[:1], ["rates", "cells"], ["cb"])
-    assert len(once) == 4 and plans.items(protocol.MODELS[:1] * 2, ["rates", "cells"] * 2, ["cb"] * 2) == once
+    once = plans.items(protocol.MODELS[:1], ["rates", "runs"], ["cb"])
+    assert len(once) == 4 and plans.items(protocol.MODELS[:1] * 2, ["rates", "runs"] * 2, ["cb"] * 2) == once
 
 
 def test_every_task_of_the_grid_has_its_place_in_the_tables():
@@ -91,7 +91,7 @@ def test_rates_come_before_the_cells_that_need_them():
 
 
 def test_conditioning_is_measured_with_each_tasks_first_seed():
-    for job in plans.items(protocol.MODELS, ["cells"], tuple(protocol.SEEDS)):
+    for job in plans.items(protocol.MODELS, ["runs"], tuple(protocol.SEEDS)):
         task, is_first_model = job.given.task, job.given.model == protocol.MODELS[0]
         is_first_seed = job.given.seed == protocol.SEEDS[task][0]
         assert job.given.conditioning == (is_first_seed and (is_first_model or task in ("sst2", "subj")))
@@ -113,14 +113,14 @@ def test_other_models_compare_rates_with_half_as_many_demonstrations():
 def test_cells_have_the_protocols_settings(task: str):
     usual = parameters.resolve({"preset": "quick", "task": task})
     differs = {"seed", "max_examples", "max_compared", "model", "chosen_rates", "conditioning"}
-    for job in plans.items(protocol.MODELS, ["cells"], [task]):
+    for job in plans.items(protocol.MODELS, ["runs"], [task]):
         assert job.given.model_dump(exclude=differs) == usual.model_dump(exclude=differs)
         assert job.given.max_examples == protocol.N_ROWS
 
 
 def test_less_can_be_asked_for():
-    jobs = plans.items(["somebody/else"], ["cells"], ["mr"])
-    assert cells_of(jobs, "cells") == [("somebody/else", "mr", seed) for seed in (5, 6, 7)] and len(jobs) == 3
+    jobs = plans.items(["somebody/else"], ["runs"], ["mr"])
+    assert cells_of(jobs, "runs") == [("somebody/else", "mr", seed) for seed in (5, 6, 7)] and len(jobs) == 3
 
 
 # ------------------------------------------------------------------------------------------------------- rule of choice
@@ -312,7 +312,7 @@ def test_points_of_the_clips_equal_an_independent_computation(small: None):
 
 
 # ------------------------------------------------------------------------------------------------------ the command
-ARGUMENTS = ["--model", "tiny-llama", "--task", "subj", "--stage", "rates", "--stage", "cells", "--tflops", "1"]
+ARGUMENTS = ["--model", "tiny-llama", "--task", "subj", "--stage", "rates", "--stage", "runs", "--tflops", "1"]
 
 
 @pytest.fixture
@@ -364,7 +364,7 @@ def test_stop_resume_skip_and_make_again(results: Path, capsys, monkeypatch):
 
     assert cli.main([*REPRODUCTION, *ARGUMENTS]) == 0
     said = capsys.readouterr().out
-    assert "3 of 4 jobs are stored" in said and "cells: tiny-llama/subj/6" in said and "subj/5 " not in said
+    assert "3 of 4 jobs are stored" in said and "runs: tiny-llama/subj/6" in said and "subj/5 " not in said
     complete = stored(results)
     assert len(complete) == 3 and all(complete[name] == record for name, record in before.items())
     sweep = json.loads((results / "sweeps" / "rates-tiny-llama-subj.json").read_text())
@@ -412,7 +412,7 @@ def test_a_sweep_of_other_helpers_data_settings_or_rule_is_made_again(results: P
     for change in changes:
         storage.write_json(path, sweep | change)
         assert not one("rates").is_stored
-        (cell, *_others) = plans.reproduction(["tiny-llama"], ["cells"], ["subj"])
+        (cell, *_others) = plans.reproduction(["tiny-llama"], ["runs"], ["subj"])
         assert cell.job.after and not cell.job.arguments["given"]["chosen_rates"], "no rates that do not answer"
     storage.write_json(path, sweep)
     assert one("rates").is_stored
@@ -429,9 +429,9 @@ def test_sweeps_of_clips_answer_for_their_bounds(results: Path, monkeypatch):
 
 
 def test_a_run_is_not_stored_before_its_rates_are_chosen(results: Path, capsys):
-    (cell, *_others) = plans.reproduction(["tiny-llama"], ["cells"], ["subj"])
+    (cell, *_others) = plans.reproduction(["tiny-llama"], ["runs"], ["subj"])
     assert not cell.is_stored and cell.job.after == ("rates: tiny-llama/subj/4",)
-    asked = ["--model", "tiny-llama", "--task", "subj", "--stage", "cells", "--tflops", "1"]
+    asked = ["--model", "tiny-llama", "--task", "subj", "--stage", "runs", "--tflops", "1"]
     assert cli.main([*REPRODUCTION, *asked]) == 2
     said = capsys.readouterr().err
     assert "run --stage rates first" in said and said.count("\n") == 1 and not list(results.glob("records/*"))
@@ -466,7 +466,7 @@ def test_cost_only_computes_nothing(results: Path, capsys, monkeypatch):
     everything = [a for stage in protocol.STAGES for a in ("--stage", stage)]
     assert cli.main([*REPRODUCTION, "--model", "tiny-llama", "--task", "cb", *COST_ONLY, *everything]) == 0
     said = capsys.readouterr().out
-    assert "0 of 4 jobs are stored" in said and "TFLOP" in said and "tiny-llama cells" in said
+    assert "0 of 4 jobs are stored" in said and "TFLOP" in said and "tiny-llama runs" in said
     assert not list(results.iterdir())
 
 

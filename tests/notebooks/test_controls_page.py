@@ -117,7 +117,7 @@ def test_order_and_draw_are_told_apart(first: int, second: int, word: str) -> No
         return [made_up(MODEL, "sst2", arms=arms | {"in_context": answer}) for answer in shown]
 
     record = made_up()
-    names = {"record": record, "cell": record.json, "orders": group(first), "draws": group(second)}
+    names = {"record": record, "run": record.json, "orders": group(first), "draws": group(second)}
     page = run("50_prediction_alignment", "parameters", "imports", "predictions", "order-spread", **names)
     assert page["spread_row"](MODEL, "sst2", "in_context")["matters more"] == word
     assert page["spread_row"](MODEL, "subj", "in_context") is None
@@ -162,7 +162,7 @@ def test_two_uncertainties_stay_apart() -> None:
 def test_shown_table_has_every_cell_and_its_download() -> None:
     long = quantities.collect(a_grid(), {"one": "sim_aou/joint"})
     page, nothing = quantities.show(long, "some").data, quantities.show(long.iloc[:0], "some").data
-    assert page.count("<br>s [") == 6 and page.count("<br>e [") == 6 and page.count("n 3 × ") == 6
+    assert page.count("<br>s [") == 6 and page.count("<br>q [") == 6 and page.count("n 3 × ") == 6
     text = base64.b64decode(re.search(r"base64,([^\"]+)", page)[1]).decode()
     assert all(record.json["id"] in text for record in a_grid())
     assert "0 rows" in nothing

@@ -9,6 +9,8 @@ import torch
 from notebook_cells import run
 
 from iclgd_helpers import paths, storage
+from iclgd_helpers.errors import InputError
+from iclgd_helpers.experiments import own_records
 from iclgd_helpers.paths import repository_root
 
 RECORD = repository_root() / "results" / "theory" / "greedy_layers.json"
@@ -33,27 +35,50 @@ def test_record_belongs_to_the_code_of_the_page():
     assert list(record["networks"]) == [str(seed) for seed in range(page["N_NETWORKS"])]
 
 
-def test_recording_resumes_and_replaces_as_a_whole(tmp_path, monkeypatch):
-    page = page_11("one-seed", "record")
-    monkeypatch.setattr(paths, "resolve_path", lambda path: tmp_path / path)
-    page["committed"] = tmp_path / "committed.json"
-    calls = []
+def test_recording_resumes_and_replaces_as_a_whole(tmp_path):
+    path, unfinished, calls = tmp_path / "record.json", tmp_path / "unfinished.json", []
+    storage.write_json(path, {"code": "older"})
 
-    def one_seed(seed, M):
+    def one_seed(seed):
         calls.append(seed)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return {"seed": seed}
+        return {"seed": seed, "threads": torch.get_num_threads()}
 
-    page["one_seed"] = one_seed
+    threads = torch.get_num_threads()
     with pytest.raises(KeyboardInterrupt):
-        page["compute"]()
-    assert not page["committed"].exists()
-    page["compute"]()
+        own_records.compute(one_seed, range(6), {"code": "present"}, path, unfinished)
+    assert own_records.load(path) == {"code": "older"} and torch.get_num_threads() == threads
+    own_records.compute(one_seed, range(6), {"code": "present"}, path, unfinished)
     assert calls == [0, 1, 2, 2, 3, 4, 5]  # finished networks are not trained again
-    written = storage.read_json(page["committed"])
-    assert [network["seed"] for network in written["networks"].values()] == list(range(6))
-    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["committed.json"]
+    written = own_records.load(path)
+    assert written["networks"] == {str(seed): {"seed": seed, "threads": 1} for seed in range(6)}
+    assert written["code"] == "present" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("given", "recompute", "computed", "shown"),
+    [
+        ((0, 12), False, None, "results/theory/greedy_layers.json"),
+        ((7, 3), False, None, "results/theory/greedy_layers.json"),
+        ((0, 12), True, range(6), "results/theory/greedy_layers.json"),
+        ((7, 3), True, range(7, 13), "_runs/theory/greedy-{code}-complete.json"),
+    ],
+)
+def test_page_11_stores_other_parameters_beside_the_committed_record(given, recompute, computed, shown, monkeypatch):
+    page, seeds, read = page_11("one-seed"), [], []
+    record = {"parameters": {}, "networks": {}, "environment": {"torch": ""}, "code": ""}
+    monkeypatch.setattr(own_records, "compute", lambda _one, of, _facts, path, _unfinished: seeds.append((of, path)))
+    monkeypatch.setattr(own_records, "load", lambda path: read.append(path) or record)
+    page["p"] = page["p"].model_copy(update={"seed": given[0], "n_demonstrations": given[1], "recompute": recompute})
+    run("11_greedy_layers_and_fixed_prompts", "load", **page)
+    expected = paths.resolve_path(shown.format(code=page["code_hash"]))
+    assert read == [expected] and seeds == ([(computed, expected)] if recompute else [])
+
+
+def test_a_missing_record_is_one_line(tmp_path):
+    with pytest.raises(InputError, match="recompute = True"):
+        own_records.load(tmp_path / "record.json")
 
 
 def test_steps_to_threshold(page):

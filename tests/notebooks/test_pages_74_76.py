@@ -372,7 +372,7 @@ def arms(finetuned: float, unfinetuned: float, spread: float = 0.01) -> dict[str
     [((0.4, 0.0), ("holds", "holds")), ((0.4, 0.4), ("holds", "fails")), ((0.4, 0.25), ("holds", "fails")),
      ((0.4, 0.15), ("holds", "holds")), ((-0.2, 0.1), ("fails", "nothing to explain"))],
 )  # fmt: skip
-def test_the_control_decides_whether_likeness_needs_finetuning(
+def test_the_control_decides_whether_similarity_needs_finetuning(
     levels: tuple[float, float], expected: tuple[str, str]
 ) -> None:
     judge = run_cells(PAGE_76, "verdict")["judge"]

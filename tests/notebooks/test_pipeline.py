@@ -11,6 +11,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from iclgd_helpers.errors import CellError, InputError
+from iclgd_helpers.experiments.parameters import ExperimentParameters
 from tools import book_pages, build_book, notebooks, status_page
 
 
@@ -29,6 +30,8 @@ def project(tmp_path, monkeypatch):
     save(tmp_path, "print('PASS', preset)")
     for module in (book_pages, build_book, notebooks, status_page):
         monkeypatch.setattr(module, "ROOT", tmp_path)
+    for name in ("ICLGD_RECORDS", "ICLGD_TABLES"):
+        monkeypatch.setenv(name, str(tmp_path))  # `refresh` sets them; afterwards they are as before
     monkeypatch.setattr(build_book, "render", lambda build: None)
     return tmp_path
 
@@ -125,7 +128,7 @@ def test_entries_of_the_contents_may_say_their_endings_and_be_prose(project):
 @pytest.mark.parametrize("file", ["_toc.yml", "_config.yml"])
 def test_broken_settings_of_the_book_are_one_line(file, content, project, capsys):
     (project / file).write_text(content)
-    assert notebooks.main(["sync-setup"]) == 2
+    assert notebooks.main(["sync"]) == 2
     said = capsys.readouterr().err
     assert f"{file} cannot be read" in said and said.count("\n") == 1
 
@@ -185,15 +188,52 @@ def test_bad_input_of_the_commands_is_one_line(command, project, tmp_path, capsy
 
 
 def test_setup_is_written_once(project):
-    notebooks.sync_setup()
+    notebooks.sync()
     once = read(project / "notebooks" / "00_small.ipynb")
-    notebooks.sync_setup()
+    notebooks.sync()
     assert read(project / "notebooks" / "00_small.ipynb") == once
     title, setup = once.cells[:2]
     assert title.source.count("[Open in Colab](https://colab.research.google.com/github/a/b/blob/v1/") == 1
     for word in ('"--branch=v1"', '"https://github.com/a/b"'):
         assert setup.source.count(word) == 1
     compile(setup.source, "setup", "exec")
+
+
+def test_comments_of_parameters_are_the_schemas_and_nothing_else_moves():
+    source = (
+        'preset = "quick"\nclip_value = 3.5  # of old\nn_sweep_examples = 60  # of the page\nlabel_column = "a # b"'
+    )
+    expected = [
+        f'preset = "quick"  # {ExperimentParameters.model_fields["preset"].description}',
+        f"clip_value = 3.5  # {ExperimentParameters.model_fields['clip_value'].description}",
+        "n_sweep_examples = 60  # of the page",
+        f'label_column = "a # b"  # {ExperimentParameters.model_fields["label_column"].description}',
+    ]
+    assert notebooks.with_comments(source).splitlines() == expected
+    assert notebooks.with_comments("\n".join(expected)) == "\n".join(expected)
+
+
+def test_every_parameter_is_described_in_a_short_line():
+    for name, field in ExperimentParameters.model_fields.items():
+        assert field.description and len(f"{name} = None  # {field.description}") <= 120, name
+
+
+def test_comments_are_written_where_there_is_a_preset(project):
+    def cell():
+        (found,) = (
+            c
+            for c in read(project / "notebooks" / "00_small.ipynb").cells
+            if "parameters" in c.metadata.get("tags", [])
+        )
+        return found.source
+
+    notebooks.sync()
+    assert cell() == notebooks.with_comments("preset = 'quick'")
+    page = read(project / "notebooks" / "00_small.ipynb")
+    page.cells[2].source = "seed = 0  # of this page"
+    book_pages.write(page, project / "notebooks" / "00_small.ipynb")
+    notebooks.sync()
+    assert cell() == "seed = 0  # of this page", "a page of theory has its own"
 
 
 def test_setup_on_colab_finds_helpers_and_records_in_this_very_kernel(tmp_path):

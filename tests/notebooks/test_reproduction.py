@@ -3,10 +3,12 @@
 import base64
 import dataclasses
 import re
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import notebook_cells
 import numpy as np
 import pandas as pd
@@ -19,7 +21,16 @@ from iclgd_helpers.experiments import parameters, protocol, provenance, records
 from iclgd_helpers.experiments.comparison import arm_summary
 from iclgd_helpers.experiments.records import Record
 from iclgd_helpers.measures import intervals, metrics
-from iclgd_helpers.pages import figures, quantities, selection, tables
+from iclgd_helpers.pages import (
+    changed_answers,
+    figures,
+    gradient_norms,
+    judging,
+    paper_tables,
+    quantities,
+    selection,
+    tables,
+)
 from iclgd_helpers.paths import repository_root
 
 PAGE = "78_results_of_the_reproduction"
@@ -154,26 +165,30 @@ def page(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(tables, "download", lambda frame, _name: type("Link", (), {"data": str(len(frame))}))
     monkeypatch.setattr(selection, "gate", lambda *_: True)
     wanted = (
-        "parameters imports resampled effects-predictions effects-predictions-2 effects-rest effects-sweeps "
-        "effects-sweeps-2 claim-class claims-predictions claims-similarity claims-rest rule verdict-rule layout "
-        "layout-html layout-html-2 judge judge-2 all-verdicts"
+        "parameters imports stored resampled effects-predictions effects-predictions-2 effects-rest effects-sweeps "
+        "claims-predictions claims-similarity claims-rest rule verdict-rule all-verdicts"
     ).split()
     return notebook_cells.run(PAGE, *wanted)
 
 
+def judged(page: dict[str, Any], found: Iterable[Record]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Verdicts and effects of these records, beside what else the page has read."""
+    return judging.judge(page["STATEMENTS"], dataclasses.replace(page["stored"], found=list(found)))
+
+
 def verdicts(page: dict[str, Any], found: Any, which: str) -> list[str]:
     """Verdicts on one statement at the protocol's rate, one a model."""
-    page["CLAIMS"][:] = [claim for claim in page["CLAIMS"] if claim.id == which]
-    made, _effects = page["judge_all"](list(found))
+    page["STATEMENTS"][:] = [statement for statement in page["STATEMENTS"] if statement.id == which]
+    made, _effects = judged(page, found)
     return made[made["rate"] == "protocol"]["verdict"].tolist()
 
 
 def test_statements_are_complete_and_distinct(page: dict[str, Any]) -> None:
-    claims = page["CLAIMS"]
-    assert [claim.id for claim in claims] == [f"R{i}" for i in range(1, len(claims) + 1)] and len(claims) >= 15
-    assert len({claim.statement for claim in claims}) == len(claims)
-    assert {claim.kind for claim in claims} == {"paper", "archive", "stricter"}
-    assert all(set(claim.rates) <= set(page["SUFFIX"]) for claim in claims)
+    found = page["STATEMENTS"]
+    assert [one.id for one in found] == [f"R{i}" for i in range(1, len(found) + 1)] and len(found) >= 15
+    assert len({one.says for one in found}) == len(found)
+    assert {one.kind for one in found} == {"paper", "archive", "stricter"}
+    assert all(set(one.rates) <= set(judging.SUFFIX) for one in found)
 
 
 def swapped(one: str, other: str) -> Any:
@@ -266,7 +281,7 @@ def test_undefined_effects_are_not_judged(page: dict[str, Any]) -> None:
         made_up(MODEL, *selection.cell(r)[1:], arms=still) if selection.cell(r)[1] in ("subj", "cb") else r
         for r in a_grid()
     ]
-    made = page["judge_all"](mixed)[0]
+    made = judged(page, mixed)[0]
     (row,) = made[(made["id"] == "R5") & (made["rate"] == "protocol")].itertuples()
     assert row.states["subj"] == row.states["cb"] == "undefined" and row.verdict == "reproduced"
 
@@ -291,9 +306,9 @@ CLIPPED = [
 )
 def test_clipping(page: dict[str, Any], values: dict[int, tuple[float, float, float]], verdict: str) -> None:
     sweeps = {(MODEL, task): a_sweep(values, CLIPPED) for task in ("subj", "sst2", "sst5", "mr")}
-    page["clips"].update(sweeps)
+    page["stored"].clips.update(sweeps)
     assert verdicts(page, a_grid(), "R17") == [verdict]
-    page["clips"].clear()
+    page["stored"].clips.clear()
     assert verdicts(page, a_grid(), "R17") == ["not run"]
 
 
@@ -301,7 +316,9 @@ def test_clipping(page: dict[str, Any], values: dict[int, tuple[float, float, fl
 def test_orders(page: dict[str, Any], others: str, verdict: str) -> None:
     assert verdicts(page, a_grid(), "R21") == ["not run"]
     arms = answers() | {"in_context": answers()[others]}
-    page["reordered"][:] = [made_up(MODEL, t, arms=arms, order=order) for t in ("sst2", "subj") for order in (1, 2)]
+    page["stored"].reordered[:] = [
+        made_up(MODEL, t, arms=arms, order=order) for t in ("sst2", "subj") for order in (1, 2)
+    ]
     assert verdicts(page, a_grid(), "R21") == [verdict]
 
 
@@ -315,21 +332,21 @@ def test_draws_are_compared_on_the_same_questions_or_not_at_all(page: dict[str, 
 # --------------------------------------------------------------------------------------------------------- few cells
 def test_few_cells_decide_nothing(page: dict[str, Any]) -> None:
     def unsettled(found: Any) -> bool:
-        return set(page["judge_all"](list(found))[0]["verdict"]) == {"inconclusive", "not run"}
+        return set(judged(page, list(found))[0]["verdict"]) == {"inconclusive", "not run"}
 
     assert unsettled(record for record in a_grid() if selection.cell(record)[1] in ("sst2", "cb"))
     firsts = [seeds[0] for seeds in protocol.SEEDS.values()]
     one_seed = [r for r in a_grid() if r.json["parameters"]["seed"] == protocol.SEEDS[selection.cell(r)[1]][0]]
     assert len(one_seed) == len(firsts) and unsettled(one_seed)
     assert not unsettled(a_grid())
-    assert page["judge_all"]([])[0].empty
+    assert judged(page, [])[0].empty
 
 
 @pytest.mark.parametrize(("gate", "state"), [(False, "no in-context effect"), (None, "gate not measured")])
 def test_closed_gate(page: dict[str, Any], monkeypatch: pytest.MonkeyPatch, gate: bool | None, state: str) -> None:
     monkeypatch.setattr(selection, "gate", lambda *_: gate)
-    made, effects = page["judge_all"](list(a_grid()))
-    gated = {claim.id for claim in page["CLAIMS"] if claim.gated}
+    made, effects = judged(page, list(a_grid()))
+    gated = {one.id for one in page["STATEMENTS"] if one.gated}
     assert set(made[made["id"].isin(gated)]["verdict"]) == {"inconclusive", "not run"}
     assert set(effects[effects["id"].isin(gated)]["status"]) == {state}
     opened = made[made["id"].isin(gated)].set_index(["id", "rate"])["without_the_gate"]
@@ -344,26 +361,27 @@ def test_gates_are_listed_with_their_gain_on_both_kinds_of_rows(page: dict[str, 
     rates = {(MODEL, "cb"): sweep(-0.1), (MODEL, "sst2"): sweep(0.05), ("Other", "mr"): {"gate": {}}}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(selection, "gate", GATE)
-        names = notebook_cells.run(PAGE, "gate", **page | {"rates": rates, "evidence": list(a_grid())})
-    gates = names["gates"].set_index("task")
-    assert gates["gate"].to_dict() == {"SST2": "open", "CB": "closed"}
-    assert gates["gain on evaluation rows"].str.count("seed").eq(3).all() and gates["n"].eq(200).all()
+        given = {"found": list(a_grid()), "stored": judging.Stored(a_grid(), rates=rates)}
+        names = notebook_cells.run(PAGE, "gate", **page | given)
+    gate = names["gate"].set_index("task")
+    assert gate["gate"].to_dict() == {"SST2": "open", "CB": "closed"}
+    assert gate["gain on evaluation rows"].str.count("seed").eq(3).all() and gate["n"].eq(200).all()
+    assert names["n_open"].to_dict() == {MODEL: "1 of 2"}
 
 
-def test_the_maps_show_the_papers_task(page: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = []
-    monkeypatch.setattr(tables, "share_figure", lambda _name, figure, _alt: drawn.append(figure))
-    notebook_cells.run(PAGE, "figure-3-data", "figure-3-steps", **page | {"found": list(a_grid())})
-    assert [ax.get_title("left").split(":")[0] for ax in drawn[0].axes if ax.get_title("left")] == [
-        f"{MODEL}, Subj"
-    ] * 2
+def test_the_maps_show_the_papers_task() -> None:
+    figure = gradient_norms.draw_maps(a_grid())
+    assert [ax.get_title("left").split(":")[0] for ax in figure.axes if ax.get_title("left")] == [f"{MODEL}, Subj"] * 2
+    plt.close(figure)
+    (other,) = gradient_norms.first_of([r for r in a_grid() if selection.cell(r)[1] != "subj"]).values()
+    assert selection.cell(other)[1:] == ("sst2", protocol.SEEDS["sst2"][0]), "where Subj is missing"
 
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_the_short_list_says_what_the_verdicts_say(page: dict[str, Any], turned: bool) -> None:
     shown: dict[str, list[tuple[str, str]]] = {}
     swap = {"sim_aou/joint": "sim_aou/standard", "sim_aou/standard": "sim_aou/joint"} if turned else {}
-    made = page["judge_all"]([edited(record, swap) for record in a_grid()])
+    made = judged(page, [edited(record, swap) for record in a_grid()])
     names = page | {"verdicts": made[0], "effects": made[1], "n_open": pd.Series({MODEL: "6 of 6"})}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tables, "share", shown.__setitem__)
@@ -381,7 +399,7 @@ def test_chosen_rate_is_judged_from_its_own_arms(page: dict[str, Any]) -> None:
         chosen = {"joint_chosen": found["standard"], "standard_chosen": found["joint"]}
         return edited(record, swapped, comparisons=found | chosen)
 
-    made, _effects = page["judge_all"]([chosen(record) for record in a_grid()])
+    made, _effects = judged(page, [chosen(record) for record in a_grid()])
     found = made[made["id"] == "R13"].set_index("rate")["verdict"].to_dict()
     assert found == {"protocol": "reproduced", "chosen": "not reproduced"}
 
@@ -418,15 +436,10 @@ def test_what_has_diverged_is_said(page: dict[str, Any]) -> None:
 def test_a_models_name_is_text_in_tables_lists_and_figures(page: dict[str, Any]) -> None:
     name, shown = r"<img src=x onerror=alert(1)> $\frac{$", []
     gate = {"engine": "", "gate": {"in_context_minus_zero_shot": {"value": 0.1, "interval": [0.0, 0.2], "n": 200}}}
-    names = {
-        "found": list(a_grid(name)),
-        "evidence": list(a_grid(name)),
-        "reordered": [],
-        "rates": {(name, "cb"): gate},
-    }
+    names = {"found": list(a_grid(name)), "stored": judging.Stored(a_grid(name), rates={(name, "cb"): gate})}
     cells = (
         "state table-1 partition figure-1 figure-1-jaccard table-2 table-2-more table-3 figure-3-data figure-3 "
-        "figure-3-steps gate judge judge-2 all-verdicts verdict-table short verdict-map runs"
+        "figure-3-steps gate all-verdicts verdict-table short verdict-map runs"
     ).split()
     with pytest.MonkeyPatch.context() as patch:
         for part, original in SHARING.items():
@@ -448,23 +461,23 @@ def test_a_record_of_the_paper_preset_joins_the_tables(page: dict[str, Any]) -> 
     random = [record for record in found if record.json["parameters"]["preset"] == "paper"]
     assert len(random) == 1 and not selection.is_evidence(random[0])
     for number in (1, 2):
-        table = page["beside"](number, found)
+        table = paper_tables.beside(number, found)
         assert {MODEL, "random-fairseq-dense-1.3B (random weights)"} == set(table["model"].dropna())
-        shown = page["laid_out"](table, 2).to_string()
+        shown = paper_tables.laid_out(table, 2).to_string()
         assert "(random weights)" in shown and "published" in shown
     assert any("No evidence" in line and random[0].json["id"] in line for line in selection.notes(found))
-    made, effects = page["judge_all"](found)
+    made, effects = judged(page, found)
     assert set(made["model"]) == {MODEL} and set(effects["model"]) == {MODEL}
-    without = page["judge_all"]([record for record in found if record is not random[0]])
+    without = judged(page, [record for record in found if record is not random[0]])
     assert made.equals(without[0]) and effects.equals(without[1])
 
 
 def test_the_same_record_with_trained_weights_would_be_judged(page: dict[str, Any]) -> None:
     trained = [edited(r, parameters=r.json["parameters"] | {"model": "owner/dense-1.3B"}) for r in a_grid()]
-    assert set(page["judge_all"](trained)[0]["model"]) == {"owner/dense-1.3B"}
+    assert set(judged(page, trained)[0]["model"]) == {"owner/dense-1.3B"}
     for model, source in (("random-x", "folder"), ("tiny-llama", "folder"), ("trained", "generated")):
         other = [edited(r, parameters=r.json["parameters"] | {"model": model, "data_source": source}) for r in a_grid()]
-        assert page["judge_all"](other)[0].empty
+        assert judged(page, other)[0].empty
 
 
 LOAD_ALL = records.load_all  # which the page's fixture replaces
@@ -516,7 +529,7 @@ def test_current_helpers_come_first_then_more_rows() -> None:
 def test_notes_name_what_is_missing_older_or_random(tmp_path: Path) -> None:
     assert selection.notes([])[0].startswith("0 of 36") and "CB (seed 3, 4, 5)" in selection.notes([])[1]
     lines = selection.notes([*a_grid(), *a_grid("SmolLM2-135M-Instruct")])
-    assert lines == ["36 of 36 cells of the grid are recorded."]
+    assert lines == ["36 of 36 runs of the grid are recorded."]
     older = edited(made_up(), engine="another")
     assert any("older version" in line and "SST2 (seed 2)" in line for line in selection.notes([older]))
     for name, kind in (("random-thing", "random weights"), ("tiny-llama", "random weights"), ("real", None)):
@@ -546,19 +559,78 @@ def test_one_seed_has_no_interval_over_seeds_and_an_absent_arm_no_row() -> None:
     assert quantities.over_seeds(quantities.table([], "accuracy/in_context")).empty
 
 
-def test_layout_has_the_printed_cells_and_ours(page: dict[str, Any]) -> None:
+def test_average_is_of_all_six_tasks_or_not_at_all() -> None:
+    for found, n in ((a_grid(), 6), ([r for r in a_grid() if selection.cell(r)[1] != "cb"], 0)):
+        table = paper_tables.with_average(paper_tables.beside(2, found))
+        rows = table[table["task"] == "average"]
+        assert rows["value"].notna().sum() == n and rows["published"].notna().all()
+    cells = paper_tables.beside(2, a_grid())
+    for row in paper_tables.with_average(cells).query("task == 'average'").itertuples():
+        assert row.value == pytest.approx(cells[cells["row"] == row.row]["value"].mean())
+        assert row.difference == pytest.approx(row.value - row.published)
+
+
+def test_what_table_2_leaves_out_has_a_line_for_each_arm_that_was_run() -> None:
+    more = paper_tables.left_out(a_grid())
+    assert set(more["row"]) >= {"accuracy, joint", "null of SimAOU, standard", "Rec2FTP, joint"}
+    shown = paper_tables.left_out_laid_out(more, 3)
+    assert list(shown.columns) == list(selection.TASKS.values()) and len(shown) == more["row"].nunique()
+    assert paper_tables.left_out_laid_out(more.iloc[:0], 3).empty
+
+
+def test_table_3_shows_the_bound_of_global_clipping_with_the_best_sim_aou() -> None:
+    levels = {0: (0.2, 0.7, 0), 1: (0.4, 0.3, 0), 2: (0.1, 0.8, 0), 3: (0.35, 0.6, 0), 4: (0.9, 0, 0)}
+    points = paper_tables.clipping({(MODEL, "subj"): a_sweep(levels, CLIPPED)})
+    assert len(points) == 5 and points["sim_aou_low"].tolist() == pytest.approx([0.19, 0.39, 0.09, 0.34, 0.89])
+    best = paper_tables.best_bounds(points)
+    assert best[["method", "clip"]].to_numpy().tolist() == [
+        ["joint", "global"],
+        ["joint", "none"],
+        ["standard", "none"],
+    ]
+    assert best["bound"].tolist()[0] == 9.0 and best["sim_aou"].tolist()[0] == "0.350 [0.340, 0.360]"
+    assert paper_tables.best_bounds(paper_tables.clipping({})).empty
+
+
+def test_bars_of_figure_1_are_the_shares_of_changed_answers() -> None:
+    partition = changed_answers.shares(a_grid())
+    assert len(partition) == 18 * len(changed_answers.PARTS)
+    figure = changed_answers.draw(partition)
+    (first, *_) = a_grid()
+    counts = first.json["comparisons"]["standard"]["partition"]
+    bars = [bar for bar in figure.axes[0].patches if bar.get_y() == pytest.approx(-0.35)]  # of the first task
+    assert [bar.get_width() for bar in bars] == pytest.approx([counts[part] / N for part in changed_answers.PARTS])
+    assert bars[-1].get_x() + bars[-1].get_width() == pytest.approx((N - counts["unchanged"]) / N)
+    plt.close(figure)
+
+
+def test_gradient_norms_by_layer_are_medians_over_steps() -> None:
+    (record, *_) = a_grid()
+    steps = gradient_norms.norms(record, "joint")
+    table = gradient_norms.by_layer([record]).set_index(["method", "layer"]).loc[("joint", 2)]
+    assert table["median"] == pytest.approx(np.median(steps[:, 2]))
+    assert table["first_quarter"] == pytest.approx(np.median(steps[:2, 2]))
+    assert table["last_quarter"] == pytest.approx(np.median(steps[-2:, 2]))
+    figure = gradient_norms.draw_lines(gradient_norms.by_layer([record]))
+    assert [ax.get_title("left").split(": ")[1] for ax in figure.axes] == [
+        figures.ARMS[m].label for m in ("standard", "joint")
+    ]
+    plt.close(figure)
+
+
+def test_layout_has_the_printed_cells_and_ours() -> None:
     for number, cells in ((1, 36), (2, 42)):
-        table = page["beside"](number, list(a_grid()))
+        table = paper_tables.beside(number, list(a_grid()))
         assert len(table) == cells
         ours = table[table["task"] != "average"]
         np.testing.assert_allclose(ours["difference"], ours["value"] - ours["published"])
         assert not ours["value"].isna().any()
-    accuracy = table_1_cell(page, "ICL Accuracy")
+    accuracy = table_1_cell("ICL Accuracy")
     assert accuracy == pytest.approx(100 * 100 / N)
 
 
-def table_1_cell(page: dict[str, Any], row: str) -> float:
-    table = page["beside"](1, list(a_grid()))
+def table_1_cell(row: str) -> float:
+    table = paper_tables.beside(1, list(a_grid()))
     return table[(table["row"] == row) & (table["task"] == "sst2")]["value"].item()
 
 
@@ -579,6 +651,15 @@ def test_sweeps_are_found_by_kind(tmp_path: Path) -> None:
         storage.write_json(tmp_path / f"{kind}-m-{task}.json", {"kind": kind, "model": "m", "task": task})
     assert set(selection.sweeps("rates", tmp_path)) == {("m", "cb"), ("m", "mr")}
     assert selection.sweeps("rates", tmp_path / "absent") == {}
+
+
+def test_a_point_of_a_sweep_is_an_effect_and_sweeps_of_older_helpers_are_named() -> None:
+    sweep = {"points": [{"sim_aou": {"value": None, "interval": [None, None]}}], "engine": "another"}
+    assert np.isnan(selection.point_effect(sweep["points"][0], "sim_aou")).all()
+    (line,) = [line for line in selection.notes([], rates={(MODEL, "cb"): sweep}, clips={}) if "Sweeps" in line]
+    assert line.endswith(f"(1): rates of {MODEL} on CB.")
+    current = sweep | {"engine": provenance.engine_hash()}
+    assert not any("Sweeps" in line for line in selection.notes([], rates={(MODEL, "cb"): current}))
 
 
 def test_download_holds_the_table_and_is_written_where_tables_are_kept(

@@ -1,0 +1,60 @@
+"""
+The record of a page that trains networks of its own: computed seed by seed, and named by the code that did.
+
+Every finished seed is kept at once, so an interrupted computation continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from iclgd_helpers import storage
+from iclgd_helpers.errors import InputError
+from iclgd_helpers.experiments import provenance
+
+
+def code_hash(functions: Iterable[Callable[..., Any]], settings: Mapping[str, Any]) -> str:
+    """Hash of functions, in this order and without comments and layout, and of their settings."""
+    source = "".join(provenance.source_form(inspect.getsource(function)) for function in functions)
+    return hashlib.sha256((source + json.dumps(settings)).encode()).hexdigest()[:16]
+
+
+def compute(
+    one_seed: Callable[[int], Any], seeds: Iterable[int], facts: Mapping[str, Any], path: Path, unfinished: Path
+) -> None:
+    """
+    Compute the record at `path` on one thread; an older one is replaced when all seeds are there.
+
+    Parameters
+    ----------
+    one_seed : computes what is kept of a seed.
+    facts : what the record says besides, before its `networks` (seed -> what `one_seed` gave).
+    unfinished : where finished seeds wait for the others; it is read when the computation is begun again.
+    """
+    done = storage.read_json(unfinished) if unfinished.exists() else {}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # so that every machine adds in the same order
+    try:
+        for seed in seeds:
+            if str(seed) not in done:
+                done[str(seed)] = one_seed(seed)
+                storage.write_json(unfinished, done)
+    finally:
+        torch.set_num_threads(threads)
+    storage.write_json(path, {**facts, "networks": done})
+    unfinished.unlink()
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The record at `path`; InputError if there is none."""
+    if not path.exists():
+        raise InputError(f"no record at {path}: clone the repository, or run this page with recompute = True")
+    found: dict[str, Any] = storage.read_json(path)
+    return found

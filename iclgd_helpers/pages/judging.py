@@ -1,0 +1,146 @@
+"""
+The judge of page 78: from what is stored of the reproduction to a verdict on each statement.
+
+The statements and their effects stand on the page. The rule that is applied is that of `measures.verdicts`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from iclgd_helpers.experiments.arms import CHOSEN
+from iclgd_helpers.experiments.records import Record
+from iclgd_helpers.measures import verdicts
+from iclgd_helpers.measures.resampling import UNDEFINED, Effect
+from iclgd_helpers.pages import gates, selection
+from iclgd_helpers.pages.selection import TASKS, cell
+
+SUFFIX = {"protocol": "", "chosen": CHOSEN}  # of the finetuned arms, for each of their learning rates
+VERDICTS = ("id", "model", "rate", "verdict", "without_the_gate", "states")
+EFFECTS = ("id", "model", "rate", "task", "status", "effect", "low", "high", "runs")
+
+Sweeps = Mapping[tuple[str, str], Mapping[str, Any]]  # by (model, task)
+
+
+@dataclass(frozen=True)
+class Statement:
+    """
+    A statement with its test.
+
+    Parameters
+    ----------
+    id : its name, a letter and a number.
+    kind : who says it: paper, archive, or stricter.
+    says, source, test : in words: the statement, where it stands, what a positive effect is.
+    effect : gives (value, low, high), positive where the statement holds; `unit` says of what.
+    gated : whether only tasks count on which in-context learning helps on training rows.
+    unit : what one effect is made of. `seeds`: a record and a suffix of `SUFFIX`. `draws`: the records of all seeds of
+        a task. `orders`: those of all orders of its demonstrations. `clips`: a sweep of clipping.
+    rates : which learning rates the finetuned arms may have; keys of `SUFFIX`.
+    fewest : how many tasks have to be judged.
+    """
+
+    id: str
+    kind: str
+    says: str
+    source: str
+    test: str
+    effect: Callable[..., Effect]
+    gated: bool = True
+    unit: str = "seeds"
+    rates: tuple[str, ...] = ("protocol", "chosen")
+    fewest: int = 3
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What is stored of the reproduction: records as drawn and in other orders; sweeps of learning rates, of clips."""
+
+    found: Sequence[Record]
+    reordered: Sequence[Record] = ()
+    rates: Sweeps = field(default_factory=dict)
+    clips: Sweeps = field(default_factory=dict)
+
+
+class Judged(NamedTuple):
+    """Status of one task behind the gate, and without it; the effects, each with the ids of its runs."""
+
+    state: str
+    seen: str
+    effects: list[tuple[Effect, str]]
+
+
+def judge(
+    statements: Sequence[Statement],
+    stored: Stored,
+    status: Callable[..., str] = verdicts.status,
+    verdict: Callable[..., str] = verdicts.verdict,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """
+    Verdicts on all statements. Records of random weights or of generated text are left out.
+
+    Parameters
+    ----------
+    status, verdict : the rule, as `measures.verdicts` has it.
+
+    Returns
+    -------
+    A row for each statement, model and learning rate (`VERDICTS`; `states` is task -> status), and a row for each
+    effect behind them (`EFFECTS`).
+    """
+    evidence = dataclasses.replace(stored, found=[record for record in stored.found if selection.is_evidence(record)])
+    models = dict.fromkeys(cell(record)[0] for record in evidence.found)
+    said, effects = [], []
+    for statement, model in itertools.product(statements, models):
+        for rate in statement.rates:
+            tasks = {task: judged(statement, (model, task), rate, evidence, status) for task in TASKS}
+            words = [verdict(list(one), statement.fewest) for one in zip(*(t[:2] for t in tasks.values()), strict=True)]
+            key = (statement.id, selection.short(model), rate)
+            said.append((*key, *words, {task: found.state for task, found in tasks.items()}))
+            effects += [(*key, task, t.state, *effect, runs) for task, t in tasks.items() for effect, runs in t.effects]
+    return pd.DataFrame(said, columns=list(VERDICTS)), pd.DataFrame(effects, columns=list(EFFECTS))
+
+
+def judged(
+    statement: Statement, key: tuple[str, str], rate: str, stored: Stored, status: Callable[..., str] = verdicts.status
+) -> Judged:
+    """What one (model, task) says of a statement at one learning rate; `missing` where nothing was recorded."""
+    effects = effects_of(statement, key, rate, stored)
+    if not effects:
+        return Judged("missing", "missing", [])
+    seen = status([effect for effect, _runs in effects], least=2 if statement.unit == "seeds" else 1)
+    helps = selection.gate(stored.rates, *key) if statement.gated else True
+    return Judged(gates.state(seen, helps), seen, effects)
+
+
+def effects_of(statement: Statement, key: tuple[str, str], rate: str, stored: Stored) -> list[tuple[Effect, str]]:
+    """The effect of each seed, or the one of the whole task, with the ids of its runs."""
+    if statement.unit == "clips":
+        return [(statement.effect(stored.clips[key]), "sweep of clips")] if key in stored.clips else []
+    mine = _of(stored.found, key)
+    if statement.unit == "seeds":
+        found = ((_effect(statement, record, SUFFIX[rate]), record.json["id"]) for record in mine)
+        return [(effect, run) for effect, run in found if effect is not None]
+    if statement.unit == "orders":
+        others = _of(stored.reordered, key)
+        mine = [record for record in mine if cell(record) in map(cell, others)] + others
+    runs = " ".join(record.json["id"] for record in mine)
+    return [(statement.effect(mine), runs)] if len(mine) > 1 else []
+
+
+def _of(found: Sequence[Record], key: tuple[str, str]) -> list[Record]:
+    return [record for record in found if cell(record)[:2] == key]
+
+
+def _effect(statement: Statement, record: Record, suffix: str) -> Effect | None:
+    """Undefined if an arm of the record has diverged, None if the record was made without it."""
+    try:
+        return statement.effect(record, suffix)
+    except KeyError as missing:
+        return UNDEFINED if missing.args[0] in record.json["arms"] else None
