@@ -151,7 +151,7 @@ def observe_batch(language_model: LanguageModel, batch: Sequence[Query], prefix:
 
 
 def _label_scores(language_model: LanguageModel, hidden: Tensor, batch: Sequence[Query], packing: Packing) -> Tensor:
-    """Score of each label, `[query, class]`; only positions at which a label's token is predicted go through the head."""
+    """Score of each label, `[query, class]`; the head reads the positions at which a label's token is predicted."""
     longest = max(len(label) for query in batch for label in query.labels)
     rows: dict[tuple[int, int], int] = {}  # (query, place) -> row of the head's product; first all first tokens
     for number, query in enumerate(batch):

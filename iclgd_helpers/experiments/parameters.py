@@ -113,7 +113,7 @@ class ExperimentParameters(Parameters):
     separator: Literal["eos", "newline"] = Field(description="between demonstrations: eos or newline")
     balanced: bool = Field(description="as many demonstrations of each class: True or False")
     label_score: Literal["sum", "mean", "first"] = Field(
-        "sum", description="of a label's tokens, log-probabilities are added (sum), averaged (mean) or the first's (first)"
+        "sum", description="score of a label of several tokens: sum or mean of their log-probabilities, or the first"
     )
     token_read: Literal["label", "prompt"] = Field(
         "label",
