@@ -305,7 +305,8 @@ OTHER = {
     "learning_rate": 0.5, "dtype": "float64", "separator": "newline", "token_read": "prompt",
     "balanced": not SMOKE.balanced, "loss": "label", "clip": "global", "clip_value": 1.0,
     "equal_demonstrations": False, "max_context": 99, "untrained": "everything", "controls": False,
-    "order": 1, "label_score": "mean", "chosen_rates": {"joint": 0.1}, "conditioning": False, "template": "{a} b", "verbalizers": "x,y",
+    "order": 1, "label_score": "mean",
+    "chosen_rates": {"joint": 0.1}, "conditioning": False, "template": "{a} b", "verbalizers": "x,y",
     "label_column": "c", "label_values": "0,1",
 }  # fmt: skip
 WHERE_DATA_LIES = {"preset": "quick", "data_source": "folder", "data_folder": "elsewhere", "data_file": "elsewhere.csv"}
