@@ -282,6 +282,12 @@ class Workers:
         self.futures: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self.made_again: list[tuple[str, Any]] = []  # results that died with their worker: Dask has others do the job
 
+    def wait(self) -> None:
+        """Wait a moment for a worker where there is none: it may be starting again."""
+        if self.client.status == "running":
+            with suppress(TimeoutError):
+                self.client.wait_for_workers(1, timeout=ANSWER_SECONDS)
+
     def look(self) -> None:
         """Ask which workers there are."""
         if self.client.status != "running":
