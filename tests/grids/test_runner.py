@@ -502,12 +502,15 @@ def test_a_worker_that_is_just_starting_again_is_waited_for(tmp_path):
         def scheduler_info(self) -> dict[str, Any]:
             return {"workers": known}
 
-    pool, one = dask_workers.Workers(Client()), job(tmp_path, "job")
-    pool.look()
-    assert pool.slots(one) == {}, "control: without waiting there is none"
-    pool.wait()
-    pool.look()
-    assert pool.slots(one) == {"first": 1}
+        def submit(self, *_: Any, **__: Any) -> None:
+            raise LookupError("handed out")
+
+    with pytest.raises(LookupError, match="handed out"):
+        runner.run([job(tmp_path, "job")], Client())
+    known.clear()
+    later.clear()
+    with pytest.raises(errors.InputError, match="none is connected"):  # the control: none comes
+        runner.run([job(tmp_path, "job")], Client())
 
 
 def test_a_result_that_dies_with_its_worker_is_asked_for_again(tmp_path):
