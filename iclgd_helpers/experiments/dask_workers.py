@@ -319,10 +319,10 @@ class Workers:
         """Those that ended, after a moment if there are none, and what became of them."""
         looked, self.made_again = self.made_again, []
         for name, future in looked:
-            if future.status == "lost":
-                self.made_again.append((name, future))
-            else:
+            if future.status != "lost":
                 self._await(name, future)
+            else:
+                self.made_again.append((name, future))
         with suppress(queue.Empty):
             name, future = self.futures.get(timeout=POLL_SECONDS)
             if (outcome := self._outcome(future)) is None:
