@@ -282,6 +282,12 @@ class Workers:
         self.futures: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
         self.made_again: list[tuple[str, Any]] = []  # results that died with their worker: Dask has others do the job
 
+    def wait(self) -> None:
+        """Wait a moment for a worker where there is none: it may be starting again."""
+        if self.client.status == "running":
+            with suppress(TimeoutError):
+                self.client.wait_for_workers(1, timeout=ANSWER_SECONDS)
+
     def look(self) -> None:
         """Ask which workers there are."""
         if self.client.status != "running":
@@ -313,7 +319,10 @@ class Workers:
         """Those that ended, after a moment if there are none, and what became of them."""
         looked, self.made_again = self.made_again, []
         for name, future in looked:
-            self._await(name, future) if future.status != "lost" else self.made_again.append((name, future))
+            if future.status != "lost":
+                self._await(name, future)
+            else:
+                self.made_again.append((name, future))
         with suppress(queue.Empty):
             name, future = self.futures.get(timeout=POLL_SECONDS)
             if (outcome := self._outcome(future)) is None:

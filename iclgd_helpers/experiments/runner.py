@@ -31,6 +31,8 @@ class _Here:
         self.flying: dict[str, Job] = {}
         self.orders: dict[str, str] = {}
 
+    def wait(self) -> None: ...
+
     def look(self) -> None: ...
 
     def slots(self, job: Job) -> dict[str, int]:
@@ -174,6 +176,7 @@ def run(
         if the scheduler is lost.
     """
     board, pool = _Board(jobs, say), _Here() if client is None else Workers(client)
+    pool.wait()
     pool.look()
     for job in jobs:
         if not pool.slots(job):

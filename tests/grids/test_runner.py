@@ -488,6 +488,31 @@ def test_an_automatic_precision_is_that_of_the_workers(asked, found, tmp_path, m
     assert dtypes == [found]
 
 
+def test_a_worker_that_is_just_starting_again_is_waited_for(tmp_path):
+    """At the beginning, too: between two lists of jobs the only one may have ended."""
+    known: dict[str, Any] = {}
+    later = {"tcp://first": {"name": "first", "nthreads": 1, "resources": {}}}
+
+    class Client:
+        status = "running"
+
+        def wait_for_workers(self, n: int, timeout: float) -> None:
+            known.update(later)
+
+        def scheduler_info(self) -> dict[str, Any]:
+            return {"workers": known}
+
+        def submit(self, *_: Any, **__: Any) -> None:
+            raise LookupError("handed out")
+
+    with pytest.raises(LookupError, match="handed out"):
+        runner.run([job(tmp_path, "job")], Client())
+    known.clear()
+    later.clear()
+    with pytest.raises(errors.InputError, match="none is connected"):  # the control: none comes
+        runner.run([job(tmp_path, "job")], Client())
+
+
 def test_a_result_that_dies_with_its_worker_is_asked_for_again(tmp_path):
     """The record is stored, the worker ends before the command has its answer: another one reads the record."""
     one = job(tmp_path, "job")
