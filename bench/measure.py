@@ -28,13 +28,15 @@ from transformers.masking_utils import sdpa_mask
 from bench import peers
 from iclgd_helpers import paths, pinned_downloads
 from iclgd_helpers.data.demonstrations import select_demonstrations
-from iclgd_helpers.data.token_layout import Query, TokenTree, TrainingSequence
+from iclgd_helpers.data.token_layout import Layout, Query, TokenTree, TrainingSequence
 from iclgd_helpers.engine import finetune, models
 from iclgd_helpers.engine.models import LanguageModel
 from iclgd_helpers.engine.observe import Arm, Observation, observe
-from iclgd_helpers.experiments import comparison, cost, experiment, parameters, records, runs, updates
+from iclgd_helpers.experiments import comparison, cost, experiment, inputs, parameters, records, runs, updates
 from iclgd_helpers.experiments.runs import Run
 from iclgd_helpers.paths import repository_root
+
+LABELS = ("clearly a failure", "rather a failure", "rather a success", "clearly a success")  # three tokens each
 
 
 @dataclass(frozen=True)
@@ -252,6 +254,17 @@ class _Stock:
         scores = torch.stack(self.scores)[:, :, start:]  # [layer, head, token]
         return log_probabilities, torch.stack(self.outputs), scores
 
+    @torch.no_grad()
+    def label_log_probabilities(self, prefix: Sequence[int], query: Query) -> Tensor:
+        """Of labels of several tokens, `[class]`: the whole prompt once for each, as the original's way would be."""
+        prompt, found = [*prefix, *query.tokens[: query.predict + 1]], []
+        for label in query.labels:
+            self.read, self.scores, self.outputs = len(prompt) - 1, [], []
+            logits = self.model(torch.tensor([[*prompt, *label]]), use_cache=False).logits[0, -len(label) - 1 : -1]
+            log_probabilities = torch.log_softmax(logits.float(), -1)
+            found.append(log_probabilities[torch.arange(len(label)), list(label)].sum())
+        return torch.stack(found)
+
 
 def recompute(bench: Bench) -> dict[str, Any]:
     """The original's way: every prompt from its first token, one at a time; and the engine on all queries."""
@@ -290,6 +303,41 @@ def recompute(bench: Bench) -> dict[str, Any]:
         "n_queries_recomputed": n,
         "n_queries_engine": setting.engine_queries,
         "mean_prompt_tokens": tokens / n,
+        "counts": "the engine's time includes its prefix",
+    }
+
+
+def labels(bench: Bench) -> dict[str, Any]:
+    """Four labels of three tokens: the original's way computes the prompt once for each, the engine once for all."""
+    cell, setting = bench.cell, bench.setting
+    task = replace(cell.layout.task, verbalizers=LABELS)
+    layout = Layout.make(cell.layout.tokenizer, task, setting.separator)
+    examples = inputs.task_data(cell.parameters).evaluation[: len(cell.queries)]
+    queries = [layout.query(example, cell.parameters.token_read) for example in examples]
+    arm = Arm(layout.prefix(cell.demonstrations))
+    stock, ours = _Stock(cell.model), score(cell.model, queries, arm)
+    order = sorted(range(len(queries)), key=lambda i: len(queries[i].tokens))
+    chosen = order[:: max(1, len(order) // setting.recomputed)][: setting.recomputed]
+    rounds = [chosen[i :: setting.recompute_rounds] for i in range(setting.recompute_rounds)]
+    seconds: dict[str, list[float]] = {"recomputed": [], "engine": []}
+    theirs: dict[int, np.ndarray] = {}
+    stock.label_log_probabilities(arm.prefix, queries[0])
+    many = [queries[i % len(queries)] for i in range(setting.engine_queries)]
+    for indices in filter(None, rounds):
+        start = time.perf_counter()
+        theirs |= {i: stock.label_log_probabilities(arm.prefix, queries[i]).double().numpy() for i in indices}
+        seconds["recomputed"].append((time.perf_counter() - start) / len(indices))
+        seconds["engine"].append(timed(lambda: score(cell.model, many, arm)) / len(many))
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    apart = differences(ours[list(theirs)], np.stack(list(theirs.values())))
+    return {
+        "ratio_vs_recompute": medians["recomputed"] / medians["engine"],
+        "same_numbers": apart["largest_log_probability_difference"] < 1e-3,
+        "differences": apart,
+        "seconds_a_query": seconds,
+        "label_tokens": [len(label) for label in layout.labels],
+        "n_queries_recomputed": len(theirs),
+        "n_queries_engine": len(many),
         "counts": "the engine's time includes its prefix",
     }
 
