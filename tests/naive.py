@@ -86,6 +86,40 @@ def label_tokens(tokenizer, task):
     return [encode(tokenizer, " " + word) for word in task.verbalizers]
 
 
+def asked(tokenizer, task, demonstrations, prompt, separator="eos", label_prefix=" ", instruction=None):
+    """Tokens before a question, tokens of it, and tokens of each label behind it: whole texts, read anew."""
+    between = {"eos": [tokenizer.eos_token_id], "newline": encode(tokenizer, "\n")}.get(separator)
+    between = encode(tokenizer, separator) if between is None else between
+    before = context(tokenizer, task, [], separator)
+    if instruction is not None:
+        before += encode(tokenizer, instruction) + between
+    for example in demonstrations:
+        before += encode(tokenizer, example.prompt + label_prefix + task.verbalizers[example.label]) + between
+    kept = label_prefix[:-1] if label_prefix.endswith(" ") else label_prefix  # the last blank is the label's
+    question = encode(tokenizer, prompt + kept)
+    wholes = [encode(tokenizer, prompt + label_prefix + word) for word in task.verbalizers]
+    assert all(whole[: len(question)] == question for whole in wholes)
+    return before, question, [whole[len(question) :] for whole in wholes]
+
+
+def conversed(tokenizer, task, demonstrations, prompt, instruction=None, has_system=True):
+    """All tokens up to the answer of a question, by the tokenizer's own chat template, and those of each label."""
+    turns = []
+    for example in demonstrations:
+        turns.append({"role": "user", "content": example.prompt})
+        turns.append({"role": "assistant", "content": task.verbalizers[example.label]})
+    turns.append({"role": "user", "content": prompt})
+    if instruction is not None and has_system:
+        turns = [{"role": "system", "content": instruction}, *turns]
+    elif instruction is not None:
+        turns[0]["content"] = instruction + "\n\n" + turns[0]["content"]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    whole = encode(tokenizer, text)
+    wholes = [encode(tokenizer, text + word) for word in task.verbalizers]
+    assert all(one[: len(whole)] == whole for one in wholes)
+    return whole, [one[len(whole) :] for one in wholes]
+
+
 @dataclass
 class Sequence:
     """What one finetuning step sees: the tokens of the prompt, then the example's own label."""

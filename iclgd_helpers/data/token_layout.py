@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from iclgd_helpers.data.chat import Chat, Pieces
 from iclgd_helpers.data.tasks import Example, Task
-from iclgd_helpers.errors import InputError
+from iclgd_helpers.errors import InputError, shortened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -141,6 +142,11 @@ class Layout:
     """
     How text becomes tokens for one tokenizer and task.
 
+    A prefix is BOS, the instruction closed by the separator if there is one, then each demonstration (prompt, label)
+    closed by the separator; a question and its labels stand behind it. With a chat template, this one's text stands
+    where BOS and separator were (`Chat`). Prompt and label are read as one text, with `label_prefix` between them; its
+    last blank counts as the label's, the rest as the prompt's. Instruction and separator are read by themselves.
+
     The score of a label with tokens `w_1 … w_t` behind a prompt is, by `label_score`, `sum`: log p(w_1) + … +
     log p(w_t), each given what comes before it, which is the log-probability of the whole label; `mean`: that divided
     by `t` (the original code); `first`: log p(w_1). For labels of one token the three are the same.
@@ -151,28 +157,55 @@ class Layout:
     bos: int
     separator: tuple[int, ...]
     label_score: str = "sum"
+    blank: str = " "  # between a prompt and its label, and the label's
+    start: tuple[int, ...] = ()  # before the first prompt; if empty, BOS
+    answer: Pieces = ()  # between a demonstration's prompt and its label, and the prompt's
+    ask: Pieces = ()  # the same of a question
+    chat: Chat | None = None
 
     @classmethod
-    def make(cls, tokenizer: PreTrainedTokenizerBase, task: Task, separator: str, label_score: str = "sum") -> Layout:
+    def make(
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        task: Task,
+        separator: str,
+        label_score: str = "sum",
+        *,
+        label_prefix: str = " ",
+        instruction: str | None = None,
+        chat: bool = False,
+    ) -> Layout:
         """
         Look up the special tokens, and whether the labels can be told apart.
+
+        `separator` is `eos` (the token), `newline`, or any text.
 
         Raises
         ------
         InputError
-            if the tokenizer has neither BOS nor EOS, no EOS for the separator `eos`, or gives two labels such tokens
-            that their scores cannot be compared.
+            if the tokenizer has neither BOS nor EOS, no EOS for the separator `eos`, no chat template, does not give
+            the separator back, or gives two labels such tokens that their scores cannot be compared.
         """
         eos = tokenizer.eos_token_id
         bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else eos
-        if bos is None or (separator == "eos" and eos is None):
+        if bos is None or (separator == "eos" and eos is None and not chat):
             raise InputError("the tokenizer has no BOS or EOS token: pass another model, or separator=newline")
-        between = (eos,) if separator == "eos" else tuple(_encode(tokenizer, "\n")[0])
-        if separator == "newline" and tokenizer.decode(between) != "\n":
-            raise InputError("the tokenizer has no newline: pass separator=eos, or another model")
-        layout = cls(tokenizer, task, bos, between, label_score)
+        if chat:
+            layout = cls._of_chat(tokenizer, task, bos, label_score, Chat.of(tokenizer, instruction))
+        else:
+            between = (eos,) if separator == "eos" else _separator(tokenizer, separator)
+            before = (bos, *_encode(tokenizer, (instruction,))[0], *between) if instruction else ()
+            stem, blank = label_prefix.removesuffix(" "), label_prefix[-1:] if label_prefix.endswith(" ") else ""
+            pieces = (stem,) if stem else ()
+            layout = cls(tokenizer, task, bos, between, label_score, blank, before, pieces, pieces)
         layout._demand_different()
         return layout
+
+    @classmethod
+    def _of_chat(cls, tokenizer: PreTrainedTokenizerBase, task: Task, bos: int, label_score: str, chat: Chat) -> Layout:
+        start, after = _encode(tokenizer, chat.start, chat.pieces(chat.after))
+        answer, ask = chat.pieces(chat.answer), chat.pieces(chat.ask)
+        return cls(tokenizer, task, bos, after, label_score, "", start, answer, ask, chat)
 
     def _demand_different(self) -> None:
         labels = self.labels
@@ -203,12 +236,18 @@ class Layout:
         Prompt and label are read as one text. Where a token reaches over the boundary, the label begins at the first
         token that differs from those of the prompt alone: so the model reads what the text is.
         """
-        alone, *wholes = _encode(self.tokenizer, prompt, *(f"{prompt} {word}" for word in self.task.verbalizers))
+        before = (self._text(prompt), *self.ask)
+        alone, *wholes = _encode(
+            self.tokenizer, before, *((*before, self.blank + word) for word in self.task.verbalizers)
+        )
         n = len(alone)
         is_merged = any(whole[:n] != alone or len(whole) == n for whole in wholes)
         if is_merged:
             n = min(_n_shared(alone, whole[:-1]) for whole in wholes)
         return wholes[0][:n], tuple(whole[n:] for whole in wholes), is_merged
+
+    def _text(self, prompt: str) -> str:
+        return prompt.strip() if self.chat else prompt
 
     def _scored(self, labels: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
         return tuple(label[:1] for label in labels) if self.label_score == "first" else labels
@@ -222,6 +261,8 @@ class Layout:
         InputError
             if the prompt has no token: there would be no position at which its label is predicted.
         """
+        if self.chat:
+            self.chat.demand([], self._text(example.prompt))
         trunk, labels, is_merged = self._split(example.prompt)
         if not trunk:
             raise InputError(
@@ -234,20 +275,27 @@ class Layout:
 
     def demonstration(self, example: Example) -> tuple[int, ...]:
         """Prompt and label tokens, without BOS or separator."""
-        trunk, labels, _is_merged = self._split(example.prompt)
-        return (*trunk, *labels[example.label])
+        word = self.task.verbalizers[example.label]
+        return _encode(self.tokenizer, (self._text(example.prompt), *self.answer, self.blank + word))[0]
 
     def training_sequence(self, example: Example, before: Sequence[int] = ()) -> TrainingSequence:
-        """What one finetuning step sees: BOS or the tokens `before`, then prompt and label."""
+        """
+        What one finetuning step sees: the tokens `before`, then prompt and label.
+
+        Without `before`, it is what a question sees that has no demonstrations: BOS, the instruction if there is one.
+        """
         trunk, labels, _is_merged = self._split(example.prompt)
-        start = tuple(before) or (self.bos,)
+        start = tuple(before) or self.prefix()
         return TrainingSequence(
             (*start, *trunk), labels[example.label], self._scored(labels), self.label_score, example.label
         )
 
     def prefix(self, demonstrations: Sequence[Example] = ()) -> tuple[int, ...]:
-        """BOS, then each demonstration followed by the separator. Zero-shot: BOS alone."""
-        tokens = [self.bos]
+        """BOS (and instruction), then each demonstration followed by the separator. Zero-shot: without these."""
+        if self.chat and demonstrations:
+            texts = [(self._text(one.prompt), self.task.verbalizers[one.label]) for one in demonstrations]
+            self.chat.demand(texts, "")
+        tokens = list(self.start or (self.bos,))
         for example in demonstrations:
             tokens.extend((*self.demonstration(example), *self.separator))
         return tuple(tokens)
@@ -263,12 +311,13 @@ class Layout:
         InputError
             if not even one demonstration, or the longest query alone, fits.
         """
-        if 1 + longest_query > limit:
-            raise InputError(
-                f"the longest query has {longest_query} tokens, the context holds {limit}: shorten the texts"
-            )
         fitting: list[Example] = []
-        length = 1
+        length = len(self.prefix())
+        if length + longest_query > limit:
+            raise InputError(
+                f"the longest query has {longest_query} tokens, the context holds {limit}: shorten the texts, or pass "
+                "too_long=drop"
+            )
         for example in demonstrations:
             length += len(self.demonstration(example)) + len(self.separator)
             if length + 1 + longest_query >= limit:
@@ -276,15 +325,44 @@ class Layout:
             fitting.append(example)
         if demonstrations and not fitting:
             raise InputError(
-                f"no demonstration fits beside a query of {longest_query} tokens in {limit}: shorten the texts"
+                f"no demonstration fits beside a query of {longest_query} tokens in {limit}: shorten the texts, or "
+                "pass too_long=drop"
             )
         return fitting
 
+    def room(self, limit: int) -> int:
+        """Tokens that a text may have so that two of them, a demonstration and a question, fit into the context."""
+        return (limit - len(self.prefix()) - len(self.separator) - 2) // 2
 
-def _encode(tokenizer: PreTrainedTokenizerBase, *texts: str) -> list[tuple[int, ...]]:
-    """Tokens of each text; where it spells a special token, such as `</s>`, these are letters like others."""
-    found = tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return [tuple(tokens) for tokens in found]
+
+def _separator(tokenizer: PreTrainedTokenizerBase, separator: str) -> tuple[int, ...]:
+    """Tokens of a separator that is a text; InputError if the tokenizer would lose or change it."""
+    text = "\n" if separator == "newline" else separator
+    (tokens,) = _encode(tokenizer, (text,))
+    if tokenizer.decode(tokens, clean_up_tokenization_spaces=False) != text:
+        what = "no newline" if separator == "newline" else f"no tokens for separator={shortened(repr(separator))}"
+        raise InputError(f"the tokenizer has {what}: pass separator=eos, or another model")
+    return tokens
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, *several: Pieces) -> list[tuple[int, ...]]:
+    """Tokens of each; texts that stand side by side are read as one, and spell no special token such as `</s>`."""
+    joined = [list(_joined(pieces)) for pieces in several]
+    texts = [piece for pieces in joined for piece in pieces if isinstance(piece, str)]
+    read = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"] if texts else []
+    found = iter(read)
+    return [
+        tuple(token for piece in pieces for token in (next(found) if isinstance(piece, str) else (piece,)))
+        for pieces in joined
+    ]
+
+
+def _joined(pieces: Pieces) -> Iterator[str | int]:
+    for is_text, group in itertools.groupby(pieces, lambda piece: isinstance(piece, str)):
+        if not is_text:
+            yield from group
+        elif text := "".join(map(str, group)):
+            yield text
 
 
 def _n_shared(one: Sequence[int], other: Sequence[int]) -> int:

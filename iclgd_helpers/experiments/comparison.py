@@ -160,7 +160,7 @@ def summary(
     """
     scores, lens = of_kind(columns, "log_probability"), of_kind(columns, "lens")
     labels = np.array([query.label for query in run.queries])
-    parameters = run.parameters.model_dump(exclude={"data_folder", "data_file"})
+    parameters = run.parameters.model_dump(exclude={"data_folder", "data_file", "task_file"})
     return {
         "id": run.identity,
         "parameters": parameters | {"model": checkpoints.label(run.parameters.model)},
@@ -173,6 +173,8 @@ def summary(
         "n_training_demonstrations": len(run.training),
         "prefix_tokens": len(run.layout.prefix(run.demonstrations)),
         "verbalizers": list(run.layout.task.verbalizers),
+        **({"template": run.layout.task.template} if run.parameters.task_file else {}),
+        **run.counts,
         "n_layers": run.model.n_layers,
         "arms": {arm: arm_summary(values, lens[arm], labels[: len(values)]) for arm, values in scores.items()},
         "comparisons": {name: _comparison(name, columns, labels) for name in comparisons_of(scores)},

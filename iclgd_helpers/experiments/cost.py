@@ -319,6 +319,7 @@ def run_cost(
     n_classes: int = 2,
     query_rows: int = 1,
     label_rows: int = 1,
+    bare: int = 1,
     batch_tokens: int = BATCH_TOKENS["cpu"],
 ) -> Cost:
     """
@@ -334,11 +335,12 @@ def run_cost(
     conditioning : whether each method is run again with perturbed weights (never below float32).
     query_rows, label_rows : positions of a query, and of a training sequence, that predict labels' tokens; more than 1
         for labels of several tokens.
+    bare : tokens before a query without demonstrations: BOS, and what an instruction or a chat template adds.
     batch_tokens : padded query tokens in a batch.
     """
     compared = query_lengths[:n_compared]
     arms = {name: kind(name) for name in names(controls, chosen)}
-    before = {name: prefix if arm.in_context else 1 for name, arm in arms.items()}
+    before = {name: prefix if arm.in_context else bare for name, arm in arms.items()}
     steps = [(tokens, loss_rows(tokens, loss, label_rows)) for tokens in training_lengths]
     tuning = {method: sum((STEPS[method](shape, *step) for step in steps), Work()) for method in STEPS}
 
@@ -351,10 +353,10 @@ def run_cost(
     if chosen:
         stages["finetune at chosen rates"] = sum((tuning[method] for method in chosen), Work())
     if conditioning and ITEMSIZE[dtype] >= 4:
-        read = observing([1, 1], query_lengths[:N_PERTURBED_QUERIES]) * len(STEPS)
+        read = observing([bare, bare], query_lengths[:N_PERTURBED_QUERIES]) * len(STEPS)
         stages["conditioning"] = sum(tuning.values(), read)
     stages["observe, all arms"] = observing(list(before.values()), compared) + _probe(shape)
-    stages["observe, other questions"] = observing([1, prefix], query_lengths[len(compared) :])
+    stages["observe, other questions"] = observing([bare, prefix], query_lengths[len(compared) :])
     observing_bytes = _observing_bytes(shape, prefix, query_lengths, len(_trained(arms)), dtype, batch_tokens)
     memory = {
         "weights": weights_bytes(shape, dtype),
@@ -432,6 +434,7 @@ def of_run(plan: Plan) -> Cost:
         n_classes=len(scored),
         query_rows=1 + sum(n - 1 for n in tokens),
         label_rows=in_training,
+        bare=len(plan.layout.prefix()),
         batch_tokens=BATCH_TOKENS.get(device, 2**14),  # as `observe.batches` has it
     )
 

@@ -22,10 +22,12 @@ from iclgd_helpers.paths import PACKAGE, repository_root
 
 # Modules whose code can change a number; the others draw, run and report.
 ENGINE = (
+    "data/chat",
     "data/demonstrations",
     "data/sources",
     "data/synthetic",
     "data/table_files",
+    "data/task_files",
     "data/tasks",
     "data/token_layout",
     "engine/checkpoints",
@@ -45,9 +47,15 @@ ENGINE = (
     "pinned_downloads",
 )
 # Parameters that say where something lies or runs, or what others were derived from.
-WHERE = ("preset", "data_source", "data_folder", "data_file", "device")
+WHERE = ("preset", "data_source", "data_folder", "data_file", "task_file", "device")
 # Parameters that runs had not from the start: at these values a run is the one that was made without them.
-AS_BEFORE: Mapping[str, Any] = {"label_score": "sum"}
+AS_BEFORE: Mapping[str, Any] = {
+    "label_score": "sum",
+    "label_prefix": " ",
+    "instruction": None,
+    "chat": False,
+    "too_long": "error",
+}
 
 _LAYOUT = (token.COMMENT, token.NL, token.ENCODING, token.ENDMARKER)
 # From Python 3.12 on, an f-string is many tokens; before, it was one.

@@ -47,7 +47,7 @@ def head(kind: str, model: str, task: str, parameters: Mapping[str, Any], data: 
 
 
 def _head(kind: str, given: ExperimentParameters, data: str, content: str) -> dict[str, Any]:
-    described = provenance.identifying(given.model_dump(exclude={"data_folder", "data_file"}))
+    described = provenance.identifying(given.model_dump(exclude={"data_folder", "data_file", "task_file"}))
     parameters = described | {"model": checkpoints.label(given.model)}
     return head(kind, given.model, given.task, parameters, data, content)
 
