@@ -86,7 +86,7 @@ def from_file(path: Path, name: str | None = None) -> tuple[Task, dict[str, Any]
     words, values = tuple(word.strip() for word in found.verbalizers), found.label_values
     kinds = ["file"] if found.data_file else ["hub", "folder"] if found.hub.hub_id else ["folder"]
     task = Task(
-        name or re.sub(r"[\W_]+", "-", found.title.casefold()).strip("-"),
+        name or re.sub(r"[\W_]+", "-", found.title.lower()).strip("-"),
         found.template,
         words,
         **found.hub.model_dump(),
@@ -151,22 +151,19 @@ def own_task(template: str, verbalizers: str, label_column: str = "label", label
 
 def _faults(task: Task) -> Iterator[str]:
     """What is wrong with a task, each in one line."""
-    for check in (_check_words, _check_values, _check_template):
+    for check in (_check_classes, _check_template):
         try:
             check(task)
         except InputError as error:
             yield str(error)
 
 
-def _check_words(task: Task) -> None:
-    words = task.verbalizers
+def _check_classes(task: Task) -> None:
+    """Words and labels of the classes: two or more, none empty, all different."""
+    words, values = task.verbalizers, task.label_values
     if len(words) < 2 or not all(words) or len(set(words)) < len(words):
         what = f"verbalizers={shortened(repr(','.join(words)))}"
         raise InputError(f"{what}: give two or more different words, separated by commas")
-
-
-def _check_values(task: Task) -> None:
-    values, words = task.label_values, task.verbalizers
     labels = [label_text(value) for value in values or words]
     if len(labels) != len(words) or not all(labels) or len(set(labels)) < len(labels):
         what = f"label_values={shortened(repr(values and ','.join(values)))}"

@@ -54,11 +54,8 @@ class Record:
         found, lines = self.json, []
         if n := found.get("merged_prompts"):
             lines.append(f"Of {n} of {found['n_examples']} prompts the tokenizer merges the end with a label.")
-        long = [
-            f"{found[f'dropped_{kind}']} {kind}"
-            for kind in ("questions", "demonstrations")
-            if f"dropped_{kind}" in found
-        ]
+        counts = {kind: found.get(f"dropped_{kind}s", 0) for kind in ("question", "demonstration")}
+        long = [f"{n} {kind}" + "s" * (n > 1) for kind, n in counts.items() if n]
         if long:
             lines.append(f"Too long for the context, so left out: {' and '.join(long)}.")
         if labels := found.get("labels_not_in_training"):

@@ -191,7 +191,7 @@ def test_texts_that_are_too_long_end_the_run_or_are_left_out_and_counted(long_on
     assert plan.demonstrations and all(example in kept for example in plan.demonstrations)
     record = experiment.compute(runs.prepare(given, long_ones), progress=False)
     assert (record.json["dropped_questions"], record.json["dropped_demonstrations"]) == (1, 2)
-    assert record.remarks == ["Too long for the context, so left out: 1 questions and 2 demonstrations."]
+    assert record.remarks == ["Too long for the context, so left out: 1 question and 2 demonstrations."]
 
 
 def test_nothing_is_said_where_nothing_is_left_out():
