@@ -18,9 +18,8 @@ from typing import Any
 import torch
 import transformers
 
-from iclgd_helpers.engine import finetune, prefix_attention
-from iclgd_helpers.engine.families import FAMILIES
-from iclgd_helpers.engine.models import PROBE_TOKENS, LanguageModel, choose_device
+from iclgd_helpers.engine import finetune, parts, prefix_attention
+from iclgd_helpers.engine.models import PROBE_TOKENS, choose_device
 from iclgd_helpers.engine.observe import BATCH_TOKENS
 from iclgd_helpers.errors import InputError
 from iclgd_helpers.experiments.arms import ArmKind, kind, names
@@ -87,15 +86,14 @@ class Shape:
             if its architecture has no adapter.
         """
         kind = config.model_type
-        if kind not in FAMILIES:
-            raise InputError(f"no cost model for a {kind!r}: known are {', '.join(sorted(FAMILIES))}")
         with torch.device("meta"):  # parameters without storage
-            model = transformers.AutoModelForCausalLM.from_config(copy.deepcopy(config))  # the adapter changes it
-            trainables = LanguageModel(model, None, kind).trainables
+            model = transformers.AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
+        found = parts.find(model, kind)
         heads, d_model = config.num_attention_heads, config.hidden_size
         feed_forward = (getattr(config, name, None) for name in ("intermediate_size", "ffn_dim", "n_inner"))
-        stored = sum(t.parameter.numel() for t in trainables)
-        fused = FAMILIES[kind].fused is not None
+        projections = [getattr(attention, name) for attention in found.attentions for name in found.projections]
+        stored = sum(p.numel() for projection in projections for p in projection.parameters())
+        fused = len(found.projections) == 1
         return cls(
             n_layers=config.num_hidden_layers,
             d_model=d_model,
