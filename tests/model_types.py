@@ -65,6 +65,7 @@ class Case:
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
 FACTORS = {"short_factor": [1.0, 1.3], "long_factor": [2.0, 4.0], "factor": 2.0}
 FALCON = ALONE | {"ffn_hidden_size": 48}
+TWELVE = {"hidden_size": 48, "num_attention_heads": 12}  # whose slopes are no powers of two
 CASES = {
     "llama": Case(tf.LlamaConfig(**SHAPE), "grouped heads, rotary positions, untied head"),
     "llama, linear": Case(tf.LlamaConfig(**SHAPE, **rope("linear", factor=4.0)), "linear scaling of positions"),
@@ -146,13 +147,13 @@ CASES = {
         tf.FalconConfig(**FALCON, new_decoder_architecture=True, num_kv_heads=2), "fused QKV in groups, two norms"
     ),
     "falcon, ALiBi": Case(
-        tf.FalconConfig(**FALCON, alibi=True, multi_query=False, parallel_attn=False, bias=True),
-        "fused QKV head by head, ALiBi (rounded to bfloat16), biases",
+        tf.FalconConfig(**FALCON | TWELVE, alibi=True, multi_query=False, parallel_attn=False, bias=True),
+        "fused QKV by head, ALiBi (rounded to bfloat16), biases",
     ),
     "falcon, ALiBi and one key/value head": Case(tf.FalconConfig(**FALCON, alibi=True), "ALiBi, shared keys"),
-    "bloom": Case(tf.BloomConfig(**IDS, hidden_size=32, n_layer=2, n_head=4), "fused QKV head by head, ALiBi, tied head"),
-    "bloom, six heads": Case(
-        tf.BloomConfig(**IDS, hidden_size=48, n_layer=2, n_head=6, apply_residual_connection_post_layernorm=True),
+    "bloom": Case(tf.BloomConfig(**IDS, hidden_size=32, n_layer=2, n_head=4), "fused QKV by head, ALiBi, tied head"),
+    "bloom, twelve heads": Case(
+        tf.BloomConfig(**IDS, hidden_size=48, n_layer=2, n_head=12, apply_residual_connection_post_layernorm=True),
         "slopes between powers of two, residual after the norm",
     ),
     "gptj": Case(tf.GPTJConfig(**GPT, rotary_dim=4), "parallel residual, rotary pairs, bias of the head"),
@@ -167,7 +168,7 @@ CASES = {
         tf.GPT2Config(**GPT, scale_attn_by_inverse_layer_idx=True), "fused QKV, learned positions, scaled by layer"
     ),
     "gpt_neox": Case(
-        tf.GPTNeoXConfig(**ALONE, use_parallel_residual=True), "fused QKV head by head, partial rotary, parallel residual"
+        tf.GPTNeoXConfig(**ALONE, use_parallel_residual=True), "fused QKV by head, partial rotary, parallel residual"
     ),
     "opt": Case(tf.OPTConfig(**ALONE, ffn_dim=48, word_embed_proj_dim=32), "biases, learned positions, tied head"),
     "opt, post-norm": Case(
@@ -226,7 +227,7 @@ def material(name: str, labels: Sequence[str] = LABELS) -> Material:
     data = sources.load_task("cb", "generated")
     layout = Layout.make(TOKENIZER, replace(data.task, verbalizers=tuple(labels)), "eos", "sum")
     asked = [replace(example, prompt=example.prompt[: 12 + 17 * i]) for i, example in enumerate(data.evaluation[:2])]
-    shown = [replace(example, prompt=example.prompt[:40]) for example in data.train[:2]]
+    shown = [replace(example, prompt=example.prompt[:100]) for example in data.train[:2]]
     return Material(_model(name), layout, shown, asked)
 
 

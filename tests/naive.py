@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch.overrides import TorchFunctionMode
-from transformers.modeling_outputs import MoeModelOutputWithPast
 from transformers.models.bloom import modeling_bloom
 from transformers.models.falcon import modeling_falcon
 
@@ -146,7 +145,7 @@ def forward(model, tokens):
             lambda m, i, o: after_block.append(o[0][0] if isinstance(o, tuple) else o[0])
         ))  # fmt: skip
         projection = block.get_submodule(where)
-        if kind == "falcon" and model.config.alibi:  # its eager code adds ALiBi twice, in a mask and again: see the tests
+        if kind == "falcon" and model.config.alibi:  # its eager code adds ALiBi twice, its default code once
             handles.append(block.self_attention.register_forward_pre_hook(without_second_alibi, with_kwargs=True))
         handles.append(projection.register_forward_hook(lambda m, i, o: after_attention.append(o[0])))
     try:
@@ -175,11 +174,13 @@ def without_second_alibi(_module, inputs, keywords):
 
 
 def own_score(model, n_tokens):
-    """What ALiBi adds to a token's score of its own key, taken off its row, which softmax does not see: `[head, n, 1]`."""
+    """What ALiBi adds to a token's score of its own key, with a minus: softmax does not see it; `[head, token, 1]`."""
     config, every = model.config, torch.ones(1, n_tokens, dtype=torch.long)
     if config.model_type == "bloom":
         alibi = modeling_bloom.build_alibi_tensor(every, config.n_head, model.dtype)
         return -alibi.view(config.n_head, n_tokens, 1)
+    if config.model_type == "mpt":
+        return -model.base_model.build_mpt_alibi_tensor(config.n_heads, config.max_seq_len)[:, :, -n_tokens:].mT
     if config.model_type == "falcon" and config.alibi:
         heads = config.num_attention_heads
         alibi = modeling_falcon.build_alibi_tensor(every, heads, model.dtype)
@@ -195,12 +196,25 @@ def lens_logits(model, states):
     states = states if norm is None else norm(states)
     project_out = getattr(model.get_submodule(owner), "project_out", None)
     states = states if project_out is None else project_out(states)
-    base = model.base_model
-    base.forward = lambda *_given, **_named: MoeModelOutputWithPast(last_hidden_state=states[None])
+    base = model.get_submodule(owner)
+    base.forward = lambda *_given, **_named: OnlyStates(states[None])
     try:
         return model(input_ids=torch.zeros(1, len(states), dtype=torch.long), use_cache=False).logits[0]
     finally:
         del base.forward
+
+
+class OnlyStates:
+    """An output of a model without its head that holds the last states and nothing else."""
+
+    def __init__(self, states):
+        self.last_hidden_state = states
+
+    def __getitem__(self, _index):
+        return self.last_hidden_state
+
+    def __getattr__(self, _name):
+        return None
 
 
 def label_score(logits, tokens, n_label, score):

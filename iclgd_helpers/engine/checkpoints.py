@@ -343,10 +343,10 @@ def convert_bin(name: str, folder: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     options = {"use_safetensors": False, "weights_only": True, "dtype": "auto", "local_files_only": True}
-    options |= {"trust_remote_code": False, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with reading(name):
         try:
-            model, report = AutoModelForCausalLM.from_pretrained(folder, **options)
+            model, report = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
         except pickle.UnpicklingError:
             raise InputError(f"{folder} holds more than tensors in its .bin files and is not loaded") from None
     check_loaded(name, report)

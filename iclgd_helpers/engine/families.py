@@ -4,9 +4,9 @@ from __future__ import annotations
 
 # Types of configurations whose models are compared with transformers' own, in `tests/exactness/test_families.py`.
 TESTED = (
-    "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "olmo", "olmo2", "smollm3", "phi", "phi3", "gemma",
-    "gemma2", "gemma3_text", "granite", "cohere", "stablelm", "starcoder2", "falcon", "bloom", "gptj", "gpt_neo", "gpt2",
-    "gpt_neox", "opt", "xglm", "gpt_oss",
+    "llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe", "olmo", "olmo2", "smollm3", "phi", "phi3",
+    "gemma", "gemma2", "gemma3_text", "granite", "cohere", "stablelm", "starcoder2", "falcon", "bloom", "gptj",
+    "gpt_neo", "gpt2", "gpt_neox", "opt", "xglm", "gpt_oss",
 )  # fmt: skip
 HELP = "see 'Add a model family' on the page How to use"  # the section of book/how_to_use.md
 

@@ -389,11 +389,12 @@ def sequence_loss(language_model: LanguageModel, states: Tensor, targets: Target
         logits = language_model.logits(rows, [label[0] for label in targets.labels])
         return nn.functional.cross_entropy(logits.to(precise_dtype(logits)), targets.classes, reduction="none")
     words = targets.words.flatten()
-    weight, bias, scale = language_model.head.weight, language_model.head.bias, language_model.logit_scale
+    bias: Tensor | None = language_model.head.bias
+    scale = language_model.logit_scale
     if scale != 1:  # of the logits: the same factor on states and bias
         rows, bias = rows * scale, None if bias is None else bias * scale
     losses: Tensor = _VocabularyLoss.apply(  # type: ignore[no-untyped-call]  # torch's own
-        rows, weight, words, bias, language_model.logit_cap
+        rows, language_model.head.weight, words, bias, language_model.logit_cap
     )
     losses = losses.view(targets.words.shape)
     if targets.classes is None:

@@ -27,6 +27,8 @@ from iclgd_helpers.errors import InputError, reason
 from iclgd_helpers.paths import cache_folder
 
 PROBE_TOKENS = 4  # of the short passes that try a model out
+# transformers' plain code for both: its faster products of experts do not exist in every precision.
+PLAIN_CODE = {"attn_implementation": "eager", "experts_implementation": "eager"}
 TRAINED_LENGTH = 2048  # of BLOOM, whose positions have no end and whose configurations name none
 
 
@@ -62,15 +64,24 @@ class LanguageModel:
         self, model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase, name: str
     ) -> None:
         self.model, self.tokenizer, self.name = model.eval().requires_grad_(False), tokenizer, name
-        expected = None if model.config.model_type in TESTED else self_check.stock_logits(model, name)
-        found = parts.find(model, name)
-        self.layers, self.attentions, self.head = found.layers, found.attentions, found.head
         self.context = context(model.config)
         self.logit_scale, self.logit_cap = _after_the_head(model.config)
         _keep_freed_memory()
-        parts.route(model, found.attentions)
-        probe = torch.arange(PROBE_TOKENS, device=self.device)[None] % model.config.vocab_size
-        measured = parts.measure(model, found, lambda call: self.hidden(probe, call=call), name)
+        if model.config.model_type in TESTED:
+            self._adopt()
+        else:
+            with self_check.only_exact(model, name):
+                expected = self_check.stock_logits(model)
+                windows = self._adopt()
+                self_check.check(self, expected, windows)
+
+    def _adopt(self) -> list[int | None]:
+        """Find the model's parts, and let its attention layers run here; returns each layer's window."""
+        found = parts.find(self.model, self.name)
+        self.layers, self.attentions, self.head = found.layers, found.attentions, found.head
+        parts.route(self.model, found.attentions)
+        probe = torch.arange(PROBE_TOKENS, device=self.device)[None] % self.model.config.vocab_size
+        measured = parts.measure(self.model, found, lambda call: self.hidden(probe, call=call), self.name)
         self.outputs, self.final_norm = measured.outputs, nn.Sequential(*measured.after)  # an old OPT has none
         self.trainables = [
             Trainable(layer, f"{child}.{part}", parameter, _kv_mask(parameter, projection, makes_kv[child]))
@@ -79,8 +90,7 @@ class LanguageModel:
             for projection in [getattr(self.attentions[layer], child)]
             for part, parameter in projection.named_parameters()
         ]
-        if expected is not None:
-            self_check.check(self, expected, measured.windows)
+        return measured.windows
 
     @property
     def n_layers(self) -> int:
@@ -129,7 +139,8 @@ class LanguageModel:
 
     def logits(self, states: Tensor, words: Sequence[int] | None = None) -> Tensor:
         """Logits `[…, word]` of `states` (`[…, d_model]`, after the final norm), of some words or of all."""
-        weight, bias = self.head.weight, self.head.bias
+        weight: Tensor = self.head.weight
+        bias: Tensor | None = self.head.bias
         if words is not None:
             weight, bias = weight[list(words)], None if bias is None else bias[list(words)]
         logits = nn.functional.linear(states, weight, bias)
@@ -307,7 +318,7 @@ def _random_model(config: transformers.PretrainedConfig, seed: int, dtype: torch
     """A model with the weights that its class starts from."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=dtype)
+        return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False, **PLAIN_CODE)
 
 
 def choose_device(device: str) -> str:
@@ -424,15 +435,15 @@ def _trained_model(name: str, dtype: torch.dtype) -> transformers.PreTrainedMode
     """
     found = _checkpoint(name)
     folder = checkpoints.weights_folder(found)
-    options = {"trust_remote_code": False, "attn_implementation": "eager", "dtype": dtype}
+    options = {"dtype": dtype, **PLAIN_CODE}
     with checkpoints.reading(name), _quiet():
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         with torch.device("meta"):
-            empty = transformers.AutoModelForCausalLM.from_config(config, **options)
+            empty = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
         checkpoints.check_weights(name, folder, sum(t.numel() for t in [*empty.parameters(), *empty.buffers()]))
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True,
-            **options,
+            trust_remote_code=False, **options,
         )  # fmt: skip
     checkpoints.check_loaded(name, report)
     broken = [key for key, weight in model.state_dict().items() if not bool(weight.isfinite().all())]

@@ -33,7 +33,7 @@ def forward_of(name: str) -> Callable[[Forward], Forward]:
 
 def _heads(projected: Tensor, head_dim: int) -> Tensor:
     """`[batch, token, head * head_dim]` as `[batch, head, token, head_dim]`."""
-    return projected.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+    return projected.view(*projected.shape[:-1], -1, head_dim).transpose(1, 2)
 
 
 def _alibi(module: Any, states: Tensor) -> Tensor:
@@ -71,16 +71,16 @@ def gptj_attention(
     from transformers.models.gptj.modeling_gptj import apply_rotary_pos_emb
 
     projections = (module.q_proj, module.k_proj, module.v_proj)
-    query, key, value = (project(hidden_states).unflatten(-1, (-1, module.head_dim)) for project in projections)
+    query, key, value = (_heads(project(hidden_states), module.head_dim) for project in projections)
     turns = module.embed_positions.to(hidden_states.device)[position_ids].to(key.dtype)
     sin, cos = turns.chunk(2, dim=-1)  # [batch, token, rotary_dim / 2]
     rotary = module.rotary_dim or module.head_dim
 
     def turned(states: Tensor) -> Tensor:
-        first = apply_rotary_pos_emb(states[..., :rotary], sin, cos)
-        return torch.cat([first, states[..., rotary:]], -1).transpose(1, 2)
+        first = apply_rotary_pos_emb(states[..., :rotary].transpose(1, 2), sin, cos).transpose(1, 2)
+        return torch.cat([first, states[..., rotary:]], -1)
 
-    output, _weights = shared_prefix_attention(module, turned(query), turned(key), value.transpose(1, 2))
+    output, _weights = shared_prefix_attention(module, turned(query), turned(key), value)
     return module.out_proj(output.flatten(2)), None
 
 

@@ -130,8 +130,8 @@ def n_outputs(projection: Any) -> int:
     return int(projection.nf if isinstance(projection, Conv1D) else projection.out_features)
 
 
-def route(model: transformers.PreTrainedModel, attentions: Sequence[nn.Module]) -> None:
-    """Let the attention layers of `model` use `prefix_attention`; those of `own_attention` by a forward of their own."""
+def route(model: transformers.PreTrainedModel, attentions: Sequence[Any]) -> None:
+    """Let the attention layers of `model` use `prefix_attention`, those of `own_attention` by another forward pass."""
     own = [type(module).__name__ in FORWARDS for module in attentions]
     if not any(own):
         model.set_attn_implementation(NAME)
@@ -141,9 +141,7 @@ def route(model: transformers.PreTrainedModel, attentions: Sequence[nn.Module]) 
             module.forward = MethodType(FORWARDS[type(module).__name__], module)  # of this one alone
 
 
-def measure(
-    model: transformers.PreTrainedModel, parts: Parts, run: Callable[[Call], Tensor], name: str
-) -> Measured:
+def measure(model: transformers.PreTrainedModel, parts: Parts, run: Callable[[Call], Tensor], name: str) -> Measured:
     """
     What a pass of a few tokens shows of a model that `route` has changed; `run(call)` gives its final hidden states.
 
@@ -186,7 +184,7 @@ def _random_outputs(attentions: Sequence[nn.Module]) -> Iterator[list[dict[str, 
         def replace(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
             drawn = torch.randn(output.shape, generator=generator, dtype=torch.float32) * LEAF
             leaves[layer][child] = drawn.to(output).requires_grad_()
-            return leaves[layer][child]
+            return leaves[layer][child].clone()  # some families clip it where it lies
 
         return replace
 
@@ -244,7 +242,7 @@ def _reached(tensors: Sequence[Tensor], leaves: dict[str, Tensor]) -> dict[str, 
     """Name -> `[output]`, True where a leaf's output has an effect on one of `tensors`."""
     generator = torch.Generator().manual_seed(1)
     weights = [torch.randn(t.shape, generator=generator, dtype=torch.float32).to(t) for t in tensors]
-    total = sum((t * w).sum() for t, w in zip(tensors, weights, strict=True))
+    total = torch.stack([(t * w).sum() for t, w in zip(tensors, weights, strict=True)]).sum()
     gradients = torch.autograd.grad(total, list(leaves.values()), retain_graph=True, allow_unused=True)
     return {
         name: torch.zeros(leaf.shape[-1], dtype=torch.bool, device=leaf.device)

@@ -267,9 +267,7 @@ def _packed(tensor: Tensor, packing: Packing) -> Tensor:
     return tensor.transpose(1, 2).flatten(0, 1)[packing.place].transpose(0, 1)
 
 
-def _gated(
-    own: tuple[Tensor, Tensor], prefix: tuple[Tensor, Tensor], packing: Packing, scoring: Scoring
-) -> Tensor:
+def _gated(own: tuple[Tensor, Tensor], prefix: tuple[Tensor, Tensor], packing: Packing, scoring: Scoring) -> Tensor:
     """
     Softmax attention over own tokens and prefix, `[head, packed_token, head_dim]`, from each one's and its normaliser.
 
