@@ -141,6 +141,7 @@ def route(model: transformers.PreTrainedModel, attentions: Sequence[Any]) -> Non
             module.forward = MethodType(FORWARDS[type(module).__name__], module)  # of this one alone
 
 
+@torch.enable_grad()
 def measure(model: transformers.PreTrainedModel, parts: Parts, run: Callable[[Call], Tensor], name: str) -> Measured:
     """
     What a pass of a few tokens shows of a model that `route` has changed; `run(call)` gives its final hidden states.
@@ -163,7 +164,7 @@ def measure(model: transformers.PreTrainedModel, parts: Parts, run: Callable[[Ca
         expected = last[0]
         for module in after:
             expected = module(expected)
-    if expected.shape != states.shape or not torch.allclose(expected, states, rtol=1e-3, atol=1e-5):
+    if expected.shape != states.shape or not torch.allclose(expected, states, 1e-3, 1e-5, equal_nan=True):
         raise missing("final norm", name, kind)
     makes_kv = [_makes_kv(call, layer, leaves[layer]) for layer in range(n_layers)]
     for found in makes_kv:
@@ -194,8 +195,7 @@ def _random_outputs(attentions: Sequence[nn.Module]) -> Iterator[list[dict[str, 
         for name, child in linear_children(module).items()
     ]
     try:
-        with torch.enable_grad():
-            yield leaves
+        yield leaves
     finally:
         for handle in handles:
             handle.remove()
