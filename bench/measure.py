@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import operator
 import resource
 import statistics
 import subprocess
@@ -29,7 +28,7 @@ from bench import peers
 from iclgd_helpers import paths, pinned_downloads
 from iclgd_helpers.data.demonstrations import select_demonstrations
 from iclgd_helpers.data.token_layout import Layout, Query, TokenTree, TrainingSequence
-from iclgd_helpers.engine import finetune, models
+from iclgd_helpers.engine import finetune, models, parts
 from iclgd_helpers.engine.models import LanguageModel
 from iclgd_helpers.engine.observe import Arm, Observation, observe
 from iclgd_helpers.experiments import comparison, cost, experiment, inputs, parameters, records, runs, updates
@@ -230,9 +229,8 @@ class _Stock:
         AttentionInterface.register(self.NAME, self._attention)
         AttentionMaskInterface.register(self.NAME, sdpa_mask)  # without this there would be no causal mask
         self.model.set_attn_implementation(self.NAME)
-        layers = operator.attrgetter(model.family.layers)(self.model)
-        for layer in layers:
-            getattr(layer, model.family.attention).register_forward_hook(self._keep)
+        for attention in parts.find(self.model, model.name).attentions:
+            attention.register_forward_hook(self._keep)
 
     def _attention(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any):
         keys = key[0].repeat_interleave(query.shape[1] // key.shape[1], 0)
@@ -518,9 +516,9 @@ def growth(bench: Bench) -> dict[str, Any]:
 @contextmanager
 def truncated(model: LanguageModel, n_layers: int) -> Iterator[LanguageModel]:
     """The model with its first layers only."""
-    path, _, name = model.family.layers.rpartition(".")
-    owner, config = operator.attrgetter(path)(model.model), model.model.config
-    layers, before = getattr(owner, name), config.num_hidden_layers
+    owner, config = parts.find(model.model, model.name).owner, model.model.config
+    (name,) = (name for name, child in owner.named_children() if child is model.layers)
+    layers, before = model.layers, config.num_hidden_layers
     try:
         setattr(owner, name, nn.ModuleList(layers[:n_layers]))
         config.num_hidden_layers = n_layers

@@ -11,22 +11,24 @@ from dataclasses import dataclass
 
 import torch
 from torch.overrides import TorchFunctionMode
+from transformers.models.bloom import modeling_bloom
+from transformers.models.falcon import modeling_falcon
 
-# Where each family keeps its blocks, the matrix after attention, the last norm, and keys and values.
-BLOCKS = {
-    "llama": "model.layers", "gemma3_text": "model.layers", "xglm": "model.layers",
-    "opt": "model.decoder.layers", "gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers",
+# Where each family keeps its blocks, the matrix after attention, the last norm, and keys and values; most are as Llama.
+BLOCKS = dict.fromkeys("gpt2 gptj gpt_neo falcon bloom".split(), "transformer.h") | {
+    "opt": "model.decoder.layers", "gpt_neox": "gpt_neox.layers", "mpt": "transformer.blocks",
 }  # fmt: skip
 AFTER_ATTENTION = {
-    "llama": "self_attn.o_proj", "gemma3_text": "self_attn.o_proj", "xglm": "self_attn.out_proj",
-    "opt": "self_attn.out_proj", "gpt2": "attn.c_proj", "gpt_neox": "attention.dense",
+    "xglm": "self_attn.out_proj", "opt": "self_attn.out_proj", "gpt2": "attn.c_proj", "gpt_neox": "attention.dense",
+    "phi": "self_attn.dense", "falcon": "self_attention.dense", "bloom": "self_attention.dense",
+    "gptj": "attn.out_proj", "gpt_neo": "attn.attention.out_proj", "mpt": "attn.out_proj",
 }  # fmt: skip
-LAST_NORM = {
-    "llama": "model.norm", "gemma3_text": "model.norm", "xglm": "model.layer_norm",
-    "opt": "model.decoder.final_layer_norm", "gpt2": "transformer.ln_f",
-    "gpt_neox": "gpt_neox.final_layer_norm",
+LAST_NORM = dict.fromkeys("gpt2 gptj gpt_neo falcon bloom".split(), "transformer.ln_f") | {
+    "xglm": "model.layer_norm", "opt": "model.decoder.final_layer_norm", "phi": "model.final_layernorm",
+    "gpt_neox": "gpt_neox.final_layer_norm", "mpt": "transformer.norm_f",
 }  # fmt: skip
-KEY_VALUE = {"gpt2": ("c_attn",), "gpt_neox": ("query_key_value",)}  # all others: k_proj and v_proj
+FUSED = {"gpt2": "c_attn", "phi3": "qkv_proj", "mpt": "Wqkv"}
+FUSED |= dict.fromkeys("gpt_neox falcon bloom".split(), "query_key_value")  # all others: k_proj and v_proj
 
 
 def stock(language_model):
@@ -43,12 +45,13 @@ def stock(language_model):
 
 
 def blocks(model):
-    return model.get_submodule(BLOCKS[model.config.model_type])
+    return model.get_submodule(BLOCKS.get(model.config.model_type, "model.layers"))
 
 
 def key_values(model, layer):
     """Names and parameters of the key and value projections of one layer."""
-    wanted = KEY_VALUE.get(model.config.model_type, ("k_proj", "v_proj"))
+    kind = model.config.model_type
+    wanted = (FUSED[kind],) if kind in FUSED else ("k_proj", "v_proj")
     named = blocks(model)[layer].named_parameters()
     return [(name, parameter) for name, parameter in named if name.split(".")[-2] in wanted]
 
@@ -58,10 +61,15 @@ def without_query(model, tensor):
     kind, config, tensor = model.config.model_type, model.config, tensor.clone()
     if kind == "gpt2":  # [..., (query, key, value) of all heads]
         tensor[..., : config.n_embd] = 0
-    if kind == "gpt_neox":  # rows: for each head, its query, key and value
-        heads = config.num_attention_heads
-        by_head = tensor.view(heads, 3, config.hidden_size // heads, *tensor.shape[1:])
-        by_head[:, 0] = 0
+    if kind in ("phi3", "mpt"):  # rows: queries of all heads, then keys, then values
+        tensor[: config.hidden_size] = 0
+    if kind in ("gpt_neox", "bloom", "falcon"):  # rows: for each group of heads, its queries, its key and its value
+        heads, size = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+        groups = heads
+        if kind == "falcon":
+            groups = config.num_kv_heads if config.new_decoder_architecture else 1 if config.multi_query else heads
+        by_group = tensor.view(groups, heads // groups + 2, size, *tensor.shape[1:])
+        by_group[:, :-2] = 0
     return tensor
 
 
@@ -147,7 +155,7 @@ class _Scores(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        if function is torch.nn.functional.softmax:
+        if function is torch.nn.functional.softmax and args[0].ndim > 2:  # a router's has two axes
             self.inputs.append(args[0])
             self.outputs.append(result)
         return result
@@ -165,28 +173,82 @@ class Seen:
 def forward(model, tokens):
     """One sequence through the stock model: nothing is passed but the tokens."""
     kind, after_block, after_attention, handles = model.config.model_type, [], [], []
+    where = AFTER_ATTENTION.get(kind, "self_attn.o_proj")
     for block in blocks(model):
         handles.append(block.register_forward_hook(
             lambda m, i, o: after_block.append(o[0][0] if isinstance(o, tuple) else o[0])
         ))  # fmt: skip
-        projection = block.get_submodule(AFTER_ATTENTION[kind])
+        projection = block.get_submodule(where)
+        if kind == "falcon" and model.config.alibi:  # its eager code adds ALiBi twice, its default code once
+            handles.append(block.self_attention.register_forward_pre_hook(without_second_alibi, with_kwargs=True))
         handles.append(projection.register_forward_hook(lambda m, i, o: after_attention.append(o[0])))
     try:
         with _Scores() as seen:
-            output = model(input_ids=torch.tensor([list(tokens)]), use_cache=False, output_attentions=True)
+            output = model(input_ids=torch.tensor([list(tokens)]), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
-    n = len(tokens)
+    n, rows, weights = len(tokens), [], []
     lowest = torch.finfo(output.logits.dtype).min / 2
-    scores = [s.view(-1, n, n).masked_fill(s.view(-1, n, n) < lowest, 0.0) for s in seen.inputs]
-    assert len(scores) == len(output.attentions) == len(after_block) == len(after_attention)
-    return Seen(output.logits[0], after_block, after_attention, scores, [w[0] for w in output.attentions])
+    for into, out in zip(seen.inputs, seen.outputs, strict=True):
+        width = n + (kind == "gpt_oss")  # the sink stands behind the keys
+        into, out = (x.view(-1, n, width) for x in (into, out))
+        shift = own_score(model, n)
+        if kind == "gpt_oss":  # the largest score was subtracted from all
+            shift = blocks(model)[len(rows)].self_attn.sinks[:, None, None] - into[..., n:]
+        rows.append((into[..., :n] + shift).masked_fill(into[..., :n] < lowest, 0.0))
+        weights.append(out[..., :n])
+    assert len(rows) == len(after_block) == len(after_attention)
+    return Seen(output.logits[0], after_block, after_attention, rows, weights)
+
+
+def without_second_alibi(_module, inputs, keywords):
+    """Keywords of Falcon's attention in which ALiBi is part of the mask only."""
+    return inputs, keywords | {"alibi": torch.zeros_like(keywords["alibi"])}
+
+
+def own_score(model, n_tokens):
+    """What ALiBi adds to a token's score of its own key, with a minus: softmax does not see it; `[head, token, 1]`."""
+    config, every = model.config, torch.ones(1, n_tokens, dtype=torch.long)
+    if config.model_type == "bloom":
+        alibi = modeling_bloom.build_alibi_tensor(every, config.n_head, model.dtype)
+        return -alibi.view(config.n_head, n_tokens, 1)
+    if config.model_type == "mpt":
+        return -model.base_model.build_mpt_alibi_tensor(config.n_heads, config.max_seq_len)[:, :, -n_tokens:].mT
+    if config.model_type == "falcon" and config.alibi:
+        heads = config.num_attention_heads
+        alibi = modeling_falcon.build_alibi_tensor(every, heads, model.dtype)
+        return -alibi.view(heads, n_tokens, 1) / math.sqrt(config.hidden_size // heads)
+    return 0.0
 
 
 def lens_logits(model, states):
-    """Logits of a layer's output as if it were the last layer's."""
-    return model.get_output_embeddings()(model.get_submodule(LAST_NORM[model.config.model_type])(states))
+    """Logits of a layer's output as if it were the last layer's, by the model's own code behind its layers."""
+    norm = LAST_NORM.get(model.config.model_type, "model.norm")
+    owner, _, name = norm.rpartition(".")
+    norm = getattr(model.get_submodule(owner), name)  # an old OPT has none
+    states = states if norm is None else norm(states)
+    project_out = getattr(model.get_submodule(owner), "project_out", None)
+    states = states if project_out is None else project_out(states)
+    base = model.get_submodule(owner)
+    base.forward = lambda *_given, **_named: OnlyStates(states[None])
+    try:
+        return model(input_ids=torch.zeros(1, len(states), dtype=torch.long), use_cache=False).logits[0]
+    finally:
+        del base.forward
+
+
+class OnlyStates:
+    """An output of a model without its head that holds the last states and nothing else."""
+
+    def __init__(self, states):
+        self.last_hidden_state = states
+
+    def __getitem__(self, _index):
+        return self.last_hidden_state
+
+    def __getattr__(self, _name):
+        return None
 
 
 def label_score(logits, tokens, n_label, score):
@@ -212,7 +274,7 @@ def observe(model, before, prompt, labels, token_read="label", score="sum"):
     firsts = [label[0] for label in labels]
     return {
         "label_log_probabilities": torch.stack(scores),
-        "lens": torch.stack([lens_logits(model, out[predict])[firsts] for out in seen.block_outputs]),
+        "lens": torch.stack([lens_logits(model, out[predict : predict + 1])[0, firsts] for out in seen.block_outputs]),
         "attention_output": torch.stack([out[read] for out in seen.attention_outputs]),
         "attention_scores": torch.stack([s[:, read, len(before) : read + 1] for s in seen.scores]),
         "attention_weights": torch.stack([w[:, read, : read + 1] for w in seen.weights]),

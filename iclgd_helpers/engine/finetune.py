@@ -385,12 +385,17 @@ def sequence_loss(language_model: LanguageModel, states: Tensor, targets: Target
         what the sequences are to predict.
     """
     rows = states[:, targets.places].flatten(0, 1)
-    weight = language_model.head.weight
     if targets.classes is not None and targets.tree is None:
-        logits = nn.functional.linear(rows, weight[[label[0] for label in targets.labels]])
+        logits = language_model.logits(rows, [label[0] for label in targets.labels])
         return nn.functional.cross_entropy(logits.to(precise_dtype(logits)), targets.classes, reduction="none")
     words = targets.words.flatten()
-    losses: Tensor = _VocabularyLoss.apply(rows, weight, words)  # type: ignore[no-untyped-call]  # torch's own
+    bias: Tensor | None = language_model.head.bias
+    scale = language_model.logit_scale
+    if scale != 1:  # of the logits: the same factor on states and bias
+        rows, bias = rows * scale, None if bias is None else bias * scale
+    losses: Tensor = _VocabularyLoss.apply(  # type: ignore[no-untyped-call]  # torch's own
+        rows, language_model.head.weight, words, bias, language_model.logit_cap
+    )
     losses = losses.view(targets.words.shape)
     if targets.classes is None:
         return losses.mean(1) if targets.is_mean else losses.sum(1)
@@ -403,32 +408,56 @@ class _VocabularyLoss(torch.autograd.Function):
     """
     Cross-entropy of `states` (`[row, d_model]`) through the head `weight` (`[word, d_model]`), for each row, nats.
 
+    `bias` (`[word]`) is added to the logits, and `cap` then squeezes them: `cap * tanh(logit / cap)`.
+
     The gradient, `E_p[weight] - weight[target]`, is summed in the same pass over the vocabulary as the normaliser: the
-    head is read once, and a row never has more than `WORDS_AT_ONCE` logits.
+    head is read once, and a row never has more than `WORDS_AT_ONCE` logits. A cap multiplies each word's part with its
+    slope, `1 - (logit / cap)²`.
     """
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None, cap: float | None = None
+    ) -> Tensor:
         precise = precise_dtype(weight)
         largest = states.new_full((len(states), 1), -torch.inf, dtype=precise)  # of the logits so far
         normaliser = torch.zeros_like(largest)
         expected = torch.zeros(states.shape, dtype=precise, device=states.device)
-        for words in torch.split(weight, WORDS_AT_ONCE):
+        for start in range(0, len(weight), WORDS_AT_ONCE):
+            words = weight[start : start + WORDS_AT_ONCE]
             logits = (states @ words.T).to(precise)
+            if bias is not None:
+                logits += bias[start : start + WORDS_AT_ONCE]
+            slope = None
+            if cap is not None:
+                logits, slope = _squeezed(logits, cap)
             before, largest = largest, torch.maximum(largest, logits.amax(1, keepdim=True))
             shrink = (before - largest).exp()
             share = logits.sub_(largest).exp_()
             normaliser = normaliser * shrink + share.sum(1, keepdim=True)
+            share = share if slope is None else share * slope
             expected = expected.mul_(shrink).add_((share.to(words.dtype) @ words).to(precise))
         target = weight[targets].to(precise)
+        reached = (states.to(precise) * target).sum(1)
+        if bias is not None:
+            reached = reached + bias[targets]
+        if cap is not None:
+            reached, slope = _squeezed(reached, cap)
+            target = target * slope[:, None]
         ctx.save_for_backward(expected.div_(normaliser).sub_(target))
         ctx.dtype = states.dtype
-        return (largest + normaliser.log())[:, 0] - (states.to(precise) * target).sum(1)
+        return (largest + normaliser.log())[:, 0] - reached
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         (of_states,) = ctx.saved_tensors
-        return (gradient[:, None] * of_states).to(ctx.dtype), None, None
+        return (gradient[:, None] * of_states).to(ctx.dtype), None, None, None, None
+
+
+def _squeezed(logits: Tensor, cap: float) -> tuple[Tensor, Tensor]:
+    """Logits under a cap, and the slope of the cap at each."""
+    share = torch.tanh(logits / cap)
+    return share * cap, 1 - share.square()
 
 
 def _standard_step(descent: _Descent, targets: Targets) -> tuple[Tensor, Tensor]:

@@ -137,7 +137,7 @@ def observe_batch(language_model: LanguageModel, batch: Sequence[Query], prefix:
     call = Call(prefix=prefix, packing=packing, read=read)
     at_read, at_predict = packing.start + read, packing.start + predict
     with (
-        _recording(language_model.attentions, at_read) as outputs,
+        _recording(language_model.outputs, at_read) as outputs,
         _recording(language_model.layers, at_predict) as states,
     ):
         hidden = language_model.hidden(tokens[None], start=prefix.length, call=call)[0]
@@ -165,7 +165,7 @@ def _label_scores(language_model: LanguageModel, hidden: Tensor, batch: Sequence
             counted += [*[1 / len(label) if query.label_score == "mean" else 1.0 for _token in label], *padding]
     device, shape = hidden.device, (len(batch), -1, longest)
     at = packing.start[_on_device([number for number, _place in rows], device)]
-    logits = language_model.head(hidden[at + _on_device([place for _number, place in rows], device)])
+    logits = language_model.logits(hidden[at + _on_device([place for _number, place in rows], device)])
     log_probabilities = torch.log_softmax(logits.to(precise_dtype(logits)), -1)  # [row, vocabulary]
     chosen = log_probabilities[_on_device(row, device), _on_device(word, device)].view(shape)
     weights = torch.tensor(counted, dtype=chosen.dtype, device=device).view(shape)
@@ -174,12 +174,12 @@ def _label_scores(language_model: LanguageModel, hidden: Tensor, batch: Sequence
 
 def _label_logits(language_model: LanguageModel, states: Tensor, batch: Sequence[Query]) -> Tensor:
     """Logit lens with the rows of the head of the labels' first tokens only; `[query, layer, class]`."""
-    head, lens = language_model.head, language_model.lens(states)
+    lens = language_model.lens(states)
     firsts = [tuple(label[0] for label in query.labels) for query in batch]
     logits = lens.new_empty((*lens.shape[:2], len(firsts[0])))
     for first in dict.fromkeys(firsts):  # the same for all queries, unless a tokenizer merges prompt and label
         which = [number for number, other in enumerate(firsts) if other == first]
-        logits[which] = nn.functional.linear(lens[which], head.weight[list(first)])
+        logits[which] = language_model.logits(lens[which], first)
     return logits
 
 

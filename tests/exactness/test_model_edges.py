@@ -152,12 +152,6 @@ def test_nothing_is_computed_beyond_the_context():
             model.hidden(torch.zeros(1, tokens, dtype=torch.long), start=start)
 
 
-def test_capped_logits_are_refused():
-    config = transformers.Gemma3TextConfig(**IDS, **SHAPE, head_dim=8, final_logit_softcapping=30.0)
-    with pytest.raises(InputError, match="caps its logits"):
-        random_model(config)
-
-
 # -------------------------------------------------------------------------------------------------------- texts
 @pytest.mark.parametrize("text", ["a </s> b", "<s>", "x<pad>y", "</s></s>"])
 def test_the_spelling_of_a_special_token_is_text(text: str):

@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import naive
 import pytest
 import torch
 import transformers
 from conftest import FAMILIES
+from model_types import CASES
 from torch.utils.flop_counter import FlopCounterMode
 
 from iclgd_helpers.data import tasks
@@ -30,6 +32,7 @@ def configurations():
     tiny = models._tiny_configs(64)
     chosen = {family: tiny[f"tiny-{family}"] for family in FAMILIES}
     chosen |= {name: kind(**SIZES, **IDS) for name, kind in OTHERS.items()}
+    chosen |= {f"{name}, of the tested types": case.config for name, case in CASES.items()}
     narrow = {"ffn_dim": 64, "num_attention_heads": 4, "hidden_size": 32, "word_embed_proj_dim": 16}
     return chosen | {"narrow-opt": transformers.OPTConfig(**IDS, **narrow)}
 
@@ -41,7 +44,7 @@ every_family = pytest.mark.parametrize("name", CONFIGURATIONS)
 def stock(config):
     """The model as transformers makes it: its plain attention is made of matrix products that the counter sees."""
     torch.manual_seed(0)
-    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False, **models.PLAIN_CODE).eval()
 
 
 def counted(run) -> int:
@@ -69,9 +72,7 @@ def counted_in_matrices(run) -> int:
 
 
 def kv_parameters(model):
-    fused = models.FAMILIES[model.config.model_type].fused
-    names = (fused,) if fused else ("k_proj", "v_proj")
-    return [p for name, p in model.named_parameters() if any(part in name for part in names)]
+    return [p for layer in range(model.config.num_hidden_layers) for _name, p in naive.key_values(model, layer)]
 
 
 @every_family
@@ -93,7 +94,8 @@ def test_forward_pass(name):
     measured = counted(lambda: model(tokens, use_cache=False))
     assert measured == cost.forward(shape, TOKENS, rows=TOKENS, full=True).total
     # control: forgetting one matrix, or counting an addition for free, is noticed
-    assert measured != cost.forward(replace(shape, gated=not shape.gated), TOKENS, rows=TOKENS, full=True).total
+    fewer = replace(shape, feed_forward=shape.feed_forward[1:])
+    assert measured != cost.forward(fewer, TOKENS, rows=TOKENS, full=True).total
     assert measured != cost.forward(shape, TOKENS, rows=TOKENS - 1, full=True).total
 
 
