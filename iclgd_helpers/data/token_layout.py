@@ -237,6 +237,8 @@ class Layout:
         token that differs from those of the prompt alone: so the model reads what the text is.
         """
         before = (self._text(prompt), *self.ask)
+        if self.chat:
+            self.chat.demand([], self._text(prompt))
         alone, *wholes = _encode(
             self.tokenizer, before, *((*before, self.blank + word) for word in self.task.verbalizers)
         )
@@ -261,8 +263,6 @@ class Layout:
         InputError
             if the prompt has no token: there would be no position at which its label is predicted.
         """
-        if self.chat:
-            self.chat.demand([], self._text(example.prompt))
         trunk, labels, is_merged = self._split(example.prompt)
         if not trunk:
             raise InputError(

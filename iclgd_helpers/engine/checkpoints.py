@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # Models that are fixed by their names: random ones by a seed, the others by a hash.
 BUILT_IN = (*TINY, REHEARSAL, *pinned_downloads.MODELS)
 # Files of a folder that change what its model computes; every other file may come and go.
-PARTS = ("*.safetensors", "pytorch_model*.bin", "*.json", "*.txt", "*.model")
+PARTS = ("*.safetensors", "pytorch_model*.bin", "*.json", "*.txt", "*.model", "*.jinja")
 WITHOUT_EFFECT = ("generation_config.json", "trainer_state.json", "all_results.json")
 # The largest value of a size that a model of today could have; beyond it, building one would take all memory or years.
 SIZES = dict.fromkeys("num_hidden_layers n_layer num_layers".split(), 1000)

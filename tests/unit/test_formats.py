@@ -3,6 +3,7 @@
 import copy
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import naive
 import pytest
@@ -16,7 +17,7 @@ from iclgd_helpers.data.sources import load_task
 from iclgd_helpers.data.synthetic import tiny_tokenizer
 from iclgd_helpers.data.tasks import TASKS, Example
 from iclgd_helpers.data.token_layout import Layout
-from iclgd_helpers.engine import models
+from iclgd_helpers.engine import checkpoints, models
 from iclgd_helpers.experiments import experiment, parameters, runs
 from iclgd_helpers.experiments.parameters import resolve
 from iclgd_helpers.measures import intervals
@@ -134,6 +135,10 @@ REFUSED = {
         "{% for m in messages %}{{ loop.index ~ m['content'] ~ '</s>' }}{% endfor %}",
         "where other turns stand before it",
     ),
+    "another beginning where turns were before": (
+        "{% if messages | length > 1 %}{{ '<s>talk\n' }}{% endif %}" + PLAIN,
+        "where other turns stand before it",
+    ),
     "the last turn alone": ("{{ messages[-1]['content'] }}", "where other turns stand before it"),
 }
 
@@ -149,6 +154,16 @@ def test_a_template_that_changes_a_text_is_refused():
     assert layout.query(EXAMPLES[0], "label")
     assert "changes a text" in in_one_line(layout.query, Example("bad", 0, 0), "label")
     assert "changes a text" in in_one_line(layout.prefix, [Example("bad", 0, 0)])
+
+
+def test_a_models_chat_template_is_a_part_of_it(tmp_path: Path):
+    """It is a file of its own beside the tokenizer's."""
+    (tmp_path / "config.json").write_text("{}")
+    contents = [checkpoints._folder_content(tmp_path)]
+    for template in ("a", "b"):
+        (tmp_path / "chat_template.jinja").write_text(template)
+        contents.append(checkpoints._folder_content(tmp_path))
+    assert len(set(contents)) == 3
 
 
 def test_without_a_token_before_the_first_prompt_bos_stands_there():
