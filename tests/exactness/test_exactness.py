@@ -575,7 +575,7 @@ def naive_experiment(cell: runs.Run) -> dict:
     tuned, arms = {}, {}
 
     def train(name: str, method: str, chosen: list) -> torch.nn.Module:
-        sequences = [naive.context(tokenizer, task, [e], "eos")[:-1] for e in chosen]
+        sequences = [naive.sequence(tokenizer, task, e, bare) for e in chosen]
         before, after = naive.stock(language_model), naive.stock(language_model)
         losses, norms = naive.finetune(after, sequences, method, given.learning_rate, **options)
         tuned[name] = {"losses": losses, "gradient_norms": norms, "drift": naive.drift(before, after)}
