@@ -187,14 +187,16 @@ CASES = {
 }  # fmt: skip
 
 
-def random_model(config: tf.PretrainedConfig, dtype: torch.dtype = torch.float64, seed: int = 0) -> tf.PreTrainedModel:
+def random_model(
+    config: tf.PretrainedConfig, dtype: torch.dtype = torch.float64, seed: int = 0, scale: float = 0.3
+) -> tf.PreTrainedModel:
     """Weights large enough that attention matters, and no bias 0 or norm 1."""
     model = models._random_model(copy.deepcopy(config), seed, dtype)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for parameter in model.parameters():
             if parameter.ndim > 1:
-                torch.nn.init.normal_(parameter, std=0.3)
+                torch.nn.init.normal_(parameter, std=scale)
             else:
                 parameter.data += 0.2 * torch.randn_like(parameter)
     return model

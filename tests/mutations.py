@@ -190,7 +190,7 @@ FAULTS = [
          "test_a_tested_type_is_exact[granite]"),
         ("Labels' logits lack the bias of the head.", "None if bias is None else bias[list(words)]", "None",
          "test_losses_over_labels_are_exact_whatever_is_behind_the_head[phi-label_space]"),
-        ("An untested type need not be exact.", "self_check.check(self, expected, windows)", "pass",
+        ("An untested type need not be exact.", "self_check.check(model, name, self._read, expected, windows)", "pass",
          "test_families_without_a_test_are_refused_where_they_differ"),
     ),
     *_faults(

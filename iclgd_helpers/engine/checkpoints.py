@@ -36,8 +36,9 @@ WITHOUT_EFFECT = ("generation_config.json", "trainer_state.json", "all_results.j
 # The largest value of a size that a model of today could have; beyond it, building one would take all memory or years.
 SIZES = dict.fromkeys("num_hidden_layers n_layer num_layers".split(), 1000)
 SIZES |= dict.fromkeys("num_attention_heads num_key_value_heads n_head attention_heads head_dim".split(), 2**16)
+SIZES |= dict.fromkeys("num_heads num_kv_heads num_local_experts num_experts num_experts_per_tok".split(), 2**16)
 SIZES |= dict.fromkeys("hidden_size n_embd d_model word_embed_proj_dim query_pre_attn_scalar".split(), 2**18)
-SIZES |= dict.fromkeys("intermediate_size n_inner ffn_dim".split(), 2**24)
+SIZES |= dict.fromkeys("intermediate_size n_inner ffn_dim ffn_hidden_size moe_intermediate_size".split(), 2**24)
 SIZES |= dict.fromkeys("vocab_size max_position_embeddings n_positions".split(), 2**24)
 PLAIN_DTYPES = ("F64", "F32", "F16", "BF16")  # of safetensors; others hold quantised or whole numbers
 HEADER_BYTES = 10**8  # of a safetensors file; the format allows no more

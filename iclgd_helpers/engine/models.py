@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from iclgd_helpers import pinned_downloads
 from iclgd_helpers.data import synthetic
+from iclgd_helpers.data.token_layout import TokenTree
 from iclgd_helpers.engine import checkpoints, parts, prefix_attention, self_check
 from iclgd_helpers.engine.families import REHEARSAL, TESTED, TINY
 from iclgd_helpers.errors import InputError, reason
@@ -73,7 +74,7 @@ class LanguageModel:
             with self_check.only_exact(model, name):
                 expected = self_check.stock_logits(model)
                 windows = self._adopt()
-                self_check.check(self, expected, windows)
+                self_check.check(model, name, self._read, expected, windows)
 
     def _adopt(self) -> list[int | None]:
         """Find the model's parts, and let its attention layers run here; returns each layer's window."""
@@ -176,6 +177,14 @@ class LanguageModel:
         prefix = prefix_attention.Prefix(length=len(tokens))
         self.hidden(torch.tensor([list(tokens)], device=self.device), call=prefix_attention.Call(capture=prefix))
         return prefix
+
+    def _read(self, before: list[int], ends: list[list[int]]) -> list[Tensor]:
+        """Logits `[token, word]` of each of several ends behind the same tokens."""
+        packing = prefix_attention.Packing.of([TokenTree.of(end, ()) for end in ends], self.device)
+        tokens = torch.tensor([[token for end in ends for token in end]], device=self.device)
+        call = prefix_attention.Call(prefix=self.prefix(before), packing=packing)
+        logits = self.logits(self.hidden(tokens, start=len(before), call=call)[0])
+        return list(torch.split(logits, [len(end) for end in ends]))
 
     def original(self) -> KVUpdate:
         """The present values of the trainable parameters: the update that changes nothing."""

@@ -38,12 +38,14 @@ class Observation:
         `[query, class]`, nats: the score of each label, see `Layout.label_score`; every token's probability is
         normalised over the whole vocabulary.
     lens_log_odds
-        `[query, layer, class]`, logit of each label's first token at each layer's output (logit lens).
+        `[query, layer, class]`, logit of each label's first token at each layer's output (logit lens), with all that
+        the model does behind its head.
     attention_output
         `[query, layer, d_model]` at the read position, after the output projection, before the residual.
     attention_scores
-        `[query, layer, head, token]`, scaled, pre-softmax, of the read position over the query's own tokens (BOS and
-        demonstrations left out); 0 for tokens that it does not see: those behind it, and other labels.
+        `[query, layer, head, token]`, as they enter the softmax (scaled, capped, with what ALiBi adds to a key more
+        than to the token's own), of the read position over the query's own tokens (BOS and demonstrations left out); 0
+        for tokens that it does not see: those behind it, and other labels.
     """
 
     label_log_probabilities: Tensor

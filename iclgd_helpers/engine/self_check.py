@@ -7,21 +7,16 @@ two sequences as a whole. The engine reads what both begin with once, and their 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 import transformers
 from torch import Tensor
 
-from iclgd_helpers.data.token_layout import TokenTree
 from iclgd_helpers.engine.families import HELP
-from iclgd_helpers.engine.prefix_attention import NAME, Call, Packing
+from iclgd_helpers.engine.prefix_attention import NAME
 from iclgd_helpers.errors import InputError, reason
-
-if TYPE_CHECKING:
-    from iclgd_helpers.engine.models import LanguageModel
 
 BEFORE, ENDS = 7, (9, 6)  # tokens that both sequences begin with, and of each one's end
 CLOSE = {8: 1e-6, 4: 1e-3, 2: 0.15}  # bytes of a number -> largest difference, relative to the largest log-probability
@@ -56,30 +51,37 @@ def stock_logits(model: transformers.PreTrainedModel) -> list[Tensor] | None:
 
 
 @torch.no_grad()
-def check(language_model: LanguageModel, expected: Sequence[Tensor] | None, windows: Sequence[int | None]) -> None:
+def check(
+    model: transformers.PreTrainedModel,
+    name: str,
+    read: Callable[[list[int], list[list[int]]], list[Tensor]],
+    expected: Sequence[Tensor] | None,
+    windows: Sequence[int | None],
+) -> None:
     """
-    Compare the engine with what `stock_logits` gave; `windows` are those that its attention layers asked for.
+    Compare what the engine reads with what `stock_logits` gave.
+
+    Parameters
+    ----------
+    read
+        the engine's logits `[token, word]` of each of several ends behind one beginning.
+    windows
+        those that the attention layers asked for.
 
     Raises
     ------
     InputError
         naming the difference.
     """
-    model, name = language_model.model, language_model.name
     kind = model.config.model_type
     _check_windows(kind, name, model.config, windows)
     if expected is None:
         return
     first, second = _sequences(model)
-    ends = [TokenTree.of(tokens[BEFORE:], ()) for tokens in (first, second)]
-    call = Call(prefix=language_model.prefix(first[:BEFORE]), packing=Packing.of(ends, language_model.device))
-    packed = torch.tensor([token for end in ends for token in end.tokens], device=language_model.device)
-    hidden = language_model.hidden(packed[None], start=BEFORE, call=call)[0]
-    ours = language_model.logits(hidden).double().log_softmax(-1)
-    for found, stock in zip(torch.split(ours, [len(end.tokens) for end in ends]), expected, strict=True):
-        wanted = stock[BEFORE:].double().log_softmax(-1)
-        difference = float((found - wanted).abs().max() / wanted.abs().max().clamp_min(1))
-        if not difference <= CLOSE[language_model.dtype.itemsize]:
+    for found, stock in zip(read(first[:BEFORE], [first[BEFORE:], second[BEFORE:]]), expected, strict=True):
+        ours, theirs = found.double().log_softmax(-1), stock[BEFORE:].double().log_softmax(-1)
+        difference = float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1))
+        if not difference <= CLOSE[found.dtype.itemsize]:
             raise _refused(kind, name, f"log-probabilities differ from transformers' by {difference:.1g}")
 
 

@@ -19,7 +19,9 @@ from transformers.models.bloom import modeling_bloom
 from iclgd_helpers import storage
 from iclgd_helpers.data.token_layout import TokenTree
 from iclgd_helpers.engine import families, finetune, models, own_attention, parts, prefix_attention
+from iclgd_helpers.engine.finetune import Settings
 from iclgd_helpers.engine.models import LanguageModel
+from iclgd_helpers.engine.observe import Arm, observe
 from iclgd_helpers.engine.prefix_attention import Scoring
 from iclgd_helpers.errors import InputError
 
@@ -64,6 +66,33 @@ def test_families_in_single_precision(name: str):
         ours = model.logits(model.hidden(tokens[:, 50:], start=50, call=call)).log_softmax(-1)
         theirs = stock(tokens, use_cache=False).logits[:, 50:].log_softmax(-1)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4 * max(1.0, float(theirs.abs().max())))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_families_in_half_precision_stay_near(name: str):
+    """Scores of labels, losses and steps; finetuning computes in half precision and keeps float32 weights."""
+    shown = None
+    for dtype in (torch.float32, torch.bfloat16):
+        model = LanguageModel(random_model(CASES[name].config, torch.float32, scale=0.1).to(dtype), TOKENIZER, name)
+        given = replace(model_types.material(name), model=model)
+        ((_indices, seen),) = observe(model, given.queries(), {"arm": Arm(given.prefix)})
+        sequences = [given.layout.training_sequence(example) for example in given.demonstrations]
+        tuned = finetune.finetune(model, sequences, "joint", Settings(0.1, "label_space"))
+        pairs = zip(tuned.update.values, model.original().values, strict=True)
+        step = torch.cat([(new - old).flatten() for new, old in pairs])
+        found = (seen["arm"].label_log_probabilities, tuned.losses, step)
+        if shown is not None:
+            sizes = [float((one - other).norm() / other.norm()) for one, other in zip(found, shown, strict=True)]
+            assert sizes[0] < 0.01 and sizes[1] < 0.02 and 0 < sizes[2] < 0.2, sizes
+        shown = found
+
+
+@pytest.mark.parametrize("name", ["llama", "falcon, groups", "bloom", "gemma2", "gpt_oss", "gpt_neo"])
+def test_families_without_the_fused_kernel(name: str, monkeypatch: pytest.MonkeyPatch):
+    """What other devices run; some rows at a time."""
+    monkeypatch.setattr(prefix_attention, "FUSED_ON", ())
+    monkeypatch.setattr(prefix_attention, "SCORES_AT_ONCE", 4000)
+    assert max(compare(name, methods=("standard",)).values()) < CLOSE
 
 
 # --------------------------------------------------------------------------------------------- negative controls
