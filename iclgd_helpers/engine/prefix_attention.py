@@ -211,8 +211,7 @@ def shared_prefix_attention(
     """
     Causal softmax attention: of plain sequences, or of packed queries that all follow the same prefix.
 
-    `attention_mask`, which transformers may pass, is ignored: causality and the packing say all that it could. What
-    else the pass under way wants is the `present` call.
+    `attention_mask` is ignored: causality says all that it could. What a pass wants beside is the `present` call.
 
     Parameters
     ----------
