@@ -180,12 +180,12 @@ def test_a_blank_before_every_text_is_no_token_of_the_label():
 
 def test_a_token_over_the_boundary_belongs_to_the_label():
     tokenizer = merging()
-    task = replace(TASK, template="{text}:", verbalizers=("a", "b"))
+    task = replace(TASK, template="{text}:", verbalizers=("aa", "b"))
     layout = Layout.make(tokenizer, task, "eos")
     query = layout.query(Example("cab:", 0, 0), "label")
     assert query.is_merged
     assert tokenizer.convert_ids_to_tokens(query.tokens[: query.predict + 1]) == ["c", "a", "b"]
-    assert [tokenizer.convert_ids_to_tokens(label) for label in query.labels] == [[": a"], [": ", "b"]]
+    assert [tokenizer.convert_ids_to_tokens(label) for label in query.labels] == [[": a", "a"], [": ", "b"]]
     sequence = layout.training_sequence(Example("cab:", 1, 0))
     assert sequence.tokens == (layout.bos, *layout.demonstration(Example("cab:", 1, 0)))
 
