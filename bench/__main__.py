@@ -44,6 +44,7 @@ HERE = Path(__file__).parent
 SECTIONS = {
     "scoring": 90,
     "recompute": 225,
+    "labels": 150,
     "llama_cpp": 75,
     "lm_eval": 300,
     "memory": 200,
@@ -56,12 +57,14 @@ PEERS = ("llama_cpp", "lm_eval")
 # key -> (is a larger value better?, target)
 TARGETS = {
     "ratio_vs_recompute": (True, 20.0),
+    "labels_ratio_vs_recompute": (True, 15.0),
     "ratio_vs_lm_eval": (True, 12.0),
     "ratio_vs_llama_cpp": (True, 1.5),
     "fraction_of_peak": (True, 0.6),
     "memory_growth": (False, 1.1),
     "bytes_per_query": (False, 1000.0),
 }
+SAME_NUMBERS = {"ratio_vs_recompute": "recompute", "labels_ratio_vs_recompute": "labels"}  # key -> its section
 KEYS = (*TARGETS, "bfloat16_speedup", "bfloat16_agreement", "finetune_step", "growth", "ablations")
 
 
@@ -71,8 +74,8 @@ def verdicts(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     for key, (larger, target) in TARGETS.items():
         value = results.get(key)
         met = value is not None and (value >= target if larger else value <= target)
-        if key == "ratio_vs_recompute" and value is not None:
-            met = met and bool(results["sections"]["recompute"]["same_numbers"])
+        if key in SAME_NUMBERS and value is not None:
+            met = met and bool(results["sections"][SAME_NUMBERS[key]]["same_numbers"])
         rows.append({"key": key, "target": f"{'at least' if larger else 'at most'} {target:g}", "value": value})
         rows[-1]["met"] = met
     return rows
@@ -167,7 +170,8 @@ def run(setting: Setting, chosen: list[str], folder: Path, fresh: bool = False) 
 
 def assembled(setting: Setting, quick: bool, done: Mapping[str, Any]) -> dict[str, Any]:
     """What `bench.json` holds: every key of the report, verdicts, and all sections in full."""
-    found = {key: value for section in done.values() for key, value in section.items() if key in KEYS}
+    found = {key: value for name in done if name != "labels" for key, value in done[name].items() if key in KEYS}
+    found["labels_ratio_vs_recompute"] = done.get("labels", {}).get("ratio_vs_recompute")
     result = {key: found.get(key) for key in KEYS}
     result |= {"created": datetime.now(UTC).isoformat(timespec="seconds"), "engine": engine_hash(), "quick": quick}
     result |= {"code": bench_hash(), "machine": machine(), "setting": asdict(setting), "sections": done}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import operator
 import resource
 import statistics
 import subprocess
@@ -28,13 +27,15 @@ from transformers.masking_utils import sdpa_mask
 from bench import peers
 from iclgd_helpers import paths, pinned_downloads
 from iclgd_helpers.data.demonstrations import select_demonstrations
-from iclgd_helpers.data.token_layout import Query
-from iclgd_helpers.engine import finetune, models
+from iclgd_helpers.data.token_layout import Layout, Query, TokenTree, TrainingSequence
+from iclgd_helpers.engine import finetune, models, parts
 from iclgd_helpers.engine.models import LanguageModel
 from iclgd_helpers.engine.observe import Arm, Observation, observe
-from iclgd_helpers.experiments import comparison, cost, experiment, parameters, records, runs, updates
+from iclgd_helpers.experiments import comparison, cost, experiment, inputs, parameters, records, runs, updates
 from iclgd_helpers.experiments.runs import Run
 from iclgd_helpers.paths import repository_root
+
+LABELS = ("clearly a failure", "rather a failure", "rather a success", "clearly a success")  # three tokens each
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Bench:
     @cached_property
     def ours(self) -> np.ndarray:
         """Label log-probabilities of the engine, `[query, class]`."""
-        return score(self.cell.model, self.cell.queries, self.in_context, self.cell.layout.labels)
+        return score(self.cell.model, self.cell.queries, self.in_context)
 
     def some(self, n: int) -> list[Query]:
         """`n` queries; rows repeat when the task has fewer."""
@@ -124,23 +125,21 @@ def in_turn(rounds: int, **runs: Callable[[], object]) -> dict[str, list[float]]
     return seconds
 
 
-def score(
-    model: LanguageModel, queries: Sequence[Query], arm: Arm, labels: Sequence[int], batch_tokens: int | None = None
-) -> np.ndarray:
+def score(model: LanguageModel, queries: Sequence[Query], arm: Arm, batch_tokens: int | None = None) -> np.ndarray:
     """The scoring loop, recording on: every observation is made; of it the log-probabilities are kept."""
     options = {} if batch_tokens is None else {"batch_tokens": batch_tokens}
-    result = np.zeros((len(queries), len(labels)))
-    for indices, seen in observe(model, queries, {"arm": arm}, labels, **options):
+    result = np.zeros((len(queries), len(queries[0].labels)))
+    for indices, seen in observe(model, queries, {"arm": arm}, **options):
         result[indices] = seen["arm"].label_log_probabilities.double().cpu().numpy()
     return result
 
 
-def useful(shape: cost.Shape, queries: Sequence[Query], prefix: int, n_classes: int) -> float:
+def useful(shape: cost.Shape, queries: Sequence[Query], prefix: int) -> float:
     """Operations of the scoring loop without padding: the prefix once, then every query."""
     work = cost.forward(shape, prefix)
     for query in queries:
-        tokens = len(query.tokens)
-        work += cost.forward(shape, tokens, prefix, 1) + cost.recording(shape, tokens, n_classes)
+        tokens, rows = len(query.tokens), len({place for places in query.tree.places for place in places})
+        work += cost.forward(shape, tokens, prefix, rows) + cost.recording(shape, tokens, len(query.labels))
     return work.total
 
 
@@ -189,21 +188,21 @@ def scoring(bench: Bench) -> dict[str, Any]:
     """The scoring loop beside the largest matrix products; float32 and bfloat16 in turn."""
     cell, setting = bench.cell, bench.setting
     half = models.load_model(setting.model, "bfloat16", "cpu")
-    labels, queries = cell.layout.labels, cell.queries
+    queries = cell.queries
     found: dict[str, np.ndarray] = {}
     rates = {"float32": 0.0, "bfloat16": 0.0}
 
     def run(name: str, model: LanguageModel) -> None:
-        found[name] = score(model, queries, bench.in_context, labels)
+        found[name] = score(model, queries, bench.in_context)
 
     for model in (cell.model, half):
-        score(model, queries[:4], bench.in_context, labels)
+        score(model, queries[:4], bench.in_context)
     seconds: dict[str, list[float]] = {name: [] for name in rates}
     for _round in range(setting.rounds):
         for name, model in (("float32", cell.model), ("bfloat16", half)):
             rates[name] = max(rates[name], product_rate(setting.matrices, getattr(torch, name)))
             seconds[name].append(timed(lambda name=name, model=model: run(name, model)))
-    flops = useful(bench.shape, queries, len(bench.in_context.prefix), len(labels))
+    flops = useful(bench.shape, queries, len(bench.in_context.prefix))
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     return {
         "fraction_of_peak": flops / medians["float32"] / rates["float32"],
@@ -230,9 +229,8 @@ class _Stock:
         AttentionInterface.register(self.NAME, self._attention)
         AttentionMaskInterface.register(self.NAME, sdpa_mask)  # without this there would be no causal mask
         self.model.set_attn_implementation(self.NAME)
-        layers = operator.attrgetter(model.family.layers)(self.model)
-        for layer in layers:
-            getattr(layer, model.family.attention).register_forward_hook(self._keep)
+        for attention in parts.find(self.model, model.name).attentions:
+            attention.register_forward_hook(self._keep)
 
     def _attention(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any):
         keys = key[0].repeat_interleave(query.shape[1] // key.shape[1], 0)
@@ -243,39 +241,50 @@ class _Stock:
         self.outputs.append(output[0][0, self.read])
 
     @torch.no_grad()
-    def observe(self, prefix: Sequence[int], query: Query, labels: Sequence[int], rows: int = 0) -> tuple[Tensor, ...]:
+    def observe(self, prefix: Sequence[int], query: Query, rows: int = 0) -> tuple[Tensor, ...]:
         """One query as the original treats it: the whole prompt, the head at every position (`rows`=0) or the last."""
         start = len(prefix)
         self.read, self.scores, self.outputs = start + query.read, [], []
         tokens = torch.tensor([[*prefix, *query.tokens]])
         logits = self.model(tokens, use_cache=False, logits_to_keep=rows).logits[0]
         position = start + query.predict - tokens.shape[1]  # from the end
-        log_probabilities = torch.log_softmax(logits[position].float(), -1)[list(labels)]
+        log_probabilities = torch.log_softmax(logits[position].float(), -1)[[label[0] for label in query.labels]]
         scores = torch.stack(self.scores)[:, :, start:]  # [layer, head, token]
         return log_probabilities, torch.stack(self.outputs), scores
+
+    @torch.no_grad()
+    def label_log_probabilities(self, prefix: Sequence[int], query: Query) -> Tensor:
+        """Of labels of several tokens, `[class]`: the whole prompt once for each, as the original's way would be."""
+        prompt, found = [*prefix, *query.tokens[: query.predict + 1]], []
+        for label in query.labels:
+            self.read, self.scores, self.outputs = len(prompt) - 1, [], []
+            logits = self.model(torch.tensor([[*prompt, *label]]), use_cache=False).logits[0, -len(label) - 1 : -1]
+            log_probabilities = torch.log_softmax(logits.float(), -1)
+            found.append(log_probabilities[torch.arange(len(label)), list(label)].sum())
+        return torch.stack(found)
 
 
 def recompute(bench: Bench) -> dict[str, Any]:
     """The original's way: every prompt from its first token, one at a time; and the engine on all queries."""
     cell, setting = bench.cell, bench.setting
-    stock, labels, prefix = _Stock(cell.model), cell.layout.labels, bench.in_context.prefix
+    stock, prefix = _Stock(cell.model), bench.in_context.prefix
     order = sorted(range(len(cell.queries)), key=lambda i: len(cell.queries[i].tokens))
     chosen = order[:: max(1, len(order) // (setting.recomputed * setting.recompute_rounds))]
     rounds = [chosen[i :: setting.recompute_rounds][: setting.recomputed] for i in range(setting.recompute_rounds)]
     engine = {}
-    for indices, seen in observe(cell.model, cell.queries, {"arm": bench.in_context}, labels):
+    for indices, seen in observe(cell.model, cell.queries, {"arm": bench.in_context}):
         engine |= {i: (seen["arm"], row) for row, i in enumerate(indices)}
     gaps, seconds, tokens = [], {"recomputed": [], "recomputed_needed_rows": [], "engine": []}, 0
-    stock.observe(prefix, cell.queries[0], labels)
+    stock.observe(prefix, cell.queries[0])
     for indices in rounds:
         start, found = time.perf_counter(), {}
         for i in indices:
-            found[i] = stock.observe(prefix, cell.queries[i], labels)
+            found[i] = stock.observe(prefix, cell.queries[i])
         seconds["recomputed"].append((time.perf_counter() - start) / len(indices))
         few = indices[:: max(1, len(indices) // 5)]
-        one = timed(lambda few=few: [stock.observe(prefix, cell.queries[i], labels, rows=2) for i in few])
+        one = timed(lambda few=few: [stock.observe(prefix, cell.queries[i], rows=2) for i in few])
         seconds["recomputed_needed_rows"].append(one / len(few))
-        whole = timed(lambda: score(cell.model, bench.some(setting.engine_queries), bench.in_context, labels))
+        whole = timed(lambda: score(cell.model, bench.some(setting.engine_queries), bench.in_context))
         seconds["engine"].append(whole / setting.engine_queries)
         for i, theirs in found.items():
             gaps.append(_gaps(*engine[i], theirs, len(cell.queries[i].tokens), cell.queries[i].read))
@@ -292,6 +301,41 @@ def recompute(bench: Bench) -> dict[str, Any]:
         "n_queries_recomputed": n,
         "n_queries_engine": setting.engine_queries,
         "mean_prompt_tokens": tokens / n,
+        "counts": "the engine's time includes its prefix",
+    }
+
+
+def labels(bench: Bench) -> dict[str, Any]:
+    """Four labels of three tokens: the original's way computes the prompt once for each, the engine once for all."""
+    cell, setting = bench.cell, bench.setting
+    task = replace(cell.layout.task, verbalizers=LABELS)
+    layout = Layout.make(cell.layout.tokenizer, task, setting.separator)
+    examples = inputs.task_data(cell.parameters).evaluation[: len(cell.queries)]
+    queries = [layout.query(example, cell.parameters.token_read) for example in examples]
+    arm = Arm(layout.prefix(cell.demonstrations))
+    stock, ours = _Stock(cell.model), score(cell.model, queries, arm)
+    order = sorted(range(len(queries)), key=lambda i: len(queries[i].tokens))
+    chosen = order[:: max(1, len(order) // setting.recomputed)][: setting.recomputed]
+    rounds = [chosen[i :: setting.recompute_rounds] for i in range(setting.recompute_rounds)]
+    seconds: dict[str, list[float]] = {"recomputed": [], "engine": []}
+    theirs: dict[int, np.ndarray] = {}
+    stock.label_log_probabilities(arm.prefix, queries[0])
+    many = [queries[i % len(queries)] for i in range(setting.engine_queries)]
+    for indices in filter(None, rounds):
+        start = time.perf_counter()
+        theirs |= {i: stock.label_log_probabilities(arm.prefix, queries[i]).double().numpy() for i in indices}
+        seconds["recomputed"].append((time.perf_counter() - start) / len(indices))
+        seconds["engine"].append(timed(lambda: score(cell.model, many, arm)) / len(many))
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    apart = differences(ours[list(theirs)], np.stack(list(theirs.values())))
+    return {
+        "ratio_vs_recompute": medians["recomputed"] / medians["engine"],
+        "same_numbers": apart["largest_log_probability_difference"] < 1e-3,
+        "differences": apart,
+        "seconds_a_query": seconds,
+        "label_tokens": [len(label) for label in layout.labels],
+        "n_queries_recomputed": len(theirs),
+        "n_queries_engine": len(many),
         "counts": "the engine's time includes its prefix",
     }
 
@@ -318,7 +362,7 @@ def llama_cpp(bench: Bench) -> dict[str, Any]:
     peers.make_environment()
     cell, n = bench.cell, bench.setting.llama_queries
     gguf = peers.gguf_file(bench.setting.model, bench.folder)
-    labels, queries = cell.layout.labels, cell.queries[:n]
+    queries = cell.queries[:n]
     engines = {"engine": cell.model, "engine_bfloat16": models.load_model(bench.setting.model, "bfloat16", "cpu")}
     seconds: dict[str, list[float]] = {"llama_cpp": [], **{name: [] for name in engines}}
     for _round in range(bench.setting.rounds):
@@ -326,11 +370,11 @@ def llama_cpp(bench: Bench) -> dict[str, Any]:
         seconds["llama_cpp"].append(statistics.fmean(theirs["queries"]))
         for name, model in engines.items():
             prefix = timed(lambda model=model: model.prefix(bench.in_context.prefix))
-            whole = timed(lambda model=model: score(model, queries, bench.in_context, labels))
+            whole = timed(lambda model=model: score(model, queries, bench.in_context))
             seconds[name].append((whole - prefix) / n)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     prefix = len(bench.in_context.prefix)
-    work = useful(bench.shape, queries, prefix, len(labels)) - cost.forward(bench.shape, prefix).total
+    work = useful(bench.shape, queries, prefix) - cost.forward(bench.shape, prefix).total
     return {
         "ratio_vs_llama_cpp": medians["llama_cpp"] / medians["engine_bfloat16"],
         "ratio_vs_llama_cpp_float32": medians["llama_cpp"] / medians["engine"],
@@ -422,35 +466,35 @@ def finetune_step(bench: Bench) -> dict[str, Any]:
             seconds[method].append(_steps(cell, sequences, method))
     result = {}
     for method, rounds in seconds.items():
-        flops = [cost.STEPS[method](bench.shape, len(s), len(s) - 1).total for s in sequences]
+        lengths = [len(sequence.tokens) for sequence in sequences]
+        flops = [cost.STEPS[method](bench.shape, n, n - 1).total for n in lengths]
         typical = [statistics.median(values) for values in zip(*rounds, strict=True)]  # of each sequence
         result[method] = {
             "seconds": statistics.fmean(typical),
             "flops": statistics.fmean(flops),
             "share_of_peak": sum(flops) / sum(typical) / bench.peak,
-            "mean_tokens": statistics.fmean(map(len, sequences)),
+            "mean_tokens": statistics.fmean(lengths),
         }
     return {"finetune_step": result, "rounds": bench.setting.rounds}
 
 
-def _steps(cell: Run, sequences: Sequence[Sequence[int]], method: str) -> list[float]:
+def _steps(cell: Run, sequences: Sequence[TrainingSequence], method: str) -> list[float]:
     """Seconds of the step on each of `sequences`; a first one, on the last of them, is not counted."""
     times = [time.perf_counter()]
     learner = finetune.Learner([sequences[-1], *sequences], updates.settings(cell.parameters, method))
-    labels = cell.layout.labels
-    finetune.finetune_together(cell.model, [learner], labels, method, lambda: times.append(time.perf_counter()))
+    finetune.finetune_together(cell.model, [learner], method, lambda: times.append(time.perf_counter()))
     return np.diff(times)[1:].tolist()
 
 
 def growth(bench: Bench) -> dict[str, Any]:
     """Time against number of queries, demonstrations and layers, beside the counted operations."""
     cell, setting = bench.cell, bench.setting
-    labels, few = cell.layout.labels, bench.some(setting.growth_rows)
+    few = bench.some(setting.growth_rows)
 
     def point(x: int, model: LanguageModel, shape: cost.Shape, queries: Sequence[Query], arm: Arm) -> dict[str, Any]:
         rounds = 1 if len(queries) > setting.queries else 2
-        seconds = min(timed(lambda: score(model, queries, arm, labels)) for _ in range(rounds))
-        flops = useful(shape, queries, len(arm.prefix), len(labels))
+        seconds = min(timed(lambda: score(model, queries, arm)) for _ in range(rounds))
+        flops = useful(shape, queries, len(arm.prefix))
         return {"x": x, "seconds": seconds, "flops": flops, "n_queries": len(queries), "prefix": len(arm.prefix)}
 
     model, shape, arm = cell.model, bench.shape, bench.in_context
@@ -472,9 +516,9 @@ def growth(bench: Bench) -> dict[str, Any]:
 @contextmanager
 def truncated(model: LanguageModel, n_layers: int) -> Iterator[LanguageModel]:
     """The model with its first layers only."""
-    path, _, name = model.family.layers.rpartition(".")
-    owner, config = operator.attrgetter(path)(model.model), model.model.config
-    layers, before = getattr(owner, name), config.num_hidden_layers
+    owner, config = parts.find(model.model, model.name).owner, model.model.config
+    (name,) = (name for name, child in owner.named_children() if child is model.layers)
+    layers, before = model.layers, config.num_hidden_layers
     try:
         setattr(owner, name, nn.ModuleList(layers[:n_layers]))
         config.num_hidden_layers = n_layers
@@ -487,24 +531,19 @@ def truncated(model: LanguageModel, n_layers: int) -> Iterator[LanguageModel]:
 def ablations(bench: Bench) -> dict[str, Any]:
     """Each factor switched off in turn; seconds a query (or a step), beside everything on."""
     cell, setting = bench.cell, bench.setting
-    labels, queries, model, arm = (
-        cell.layout.labels,
-        bench.some(setting.growth_rows),
-        bench.cell.model,
-        bench.in_context,
-    )
+    queries, model, arm = bench.some(setting.growth_rows), bench.cell.model, bench.in_context
     whole = [prompt_and_query(arm.prefix, query) for query in queries[:: max(1, len(queries) // setting.recomputed)]]
     bare = Arm(cell.layout.prefix())
 
     def every_position() -> None:
         with head_everywhere(model):
-            score(model, queries, arm, labels)
+            score(model, queries, arm)
 
     seconds = in_turn(
         2,
-        all_on=lambda: score(model, queries, arm, labels),
-        shared_prefix=lambda: score(model, whole, bare, labels),
-        batching=lambda: score(model, queries, arm, labels, batch_tokens=1),
+        all_on=lambda: score(model, queries, arm),
+        shared_prefix=lambda: score(model, whole, bare),
+        batching=lambda: score(model, queries, arm, batch_tokens=1),
         needed_rows=every_position,
     )
     sizes = {"shared_prefix": len(whole)}
@@ -512,8 +551,8 @@ def ablations(bench: Bench) -> dict[str, Any]:
     sequence = cell.layout.training_sequence(cell.training[0])
     steps = in_turn(
         max(3, setting.rounds),
-        kv_only=lambda: gradient(model, sequence, labels, False),
-        all_parameters=lambda: gradient(model, sequence, labels, True),
+        kv_only=lambda: gradient(model, sequence, False),
+        all_parameters=lambda: gradient(model, sequence, True),
     )
     return {
         "ablations": {
@@ -529,7 +568,9 @@ def ablations(bench: Bench) -> dict[str, Any]:
 def prompt_and_query(prefix: Sequence[int], query: Query) -> Query:
     """The query with all of the prefix but BOS as its own tokens."""
     more = tuple(prefix[1:])
-    return replace(query, tokens=more + query.tokens, predict=query.predict + len(more), read=query.read + len(more))
+    trunk = more + query.tokens[: query.predict + 1]
+    tree = TokenTree.of(trunk, query.labels, query.tokens[query.predict + 1 :][: len(query.labels[0])])
+    return replace(query, tree=tree, predict=query.predict + len(more), read=query.read + len(more))
 
 
 @contextmanager
@@ -549,18 +590,18 @@ def head_everywhere(model: LanguageModel) -> Iterator[None]:
         del model.hidden
 
 
-def gradient(model: LanguageModel, sequence: Sequence[int], labels: Sequence[int], everything: bool) -> None:
+def gradient(model: LanguageModel, sequence: TrainingSequence, everything: bool) -> None:
     """Loss and gradients of one training sequence: of the K/V projections, or of every parameter."""
     chosen = list(model.model.parameters()) if everything else [t.parameter for t in model.trainables]
-    tokens = torch.tensor([list(sequence)])
+    targets = finetune.Targets.of([sequence], "all", model.device)
     try:
         for parameter in chosen:
             parameter.requires_grad_(True)
-        states = model.hidden(tokens)
+        states = model.hidden(targets.tokens)
         if everything:  # as the original code does: the head's gradient, too
-            loss = nn.functional.cross_entropy(model.head(states[0, :-1]), tokens[0, 1:])
+            loss = nn.functional.cross_entropy(model.head(states[0, :-1]), targets.words[0])
         else:
-            loss = finetune.sequence_loss(model, states, tokens, labels, "all")
+            loss = finetune.sequence_loss(model, states, targets)
         torch.autograd.grad(loss, chosen)
     finally:
         for parameter in chosen:
@@ -580,7 +621,7 @@ def run_child(job: Mapping[str, Any]) -> dict[str, Any]:
     loaded, kept, table = peak_memory(), [], []
     arms = {"zero_shot": bare, "in_context": bench.in_context, "standard": moved}
     queries = bench.some(n)
-    for indices, seen in observe(cell.model, queries, arms, cell.layout.labels):
+    for indices, seen in observe(cell.model, queries, arms):
         rows = [queries[i].row for i in indices]
         compared = comparison.similarities(*seen.values(), cell, rows)
         table.append([value.half() for value in compared.values()])

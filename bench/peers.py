@@ -95,7 +95,7 @@ def llama_cpp(cell: Run, gguf: Path, n: int, folder: Path) -> dict[str, Any]:
         "context": 2048,
         "prefix": list(cell.layout.prefix(cell.demonstrations)),
         "queries": [list(query.tokens[: query.predict + 1]) for query in cell.queries[:n]],
-        "labels": list(cell.layout.labels),
+        "labels": [token for (token,) in cell.layout.labels],
     }
     file = folder / "llama_job.json"
     file.write_text(json.dumps(job))

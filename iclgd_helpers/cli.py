@@ -25,12 +25,14 @@ from iclgd_helpers.command_line import (
     exit_status,
     from_here,
     given_once,
+    task_from_here,
     typed,
     typed_product,
 )
 from iclgd_helpers.errors import CellError, InputError
 from iclgd_helpers.experiments import parameters, protocol
 from iclgd_helpers.paths import records_folder, repository_root
+from iclgd_helpers.schemas import one_of
 
 if TYPE_CHECKING:
     from iclgd_helpers.experiments.plans import Planned
@@ -137,7 +139,11 @@ def _product(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What all runs have in common, and what they differ in: parameter -> values."""
     given, over = typed_product(pairs)
-    named = {"model": [from_here(model) for model in models], "task": list(tasks), "seed": list(seeds)}
+    named = {
+        "model": [from_here(model) for model in models],
+        "task": list(map(task_from_here, tasks)),
+        "seed": list(seeds),
+    }
     named = {name: several for name, several in named.items() if several}
     given_once([*given, *over], [*named, *(["preset"] if preset else [])])
     if preset:
@@ -175,9 +181,9 @@ def _plan(name: str, models: Sequence[str], tasks: Sequence[str], stages: Sequen
     """The jobs of one of the book's plans."""
     known = protocol.SEEDS if name == "reproduction" else protocol.PROMPT_SEEDS
     for task in tasks:
-        parameters.one_of("task of the plan", task, known)
+        one_of("task of the plan", task, known)
     for stage in stages:
-        parameters.one_of("stage", stage, protocol.STAGES)
+        one_of("stage", stage, protocol.STAGES)
     if name == "prompts":
         refuse({"--stage": stages}, "give it with --plan reproduction")
     named = [from_here(model) for model in models] or list(protocol.MODELS[: 1 if name == "prompts" else None])

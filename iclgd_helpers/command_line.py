@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from iclgd_helpers.data.task_files import names_a_file
 from iclgd_helpers.engine.checkpoints import BUILT_IN
 from iclgd_helpers.errors import CellError, InputError, shortened
 from iclgd_helpers.experiments.parameters import text_names
@@ -18,7 +19,8 @@ from iclgd_helpers.paths import resolve_here, resolve_path
 from iclgd_helpers.signals import Terminated, farewell
 
 # Parameters that may name a file or a folder.
-PATHS = ("data_file", "data_folder", "model", "other_model", "bench_file")
+PATHS = ("data_file", "data_folder", "model", "other_model", "bench_file", "task_file")
+FORMAT = ("separator", "label_prefix", "instruction")  # texts in which `\n` and `\t` may be typed
 TFLOPS = (1e-6, 1e9)  # TFLOP/s: no device is slower or faster, and times stay numbers that can be said
 MOST_THREADS = 1024
 Pairs = tuple[tuple[str, str], ...]  # of `-p NAME VALUE`
@@ -82,6 +84,11 @@ def from_here(path: str) -> str:
     return str(here) if lies_here else path
 
 
+def task_from_here(task: str) -> str:
+    """The same for a task that is a file; others are names."""
+    return from_here(task) if names_a_file(task) else task
+
+
 def typed(pairs: Pairs) -> dict[str, Any]:
     """
     Parameters from a command line: texts as they stand, other values as papermill reads them, paths as a shell does.
@@ -112,7 +119,10 @@ def _typed(pairs: Pairs) -> Iterator[tuple[str, Any]]:
     texts = text_names()
     for name, text in pairs:
         value = text if name in texts and text != "None" else literal(text)
-        yield name, from_here(value) if name in PATHS and isinstance(value, str) else value
+        if isinstance(value, str):
+            value = from_here(value) if name in PATHS else task_from_here(value) if name == "task" else value
+            value = value.replace(r"\n", "\n").replace(r"\t", "\t") if name in FORMAT else value
+        yield name, value
 
 
 def given_once(given: Iterable[str], options: Iterable[str]) -> None:
@@ -144,8 +154,9 @@ def exit_status(command: click.Command, arguments: Sequence[str] | None, name: s
     except click.exceptions.Exit as end:  # of --help
         return end.exit_code
     except (InputError, click.ClickException) as error:
-        message = error.format_message() if isinstance(error, click.ClickException) else str(error)
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        # A usage error of click may be wrapped; ours have a line for each fault.
+        lines = [error.format_message()] if isinstance(error, click.ClickException) else str(error).splitlines()
+        print("\n".join(f"error: {' '.join(line.split())}" for line in lines), file=sys.stderr)
         return 2
     except CellError as error:
         print(f"error: {error}", file=sys.stderr)

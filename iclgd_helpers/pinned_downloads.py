@@ -254,13 +254,13 @@ def convert(gguf: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = str(gguf.parent)
-    options: dict[str, Any] = {"gguf_file": gguf.name, "trust_remote_code": False}
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
+    options: dict[str, Any] = {"gguf_file": gguf.name}
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=False, **options)
     model.hf_quantizer, model.is_quantized = None, False  # left over: with them it would refuse to be saved
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(target)
-    AutoTokenizer.from_pretrained(folder, **options).save_pretrained(target)
+    AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **options).save_pretrained(target)
 
 
 def write_manifest(folder: Path, sources: Mapping[str, str]) -> None:

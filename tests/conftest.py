@@ -14,7 +14,7 @@ import torch
 
 from iclgd_helpers.data import sources, tasks
 from iclgd_helpers.data.demonstrations import select_demonstrations
-from iclgd_helpers.data.token_layout import Layout, Query
+from iclgd_helpers.data.token_layout import Layout, Query, TrainingSequence
 from iclgd_helpers.engine import models
 from iclgd_helpers.errors import InputError
 from iclgd_helpers.measures import intervals
@@ -45,11 +45,11 @@ class Material:
     tolerance: float  # of a comparison with the naive implementation, relative to the largest entry
 
     @property
-    def labels(self) -> list[int]:
+    def labels(self) -> list[tuple[int, ...]]:
         return list(self.layout.labels)
 
     @property
-    def sequences(self) -> list[tuple[int, ...]]:
+    def sequences(self) -> list[TrainingSequence]:
         return [self.layout.training_sequence(example) for example in self.demonstrations]
 
     def queries(self, token_read: str = "label") -> list[Query]:

@@ -11,22 +11,24 @@ from dataclasses import dataclass
 
 import torch
 from torch.overrides import TorchFunctionMode
+from transformers.models.bloom import modeling_bloom
+from transformers.models.falcon import modeling_falcon
 
-# Where each family keeps its blocks, the matrix after attention, the last norm, and keys and values.
-BLOCKS = {
-    "llama": "model.layers", "gemma3_text": "model.layers", "xglm": "model.layers",
-    "opt": "model.decoder.layers", "gpt2": "transformer.h", "gpt_neox": "gpt_neox.layers",
+# Where each family keeps its blocks, the matrix after attention, the last norm, and keys and values; most are as Llama.
+BLOCKS = dict.fromkeys("gpt2 gptj gpt_neo falcon bloom".split(), "transformer.h") | {
+    "opt": "model.decoder.layers", "gpt_neox": "gpt_neox.layers", "mpt": "transformer.blocks",
 }  # fmt: skip
 AFTER_ATTENTION = {
-    "llama": "self_attn.o_proj", "gemma3_text": "self_attn.o_proj", "xglm": "self_attn.out_proj",
-    "opt": "self_attn.out_proj", "gpt2": "attn.c_proj", "gpt_neox": "attention.dense",
+    "xglm": "self_attn.out_proj", "opt": "self_attn.out_proj", "gpt2": "attn.c_proj", "gpt_neox": "attention.dense",
+    "phi": "self_attn.dense", "falcon": "self_attention.dense", "bloom": "self_attention.dense",
+    "gptj": "attn.out_proj", "gpt_neo": "attn.attention.out_proj", "mpt": "attn.out_proj",
 }  # fmt: skip
-LAST_NORM = {
-    "llama": "model.norm", "gemma3_text": "model.norm", "xglm": "model.layer_norm",
-    "opt": "model.decoder.final_layer_norm", "gpt2": "transformer.ln_f",
-    "gpt_neox": "gpt_neox.final_layer_norm",
+LAST_NORM = dict.fromkeys("gpt2 gptj gpt_neo falcon bloom".split(), "transformer.ln_f") | {
+    "xglm": "model.layer_norm", "opt": "model.decoder.final_layer_norm", "phi": "model.final_layernorm",
+    "gpt_neox": "gpt_neox.final_layer_norm", "mpt": "transformer.norm_f",
 }  # fmt: skip
-KEY_VALUE = {"gpt2": ("c_attn",), "gpt_neox": ("query_key_value",)}  # all others: k_proj and v_proj
+FUSED = {"gpt2": "c_attn", "phi3": "qkv_proj", "mpt": "Wqkv"}
+FUSED |= dict.fromkeys("gpt_neox falcon bloom".split(), "query_key_value")  # all others: k_proj and v_proj
 
 
 def stock(language_model):
@@ -43,12 +45,13 @@ def stock(language_model):
 
 
 def blocks(model):
-    return model.get_submodule(BLOCKS[model.config.model_type])
+    return model.get_submodule(BLOCKS.get(model.config.model_type, "model.layers"))
 
 
 def key_values(model, layer):
     """Names and parameters of the key and value projections of one layer."""
-    wanted = KEY_VALUE.get(model.config.model_type, ("k_proj", "v_proj"))
+    kind = model.config.model_type
+    wanted = (FUSED[kind],) if kind in FUSED else ("k_proj", "v_proj")
     named = blocks(model)[layer].named_parameters()
     return [(name, parameter) for name, parameter in named if name.split(".")[-2] in wanted]
 
@@ -58,10 +61,15 @@ def without_query(model, tensor):
     kind, config, tensor = model.config.model_type, model.config, tensor.clone()
     if kind == "gpt2":  # [..., (query, key, value) of all heads]
         tensor[..., : config.n_embd] = 0
-    if kind == "gpt_neox":  # rows: for each head, its query, key and value
-        heads = config.num_attention_heads
-        by_head = tensor.view(heads, 3, config.hidden_size // heads, *tensor.shape[1:])
-        by_head[:, 0] = 0
+    if kind in ("phi3", "mpt"):  # rows: queries of all heads, then keys, then values
+        tensor[: config.hidden_size] = 0
+    if kind in ("gpt_neox", "bloom", "falcon"):  # rows: for each group of heads, its queries, its key and its value
+        heads, size = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+        groups = heads
+        if kind == "falcon":
+            groups = config.num_kv_heads if config.new_decoder_architecture else 1 if config.multi_query else heads
+        by_group = tensor.view(groups, heads // groups + 2, size, *tensor.shape[1:])
+        by_group[:, :-2] = 0
     return tensor
 
 
@@ -81,6 +89,62 @@ def context(tokenizer, task, demonstrations, separator):
     return tokens
 
 
+def label_tokens(tokenizer, task):
+    """The tokens of each class's label."""
+    return [encode(tokenizer, " " + word) for word in task.verbalizers]
+
+
+def asked(tokenizer, task, demonstrations, prompt, separator="eos", label_prefix=" ", instruction=None):
+    """Tokens before a question, tokens of it, and tokens of each label behind it: whole texts, read anew."""
+    between = {"eos": [tokenizer.eos_token_id], "newline": encode(tokenizer, "\n")}.get(separator)
+    between = encode(tokenizer, separator) if between is None else between
+    before = context(tokenizer, task, [], separator)
+    if instruction is not None:
+        before += encode(tokenizer, instruction) + between
+    for example in demonstrations:
+        before += encode(tokenizer, example.prompt + label_prefix + task.verbalizers[example.label]) + between
+    kept = label_prefix[:-1] if label_prefix.endswith(" ") else label_prefix  # the last blank is the label's
+    question = encode(tokenizer, prompt + kept)
+    wholes = [encode(tokenizer, prompt + label_prefix + word) for word in task.verbalizers]
+    assert all(whole[: len(question)] == question for whole in wholes)
+    return before, question, [whole[len(question) :] for whole in wholes]
+
+
+def conversed(tokenizer, task, demonstrations, prompt, instruction=None, has_system=True):
+    """All tokens up to the answer of a question, by the tokenizer's own chat template, and those of each label."""
+    turns = []
+    for example in demonstrations:
+        turns.append({"role": "user", "content": example.prompt})
+        turns.append({"role": "assistant", "content": task.verbalizers[example.label]})
+    turns.append({"role": "user", "content": prompt})
+    if instruction is not None and has_system:
+        turns = [{"role": "system", "content": instruction}, *turns]
+    elif instruction is not None:
+        turns[0]["content"] = instruction + "\n\n" + turns[0]["content"]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    whole = encode(tokenizer, text)
+    wholes = [encode(tokenizer, text + word) for word in task.verbalizers]
+    assert all(one[: len(whole)] == whole for one in wholes)
+    return whole, [one[len(whole) :] for one in wholes]
+
+
+@dataclass
+class Sequence:
+    """What one finetuning step sees: the tokens of the prompt, then the example's own label."""
+
+    trunk: list
+    answer: list
+    labels: list  # of every class
+    label: int
+    label_score: str = "sum"
+
+
+def sequence(tokenizer, task, example, before):
+    """One demonstration to be trained on, behind the tokens `before`."""
+    labels = label_tokens(tokenizer, task)
+    return Sequence([*before, *encode(tokenizer, example.prompt)], labels[example.label], labels, example.label)
+
+
 # ---------------------------------------------------------------------------------------------------- forward
 class _Scores(TorchFunctionMode):
     """What goes into and comes out of the softmax of each attention layer, from the bottom to the top."""
@@ -91,7 +155,7 @@ class _Scores(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        if function is torch.nn.functional.softmax:
+        if function is torch.nn.functional.softmax and args[0].ndim > 2:  # a router's has two axes
             self.inputs.append(args[0])
             self.outputs.append(result)
         return result
@@ -109,41 +173,108 @@ class Seen:
 def forward(model, tokens):
     """One sequence through the stock model: nothing is passed but the tokens."""
     kind, after_block, after_attention, handles = model.config.model_type, [], [], []
+    where = AFTER_ATTENTION.get(kind, "self_attn.o_proj")
     for block in blocks(model):
         handles.append(block.register_forward_hook(
             lambda m, i, o: after_block.append(o[0][0] if isinstance(o, tuple) else o[0])
         ))  # fmt: skip
-        projection = block.get_submodule(AFTER_ATTENTION[kind])
+        projection = block.get_submodule(where)
+        if kind == "falcon" and model.config.alibi:  # its eager code adds ALiBi twice, its default code once
+            handles.append(block.self_attention.register_forward_pre_hook(without_second_alibi, with_kwargs=True))
         handles.append(projection.register_forward_hook(lambda m, i, o: after_attention.append(o[0])))
     try:
         with _Scores() as seen:
-            output = model(input_ids=torch.tensor([list(tokens)]), use_cache=False, output_attentions=True)
+            output = model(input_ids=torch.tensor([list(tokens)]), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
-    n = len(tokens)
+    n, rows, weights = len(tokens), [], []
     lowest = torch.finfo(output.logits.dtype).min / 2
-    scores = [s.view(-1, n, n).masked_fill(s.view(-1, n, n) < lowest, 0.0) for s in seen.inputs]
-    assert len(scores) == len(output.attentions) == len(after_block) == len(after_attention)
-    return Seen(output.logits[0], after_block, after_attention, scores, [w[0] for w in output.attentions])
+    for into, out in zip(seen.inputs, seen.outputs, strict=True):
+        width = n + (kind == "gpt_oss")  # the sink stands behind the keys
+        into, out = (x.view(-1, n, width) for x in (into, out))
+        shift = own_score(model, n)
+        if kind == "gpt_oss":  # the largest score was subtracted from all
+            shift = blocks(model)[len(rows)].self_attn.sinks[:, None, None] - into[..., n:]
+        rows.append((into[..., :n] + shift).masked_fill(into[..., :n] < lowest, 0.0))
+        weights.append(out[..., :n])
+    assert len(rows) == len(after_block) == len(after_attention)
+    return Seen(output.logits[0], after_block, after_attention, rows, weights)
+
+
+def without_second_alibi(_module, inputs, keywords):
+    """Keywords of Falcon's attention in which ALiBi is part of the mask only."""
+    return inputs, keywords | {"alibi": torch.zeros_like(keywords["alibi"])}
+
+
+def own_score(model, n_tokens):
+    """What ALiBi adds to a token's score of its own key, with a minus: softmax does not see it; `[head, token, 1]`."""
+    config, every = model.config, torch.ones(1, n_tokens, dtype=torch.long)
+    if config.model_type == "bloom":
+        alibi = modeling_bloom.build_alibi_tensor(every, config.n_head, model.dtype)
+        return -alibi.view(config.n_head, n_tokens, 1)
+    if config.model_type == "mpt":
+        return -model.base_model.build_mpt_alibi_tensor(config.n_heads, config.max_seq_len)[:, :, -n_tokens:].mT
+    if config.model_type == "falcon" and config.alibi:
+        heads = config.num_attention_heads
+        alibi = modeling_falcon.build_alibi_tensor(every, heads, model.dtype)
+        return -alibi.view(heads, n_tokens, 1) / math.sqrt(config.hidden_size // heads)
+    return 0.0
 
 
 def lens_logits(model, states):
-    """Logits of a layer's output as if it were the last layer's."""
-    return model.get_output_embeddings()(model.get_submodule(LAST_NORM[model.config.model_type])(states))
+    """Logits of a layer's output as if it were the last layer's, by the model's own code behind its layers."""
+    norm = LAST_NORM.get(model.config.model_type, "model.norm")
+    owner, _, name = norm.rpartition(".")
+    norm = getattr(model.get_submodule(owner), name)  # an old OPT has none
+    states = states if norm is None else norm(states)
+    project_out = getattr(model.get_submodule(owner), "project_out", None)
+    states = states if project_out is None else project_out(states)
+    base = model.get_submodule(owner)
+    base.forward = lambda *_given, **_named: OnlyStates(states[None])
+    try:
+        return model(input_ids=torch.zeros(1, len(states), dtype=torch.long), use_cache=False).logits[0]
+    finally:
+        del base.forward
+
+
+class OnlyStates:
+    """An output of a model without its head that holds the last states and nothing else."""
+
+    def __init__(self, states):
+        self.last_hidden_state = states
+
+    def __getitem__(self, _index):
+        return self.last_hidden_state
+
+    def __getattr__(self, _name):
+        return None
+
+
+def label_score(logits, tokens, n_label, score):
+    """Score of a label from the logits `[token, vocabulary]` of a sequence that ends in its `n_label` tokens."""
+    terms = []
+    for place in range(len(tokens) - n_label, len(tokens)):
+        terms.append(logits[place - 1][tokens[place]] - logits[place - 1].logsumexp(-1))
+    return {"sum": sum(terms), "mean": sum(terms) / len(terms), "first": terms[0]}[score]
 
 
 @torch.no_grad()
-def observe(model, before, prompt, labels, token_read="label"):
+def observe(model, before, prompt, labels, token_read="label", score="sum"):
     """Label log-probabilities, lens logits, attention output and scores of one query behind `before`."""
-    tokens = [*before, *prompt, labels[0]]
-    seen = forward(model, tokens)
-    predict = len(before) + len(prompt) - 1
-    read = predict + 1 if token_read == "label" else predict
-    log_probability = seen.logits[predict] - seen.logits[predict].logsumexp(-1)
+    context = [*before, *prompt]
+    passes = [forward(model, [*context, *labels[0]])]  # where a class's only token is predicted, too
+    passes += [forward(model, [*context, *label]) if len(label) > 1 else passes[0] for label in labels[1:]]
+    scores = [
+        label_score(seen.logits, [*context, *label], len(label), score)
+        for seen, label in zip(passes, labels, strict=True)
+    ]
+    seen, predict = passes[0], len(context) - 1
+    read = predict + len(labels[0]) if token_read == "label" else predict
+    firsts = [label[0] for label in labels]
     return {
-        "label_log_probabilities": torch.stack([log_probability[t] for t in labels]),
-        "lens": torch.stack([lens_logits(model, out[predict])[labels] for out in seen.block_outputs]),
+        "label_log_probabilities": torch.stack(scores),
+        "lens": torch.stack([lens_logits(model, out[predict : predict + 1])[0, firsts] for out in seen.block_outputs]),
         "attention_output": torch.stack([out[read] for out in seen.attention_outputs]),
         "attention_scores": torch.stack([s[:, read, len(before) : read + 1] for s in seen.scores]),
         "attention_weights": torch.stack([w[:, read, : read + 1] for w in seen.weights]),
@@ -151,18 +282,27 @@ def observe(model, before, prompt, labels, token_read="label"):
 
 
 # ------------------------------------------------------------------------------------------------- finetuning
-def loss_of(logits, tokens, labels, loss):
-    """Mean over the predicted tokens of -log p; logits `[token, vocabulary]`, the last token is the label."""
-    if loss == "label_space":
-        chosen = logits[-2][labels]
-        return chosen.logsumexp(0) - chosen[labels.index(tokens[-1])]
-    terms = [logits[i - 1].logsumexp(0) - logits[i - 1][tokens[i]] for i in range(1, len(tokens))]
-    return sum(terms) / len(terms) if loss == "all" else terms[-1]
+def loss_passes(sequence, loss):
+    """The sequences whose logits a loss reads: the example with its own label, or with each class's."""
+    labels = sequence.labels if loss == "label_space" else [sequence.answer]
+    return [([*sequence.trunk, *label], len(label)) for label in labels]
 
 
-def finetune(model, sequences, labels, method, rate, loss="all", clip="none", clip_value=None):
+def loss_of(logits, passes, sequence, loss):
+    """Loss of a training sequence from the logits of each of its passes."""
+    (tokens, n_label), score = passes[0], sequence.label_score
+    if loss == "all":
+        terms = [logits[0][i - 1].logsumexp(0) - logits[0][i - 1][tokens[i]] for i in range(1, len(tokens))]
+        return sum(terms) / len(terms)
+    if loss == "label":
+        return -label_score(logits[0], tokens, n_label, score)
+    scores = [label_score(one, tokens, n, score) for one, (tokens, n) in zip(logits, passes, strict=True)]
+    return torch.stack(scores).logsumexp(0) - scores[sequence.label]
+
+
+def finetune(model, sequences, method, rate, loss="all", clip="none", clip_value=None):
     """Train the key and value projections of `model` itself; losses and gradient norms, a list a step."""
-    n_layers, labels = len(blocks(model)), list(labels)
+    n_layers = len(blocks(model))
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     trained = [[p for _name, p in key_values(model, layer)] for layer in range(n_layers)]
@@ -172,21 +312,22 @@ def finetune(model, sequences, labels, method, rate, loss="all", clip="none", cl
     optimizers = [torch.optim.SGD(parameters, lr=rate) for parameters in trained]
     losses, norms = [], []
     for sequence in sequences:
-        tokens = [int(t) for t in sequence]
+        passes = loss_passes(sequence, loss)
         step_losses, step_norms = [], [0.0] * n_layers
         rounds = {"standard": [range(n_layers)], "joint": [range(n_layers)],
                   "sequential": [[layer] for layer in range(n_layers)]}[method]  # fmt: skip
-        for layers in rounds:  # every round is one forward pass with the present weights
-            seen = forward(model, tokens)
+        for layers in rounds:  # every round is forward passes with the present weights
+            seen = [forward(model, tokens) for tokens, _n_label in passes]
             if method == "standard":
-                value = loss_of(seen.logits, tokens, labels, loss)
+                value = loss_of([one.logits for one in seen], passes, sequence, loss)
                 flat = [p for parameters in trained for p in parameters]
                 for parameter, gradient in zip(flat, torch.autograd.grad(value, flat), strict=True):
                     parameter.grad = without_query(model, gradient)
                 step_losses.append(value.detach().item())
             else:  # a layer's weights reach that layer's lens through the layer only: no detaching needed
                 for layer in layers:
-                    value = loss_of(lens_logits(model, seen.block_outputs[layer]), tokens, labels, loss)
+                    logits = [lens_logits(model, one.block_outputs[layer]) for one in seen]
+                    value = loss_of(logits, passes, sequence, loss)
                     gradients = torch.autograd.grad(value, trained[layer], retain_graph=True)
                     for parameter, gradient in zip(trained[layer], gradients, strict=True):
                         parameter.grad = without_query(model, gradient)

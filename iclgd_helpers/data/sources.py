@@ -30,14 +30,25 @@ LONGEST_PROMPTS = 2**29  # characters of all prompts of a split together
 
 def load_task(name: str, data_source: str, data_folder: Path | None = None) -> TaskData:
     """
+    Read both splits of a task of the book from one of its sources; parameters and errors as for `load`.
+
+    `name` is a key of `TASKS`.
+    """
+    if name not in TASKS:
+        raise InputError(f"unknown task {name!r}; the tasks are {', '.join(TASKS)}")
+    return load(TASKS[name], data_source, data_folder)
+
+
+def load(task: Task, data_source: str, data_folder: Path | None = None) -> TaskData:
+    """
     Read both splits of a task from one of its sources.
 
     Parameters
     ----------
-    name
-        a key of `TASKS`.
+    task
+        of the book, or of a file of the reader's.
     data_source
-        `hub`, `folder`, `pypi` or `generated`; each task has its own subset.
+        `hub`, `folder`, `pypi`, `generated` or `file` (see `load_table`); each task has its own subset.
     data_folder
         for `folder`, where `<task>/<split>.parquet` is, or another kind of table; `$ICLGD_DATA` by default.
 
@@ -46,11 +57,11 @@ def load_task(name: str, data_source: str, data_folder: Path | None = None) -> T
     InputError
         if the task, the source, the folder or its content cannot be used.
     """
-    if name not in TASKS:
-        raise InputError(f"unknown task {name!r}; the tasks are {', '.join(TASKS)}")
-    task = TASKS[name]
+    name = task.name
     if data_source not in task.sources:
         raise InputError(f"task {name!r} has no data_source={data_source}; it has {', '.join(task.sources)}")
+    if task.table is not None and data_source == "file":
+        return load_table(task, task.table)
     if data_source == "folder":
         tables = _from_folder(task, data_folder)
     else:
@@ -110,19 +121,21 @@ def _examples(task: Task, where: str, columns: Columns) -> list[Example]:
 
 def _classes(task: Task, where: str, labels: Sequence[object]) -> list[int | None]:
     """
-    The class of each row. Rows of the six tasks without a label (missing or -1) have none, as in the protocol.
+    The class of each row. Rows of a split without a label (missing or -1) have none, as in the protocol.
 
-    A table of the reader's own says `label_values` in all rows; without them, verbalizers in all or numbers in all.
+    All rows say `label_values`; without them, numbers, or in a table that is to be halved verbalizers in all rows.
     """
-    own = task.sources == ("file",)
+    own = "file" in task.sources
     numbers = [str(number) for number in range(len(task.verbalizers))]
     words = [label_text(word) for word in task.label_values or task.verbalizers]
-    readings = ([words] if task.label_values else [words, numbers]) if own else [numbers]
+    readings = [words] if task.label_values else [words, numbers] if own else [numbers]
     texts = [label_text(value) for value in labels]
     counts = Counter(texts)
     said = max(readings, key=lambda reading: sum(counts[text] for text in reading))  # what most rows say
     classes: dict[str, int | None] = {text: number for number, text in enumerate(said)}
-    classes |= {} if own else {"": None, "-1": None}
+    if not own:
+        classes.setdefault("", None)
+        classes.setdefault("-1", None)
     row = next((row for row, text in enumerate(texts) if text not in classes), None)
     if row is not None:
         what, others = f"{where}: column {task.label_column!r}", [other for other in readings if other is not said]
@@ -171,7 +184,7 @@ def _from_hub(task: Task) -> list[Columns]:
         ways = ", ".join(f"data_source={source}" for source in task.sources if source != "hub")
         raise InputError(
             f"data set {task.hub_id!r} could not be had from the hub ({type(error).__name__}): "
-            f"check the network, or pass {ways} or task=snippets"
+            f"check the network, or pass {ways} or task={_without_hub()}"
         ) from error
     finally:
         for switch, value in zip(switches, before, strict=True):
@@ -179,6 +192,11 @@ def _from_hub(task: Task) -> list[Columns]:
     found = [places(f"data set {task.hub_id!r}", split.column_names, task.columns) for split in splits]
     columns = [list(split.to_dict().values()) for split in splits]
     return [{name: values[place] for name, place in f.items()} for f, values in zip(found, columns, strict=True)]
+
+
+def _without_hub() -> str:
+    """The task whose text lies on the package index."""
+    return next(name for name, task in TASKS.items() if "pypi" in task.sources)
 
 
 def _from_folder(task: Task, folder: Path | None) -> list[Columns]:

@@ -19,27 +19,17 @@ _WHO = "clerk pilot teacher farmer singer doctor painter sailor neighbour studen
 _DOES = "finds sells paints opens watches moves keeps draws counts brings loses describes".split()
 _WHAT = "door story garden lamp picture engine letter bridge song window table river".split()
 _WHERE = ("today", "at night", "in the town", "by the sea", "after lunch", "in winter", "on the hill")
-_MOOD = ("dull awful boring weak", "lovely superb moving bright")
-_CUES = {  # for each label, words that only sentences of that label hold
-    "cb": ("", "never", "perhaps"),
-    "sst2": _MOOD,
-    "sst5": ("horrid vile", "dull weak", "plain usual", "nice sweet", "superb brilliant"),
-    "subj": ("wooden northern second daily", "charming dreadful clumsy heartfelt"),
-    "mr": _MOOD,
-    "agnews": ("foreign diplomatic", "olympic winning", "profitable quarterly", "digital wireless"),
-    "snippets": _MOOD,
-}
 
 
 def generate_rows(task: Task, rows: int) -> list[dict[str, str | int]]:
-    """``rows`` different rows with the task's own columns; labels take turns, each with its own cue words."""
+    """``rows`` different rows with the task's own columns; labels take turns, each with the task's cues for it."""
     generator = random.Random(f"{task.name} 0")
     write = _pair if len(task.text_columns) == 2 else _sentence
     seen: set[tuple[str, ...]] = set()
     result: list[dict[str, str | int]] = []
     while len(result) < rows:
         label = len(result) % len(task.verbalizers)
-        texts = write(generator, _CUES[task.name][label])
+        texts = write(generator, task.cues[label])
         if texts not in seen:
             seen.add(texts)
             result.append({**dict(zip(task.text_columns, texts, strict=True)), task.label_column: label})

@@ -1,19 +1,19 @@
-"""Tasks: a prompt, words for the classes, and where the text comes from. Those of the book are files in `tasks/`."""
+"""Tasks: a prompt, words for the classes, and where the text comes from. Each is a file (`task_files`), or `own`."""
 
 from __future__ import annotations
 
 import re
 import string
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import yaml
-
+from iclgd_helpers.data import task_files
 from iclgd_helpers.errors import InputError, shortened
 from iclgd_helpers.paths import PACKAGE
 
-# In the order of the paper's Table 1; the default task last.
-NAMES = ("cb", "sst2", "sst5", "subj", "mr", "agnews", "snippets")
+OWN = "own"  # the task whose table, template and verbalizers are parameters
 LONGEST_PROMPT = 500_000  # characters; no supported model has a context for half of that
 HALF = "holds half a character (a lone surrogate)"
 # Without backtracking (the second plus): a label may be long, and nearly a number.
@@ -37,6 +37,8 @@ class Task:
     row_cap: int = 2000  # rows of an evaluation split that the protocol keeps
     sources: tuple[str, ...] = ("hub", "folder", "generated")
     title: str = ""  # as tables print it
+    table: Path | None = None  # for the source `file`, where that is known
+    cues: tuple[str, ...] = ()  # of each class, the words that only generated text of that class holds
 
     @property
     def text_columns(self) -> tuple[str, ...]:
@@ -68,21 +70,44 @@ class TaskData:
     checksum: str
 
 
-def _file(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load((PACKAGE / "tasks" / f"{name}.yaml").read_text(encoding="utf-8"))
-    return found
+def from_file(path: Path, name: str | None = None) -> tuple[Task, dict[str, Any]]:
+    """
+    The task in a file, and what it sets: parameters of a run, and `row_cap`.
 
+    Its name is its title in small letters with `-` for all that is no letter or number, unless another is given: so a
+    file that was moved or renamed is the same task.
 
-def _task(name: str, found: dict[str, Any]) -> Task:
-    """The task that a file describes."""
-    words, sources = tuple(found["verbalizers"]), tuple(found.get("sources", Task.sources))
-    more = found["hub"] | {"row_cap": found["settings"]["row_cap"], "title": found["title"]}
-    return Task(name, found["template"], words, sources=sources, **more)
-
-
-_FILES = {name: _file(name) for name in (*NAMES, "own")}
-TASKS = {name: _task(name, _FILES[name]) for name in NAMES}
-SETTINGS = {name: found["settings"] for name, found in _FILES.items()}  # what each task uses unless told otherwise
+    Raises
+    ------
+    InputError
+        with one line for each fault.
+    """
+    found = task_files.read(path)
+    words, values = tuple(word.strip() for word in found.verbalizers), found.label_values
+    kinds = ["file"] if found.data_file else ["hub", "folder"] if found.hub.hub_id else ["folder"]
+    task = Task(
+        name or re.sub(r"[\W_]+", "-", found.title.lower()).strip("-"),
+        found.template,
+        words,
+        **found.hub.model_dump(),
+        label_column=found.label_column,
+        label_values=None if values is None else tuple(map(str, values)),
+        row_cap=found.settings.row_cap,
+        sources=tuple(found.sources or kinds),
+        title=found.title,
+        table=None if found.data_file is None else path.parent / found.data_file,
+        cues=tuple(found.cues or ()),
+    )
+    faults = list(_faults(task))
+    if name is None and (not task.name or task.name in SETTINGS):
+        faults.append(f"title={found.title!r}: give one with letters that no task of the book has")
+    if len(task.cues) != len(words) and "generated" in task.sources:
+        faults.append("sources: only a task with cues, one for each class, has generated text")
+    if ("file" in task.sources) != (task.table is not None):
+        faults.append("data_file: name a table where sources has file, and nowhere else")
+    if faults:
+        raise InputError("\n".join(f"{shortened(path.name)}: {fault}" for fault in faults))
+    return task, found.settings.model_dump(exclude_none=True)
 
 
 def own_task(template: str, verbalizers: str, label_column: str = "label", label_values: str | None = None) -> Task:
@@ -109,15 +134,8 @@ def own_task(template: str, verbalizers: str, label_column: str = "label", label
             raise InputError(f"{shortened(repr(text))} {HALF}: type it again")
     words = tuple(word.strip() for word in verbalizers.split(","))
     values = None if label_values is None else tuple(value.strip() for value in label_values.split(","))
-    if len(words) < 2 or not all(words) or len(set(words)) < len(words):
-        what = f"verbalizers={shortened(repr(verbalizers))}"
-        raise InputError(f"{what}: give two or more different words, separated by commas")
-    labels = [label_text(value) for value in values or words]
-    if len(labels) != len(words) or not all(labels) or len(set(labels)) < len(labels):
-        what = f"label_values={shortened(repr(label_values))}"
-        raise InputError(f"{what}: give one different value for each of {shortened(', '.join(words))}")
     task = Task(
-        "own",
+        OWN,
         template,
         words,
         evaluation_split="evaluation",
@@ -126,8 +144,30 @@ def own_task(template: str, verbalizers: str, label_column: str = "label", label
         sources=("file",),
         title="own table",
     )
-    _check_template(task)
+    for fault in _faults(task):
+        raise InputError(fault)
     return task
+
+
+def _faults(task: Task) -> Iterator[str]:
+    """What is wrong with a task, each in one line."""
+    for check in (_check_classes, _check_template):
+        try:
+            check(task)
+        except InputError as error:
+            yield str(error)
+
+
+def _check_classes(task: Task) -> None:
+    """Words and labels of the classes: two or more, none empty, all different."""
+    words, values = task.verbalizers, task.label_values
+    if len(words) < 2 or not all(words) or len(set(words)) < len(words):
+        what = f"verbalizers={shortened(repr(','.join(words)))}"
+        raise InputError(f"{what}: give two or more different words, separated by commas")
+    labels = [label_text(value) for value in values or words]
+    if len(labels) != len(words) or not all(labels) or len(set(labels)) < len(labels):
+        what = f"label_values={shortened(repr(values and ','.join(values)))}"
+        raise InputError(f"{what}: give one different value for each of {shortened(', '.join(words))}")
 
 
 def _check_template(task: Task) -> None:
@@ -184,3 +224,16 @@ def label_text(value: object) -> str:
         number = float(text)
         return str(int(number)) if number.is_integer() and abs(number) < 2**53 else str(number)
     return text.lower() if text.lower() in ("true", "false") else text
+
+
+def _book() -> dict[str, tuple[Task, dict[str, Any]]]:
+    """The tasks of the book, by name, in the order that their files say."""
+    paths = sorted((PACKAGE / "tasks").glob("*.yaml"), key=lambda path: task_files.read(path).order)
+    return {path.stem: from_file(path, path.stem) for path in paths}
+
+
+_BOOK = _book()
+NAMES = tuple(_BOOK)  # in the order of the paper's Table 1; the default task last
+TASKS = {name: task for name, (task, _settings) in _BOOK.items()}
+SETTINGS = {name: settings for name, (_task, settings) in _BOOK.items()}  # what each uses unless told otherwise
+SETTINGS[OWN] = task_files.Settings.model_validate({}).model_dump(exclude_none=True)

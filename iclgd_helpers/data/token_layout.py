@@ -2,69 +2,257 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from iclgd_helpers.data.chat import Chat, Pieces
 from iclgd_helpers.data.tasks import Example, Task
-from iclgd_helpers.errors import InputError
+from iclgd_helpers.errors import InputError, shortened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
-class Query:
+class TokenTree:
     """
-    One example to be labelled: prompt tokens, then the token of class 0 (the same for every example and arm).
+    A trunk of tokens, and labels that continue it: each label sees the trunk and its own tokens, no other label.
 
-    `predict` is the position of the last prompt token, where the label is predicted; `read` is where attention is
-    compared: the label token (the original code) or the last prompt token (the papers' text).
+    Attributes
+    ----------
+    tokens
+        the trunk, then the labels one behind the other.
+    depth
+        `[token]`, how many tokens come before it where it is read: its position behind the start of the trunk.
+    branch
+        `[token]`, 0 for the trunk, `c + 1` for the label of class `c`.
+    places
+        `[class][token of its label]`, index of the token at which it is predicted.
     """
 
     tokens: tuple[int, ...]
+    depth: tuple[int, ...]
+    branch: tuple[int, ...]
+    places: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, trunk: Sequence[int], labels: Sequence[Sequence[int]], whole: Sequence[int] = ()) -> TokenTree:
+        """
+        The tree in which every token of every label is predicted.
+
+        A label's last token predicts nothing, so it is left out. `whole`, which begins with the label of class 0,
+        stands in that one's place.
+        """
+        tokens, branch = list(trunk), [0] * len(trunk)
+        depth, places = list(range(len(trunk))), []
+        for number, label in enumerate(labels):
+            shown = whole if number == 0 and whole else label[:-1]
+            places.append((len(trunk) - 1, *range(len(tokens), len(tokens) + len(label) - 1)))
+            depth += range(len(trunk), len(trunk) + len(shown))
+            branch += [number + 1] * len(shown)
+            tokens += shown
+        return cls(tuple(tokens), tuple(depth), tuple(branch), tuple(places))
+
+    @property
+    def is_branched(self) -> bool:
+        """Whether two labels have tokens in it; else it is a plain sequence."""
+        return len(set(self.branch) - {0}) > 1
+
+
+@dataclass(frozen=True)
+class Query:
+    """
+    One example to be labelled: its prompt, the label of class 0 (the same for every example and arm), and the others.
+
+    Attributes
+    ----------
+    tree
+        the tokens behind the prefix.
+    labels
+        `[class][token]`, the tokens of each label that are scored.
+    label_score
+        how their log-probabilities make one of the label, see `Layout.label_score`.
+    label, row
+        the right class; the row in the source split.
+    predict
+        index of the last prompt token, where a label's first token is predicted.
+    read
+        where attention is compared: the last token of the label of class 0 (the original code), or `predict` (the
+        papers' text).
+    is_merged
+        whether the tokenizer merges the prompt's end with a label.
+    """
+
+    tree: TokenTree
+    labels: tuple[tuple[int, ...], ...]
+    label_score: str
     label: int
     row: int
     predict: int
     read: int
+    is_merged: bool = False
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Of the tree, the trunk first."""
+        return self.tree.tokens
+
+    @property
+    def length(self) -> int:
+        """How many positions it takes behind the prefix."""
+        return max(self.tree.depth) + 1
+
+
+@dataclass(frozen=True)
+class TrainingSequence:
+    """
+    What one finetuning step sees: BOS and the prompt (`trunk`), then the example's own label, whole (`answer`).
+
+    `labels` and `label_score` are as in `Query`; `label` is the example's class.
+    """
+
+    trunk: tuple[int, ...]
+    answer: tuple[int, ...]
+    labels: tuple[tuple[int, ...], ...]
+    label_score: str
+    label: int
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """One plain sequence."""
+        return (*self.trunk, *self.answer)
+
+    @property
+    def tree(self) -> TokenTree | None:
+        """In which every label is predicted, for a loss over the classes; None where the trunk predicts them all."""
+        several = any(len(label) > 1 for label in self.labels)
+        return TokenTree.of(self.trunk, self.labels) if several else None
+
+    def length(self, loss: str) -> int:
+        """How many tokens a step reads."""
+        tree = self.tree if loss == "label_space" else None
+        return len(self.tokens if tree is None else tree.tokens)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How text becomes tokens for one tokenizer and task."""
+    """
+    How text becomes tokens for one tokenizer and task.
+
+    A prefix is BOS, the instruction closed by the separator if there is one, then each demonstration (prompt, label)
+    closed by the separator; a question and its labels stand behind it. With a chat template, this one's text stands
+    where BOS and separator were (`Chat`). Prompt and label are read as one text, with `label_prefix` between them; its
+    last blank counts as the label's, the rest as the prompt's. Instruction and separator are read by themselves.
+
+    The score of a label with tokens `w_1 … w_t` behind a prompt is, by `label_score`, `sum`: log p(w_1) + … +
+    log p(w_t), each given what comes before it, which is the log-probability of the whole label; `mean`: that divided
+    by `t` (the original code); `first`: log p(w_1). For labels of one token the three are the same.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     task: Task
     bos: int
     separator: tuple[int, ...]
-    labels: tuple[int, ...]
+    label_score: str = "sum"
+    blank: str = " "  # between a prompt and its label, and the label's
+    start: tuple[int, ...] = ()  # before the first prompt; if empty, BOS
+    answer: Pieces = ()  # between a demonstration's prompt and its label, and the prompt's
+    ask: Pieces = ()  # the same of a question
+    chat: Chat | None = None
 
     @classmethod
-    def make(cls, tokenizer: PreTrainedTokenizerBase, task: Task, separator: str) -> Layout:
+    def make(
+        cls,
+        tokenizer: PreTrainedTokenizerBase,
+        task: Task,
+        separator: str,
+        label_score: str = "sum",
+        *,
+        label_prefix: str = " ",
+        instruction: str | None = None,
+        chat: bool = False,
+    ) -> Layout:
         """
-        Look up the special tokens and the one token of each verbalizer.
+        Look up the special tokens, and whether the labels can be told apart.
+
+        `separator` is `eos` (the token), `newline`, or any text.
 
         Raises
         ------
         InputError
-            if the tokenizer has neither BOS nor EOS, no EOS for the separator `eos`, or splits a verbalizer.
+            if the tokenizer has neither BOS nor EOS, no EOS for the separator `eos`, no chat template, does not give
+            the separator back, or gives two labels such tokens that their scores cannot be compared.
         """
         eos = tokenizer.eos_token_id
         bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else eos
-        if bos is None or (separator == "eos" and eos is None):
+        if bos is None or (separator == "eos" and eos is None and not chat):
             raise InputError("the tokenizer has no BOS or EOS token: pass another model, or separator=newline")
-        between = (eos,) if separator == "eos" else tuple(_encode(tokenizer, "\n"))
-        if separator == "newline" and tokenizer.decode(between) != "\n":
-            raise InputError("the tokenizer has no newline: pass separator=eos, or another model")
-        labels = []
-        for word in task.verbalizers:
-            tokens = _encode(tokenizer, " " + word)
-            if len(tokens) != 1:
-                raise InputError(f"verbalizer {word!r} of task {task.name!r} is {len(tokens)} tokens, one is needed")
-            labels.append(tokens[0])
-        if len(set(labels)) < len(labels):
-            raise InputError(f"two verbalizers of task {task.name!r} are the same token: {task.verbalizers}")
-        return cls(tokenizer, task, bos, between, tuple(labels))
+        if chat:
+            layout = cls._of_chat(tokenizer, task, bos, label_score, Chat.of(tokenizer, instruction))
+        else:
+            between = (eos,) if separator == "eos" else _separator(tokenizer, separator)
+            before = (bos, *_encode(tokenizer, (instruction,))[0], *between) if instruction else ()
+            stem, blank = label_prefix.removesuffix(" "), label_prefix[-1:] if label_prefix.endswith(" ") else ""
+            pieces = (stem,) if stem else ()
+            layout = cls(tokenizer, task, bos, between, label_score, blank, before, pieces, pieces)
+        layout._demand_different()
+        return layout
+
+    @classmethod
+    def _of_chat(cls, tokenizer: PreTrainedTokenizerBase, task: Task, bos: int, label_score: str, chat: Chat) -> Layout:
+        start, after = _encode(tokenizer, chat.start, chat.pieces(chat.after))
+        answer, ask = chat.pieces(chat.answer), chat.pieces(chat.ask)
+        return cls(tokenizer, task, bos, after, label_score, "", start, answer, ask, chat)
+
+    def _demand_different(self) -> None:
+        labels = self.labels
+        for (word, one), (other_word, other) in itertools.permutations(
+            zip(self.task.verbalizers, labels, strict=True), 2
+        ):
+            both = f"the labels {word!r} and {other_word!r} of task {self.task.name!r}"
+            if one == other:
+                raise InputError(f"{both} are the same tokens: reword one of them")
+            if self.label_score == "first" and one[0] == other[0]:
+                raise InputError(f"{both} begin with the same token: pass label_score=sum or label_score=mean")
+            if self.label_score == "sum" and other[: len(one)] == one:
+                raise InputError(
+                    f"{both}: the first begins the second, so its sum is never lower: reword one of them, or pass "
+                    "label_score=mean"
+                )
+
+    @functools.cached_property
+    def labels(self) -> tuple[tuple[int, ...], ...]:
+        """`[class][token]`, each label whole, as it is read behind the template without text."""
+        _trunk, labels, _is_merged = self._split(self.task.template.format(**dict.fromkeys(self.task.text_columns, "")))
+        return labels
+
+    def _split(self, prompt: str) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...], bool]:
+        """
+        Tokens of a prompt, of each label behind it, and whether the tokenizer merges the two.
+
+        Prompt and label are read as one text. Where a token reaches over the boundary, the label begins at the first
+        token that differs from those of the prompt alone: so the model reads what the text is.
+        """
+        before = (self._text(prompt), *self.ask)
+        if self.chat:
+            self.chat.demand([], self._text(prompt))
+        alone, *wholes = _encode(
+            self.tokenizer, before, *((*before, self.blank + word) for word in self.task.verbalizers)
+        )
+        n = len(alone)
+        is_merged = any(whole[:n] != alone or len(whole) == n for whole in wholes)
+        if is_merged:
+            n = min(_n_shared(alone, whole[:-1]) for whole in wholes)
+        return wholes[0][:n], tuple(whole[n:] for whole in wholes), is_merged
+
+    def _text(self, prompt: str) -> str:
+        return prompt.strip() if self.chat else prompt
+
+    def _scored(self, labels: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
+        return tuple(label[:1] for label in labels) if self.label_score == "first" else labels
 
     def query(self, example: Example, token_read: str) -> Query:
         """
@@ -75,26 +263,39 @@ class Layout:
         InputError
             if the prompt has no token: there would be no position at which its label is predicted.
         """
-        prompt = _encode(self.tokenizer, example.prompt)
-        if not prompt:
+        trunk, labels, is_merged = self._split(example.prompt)
+        if not trunk:
             raise InputError(
                 f"the prompt of row {example.row + 1} is empty: fill in its text, or add words to the template"
             )
-        predict = len(prompt) - 1
-        read = predict + 1 if token_read == "label" else predict
-        return Query((*prompt, self.labels[0]), example.label, example.row, predict, read)
+        predict, scored = len(trunk) - 1, self._scored(labels)
+        read = predict + len(labels[0]) if token_read == "label" else predict
+        tree = TokenTree.of(trunk, scored, whole=labels[0])
+        return Query(tree, scored, self.label_score, example.label, example.row, predict, read, is_merged)
 
     def demonstration(self, example: Example) -> tuple[int, ...]:
         """Prompt and label tokens, without BOS or separator."""
-        return (*_encode(self.tokenizer, example.prompt), self.labels[example.label])
+        word = self.task.verbalizers[example.label]
+        return _encode(self.tokenizer, (self._text(example.prompt), *self.answer, self.blank + word))[0]
 
-    def training_sequence(self, example: Example) -> tuple[int, ...]:
-        """BOS, prompt and label: what one finetuning step sees."""
-        return (self.bos, *self.demonstration(example))
+    def training_sequence(self, example: Example, before: Sequence[int] = ()) -> TrainingSequence:
+        """
+        What one finetuning step sees: the tokens `before`, then prompt and label.
+
+        Without `before`, it is what a question sees that has no demonstrations: BOS, the instruction if there is one.
+        """
+        trunk, labels, _is_merged = self._split(example.prompt)
+        start = tuple(before) or self.prefix()
+        return TrainingSequence(
+            (*start, *trunk), labels[example.label], self._scored(labels), self.label_score, example.label
+        )
 
     def prefix(self, demonstrations: Sequence[Example] = ()) -> tuple[int, ...]:
-        """BOS, then each demonstration followed by the separator. Zero-shot: BOS alone."""
-        tokens = [self.bos]
+        """BOS (and instruction), then each demonstration followed by the separator. Zero-shot: without these."""
+        if self.chat and demonstrations:
+            texts = [(self._text(one.prompt), self.task.verbalizers[one.label]) for one in demonstrations]
+            self.chat.demand(texts, "")
+        tokens = list(self.start or (self.bos,))
         for example in demonstrations:
             tokens.extend((*self.demonstration(example), *self.separator))
         return tuple(tokens)
@@ -110,12 +311,13 @@ class Layout:
         InputError
             if not even one demonstration, or the longest query alone, fits.
         """
-        if 1 + longest_query > limit:
-            raise InputError(
-                f"the longest query has {longest_query} tokens, the context holds {limit}: shorten the texts"
-            )
         fitting: list[Example] = []
-        length = 1
+        length = len(self.prefix())
+        if length + longest_query > limit:
+            raise InputError(
+                f"the longest query has {longest_query} tokens, the context holds {limit}: shorten the texts, or pass "
+                "too_long=drop"
+            )
         for example in demonstrations:
             length += len(self.demonstration(example)) + len(self.separator)
             if length + 1 + longest_query >= limit:
@@ -123,12 +325,47 @@ class Layout:
             fitting.append(example)
         if demonstrations and not fitting:
             raise InputError(
-                f"no demonstration fits beside a query of {longest_query} tokens in {limit}: shorten the texts"
+                f"no demonstration fits beside a query of {longest_query} tokens in {limit}: shorten the texts, or "
+                "pass too_long=drop"
             )
         return fitting
 
+    def room(self, limit: int) -> int:
+        """Tokens that a text may have so that two of them, a demonstration and a question, fit into the context."""
+        return (limit - len(self.prefix()) - len(self.separator) - 2) // 2
 
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Tokens of a text; where it spells a special token, such as `</s>`, these are letters like others."""
-    tokens: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+def _separator(tokenizer: PreTrainedTokenizerBase, separator: str) -> tuple[int, ...]:
+    """Tokens of a separator that is a text; InputError if the tokenizer would lose or change it."""
+    text = "\n" if separator == "newline" else separator
+    (tokens,) = _encode(tokenizer, (text,))
+    if tokenizer.decode(tokens, clean_up_tokenization_spaces=False) != text:
+        what = "no newline" if separator == "newline" else f"no tokens for separator={shortened(repr(separator))}"
+        raise InputError(f"the tokenizer has {what}: pass separator=eos, or another model")
     return tokens
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, *several: Pieces) -> list[tuple[int, ...]]:
+    """Tokens of each; texts that stand side by side are read as one, and spell no special token such as `</s>`."""
+    joined = [list(_joined(pieces)) for pieces in several]
+    texts = [piece for pieces in joined for piece in pieces if isinstance(piece, str)]
+    read = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"] if texts else []
+    found = iter(read)
+    return [
+        tuple(token for piece in pieces for token in (next(found) if isinstance(piece, str) else (piece,)))
+        for pieces in joined
+    ]
+
+
+def _joined(pieces: Pieces) -> Iterator[str | int]:
+    for is_text, group in itertools.groupby(pieces, lambda piece: isinstance(piece, str)):
+        if not is_text:
+            yield from group
+        elif text := "".join(map(str, group)):
+            yield text
+
+
+def _n_shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many tokens at the start are the same."""
+    pairs = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False))
+    return sum(1 for _pair in pairs)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iclgd_helpers import pinned_downloads, storage
-from iclgd_helpers.engine.families import FAMILIES, REHEARSAL, TINY
+from iclgd_helpers.engine.families import HELP, REHEARSAL, TESTED, TINY
 from iclgd_helpers.errors import InputError, reason
 from iclgd_helpers.paths import cache_folder, resolve_path
 
@@ -31,13 +31,14 @@ if TYPE_CHECKING:
 # Models that are fixed by their names: random ones by a seed, the others by a hash.
 BUILT_IN = (*TINY, REHEARSAL, *pinned_downloads.MODELS)
 # Files of a folder that change what its model computes; every other file may come and go.
-PARTS = ("*.safetensors", "pytorch_model*.bin", "*.json", "*.txt", "*.model")
+PARTS = ("*.safetensors", "pytorch_model*.bin", "*.json", "*.txt", "*.model", "*.jinja")
 WITHOUT_EFFECT = ("generation_config.json", "trainer_state.json", "all_results.json")
 # The largest value of a size that a model of today could have; beyond it, building one would take all memory or years.
 SIZES = dict.fromkeys("num_hidden_layers n_layer num_layers".split(), 1000)
 SIZES |= dict.fromkeys("num_attention_heads num_key_value_heads n_head attention_heads head_dim".split(), 2**16)
+SIZES |= dict.fromkeys("num_heads num_kv_heads num_local_experts num_experts num_experts_per_tok".split(), 2**16)
 SIZES |= dict.fromkeys("hidden_size n_embd d_model word_embed_proj_dim query_pre_attn_scalar".split(), 2**18)
-SIZES |= dict.fromkeys("intermediate_size n_inner ffn_dim".split(), 2**24)
+SIZES |= dict.fromkeys("intermediate_size n_inner ffn_dim ffn_hidden_size moe_intermediate_size".split(), 2**24)
 SIZES |= dict.fromkeys("vocab_size max_position_embeddings n_positions".split(), 2**24)
 PLAIN_DTYPES = ("F64", "F32", "F16", "BF16")  # of safetensors; others hold quantised or whole numbers
 HEADER_BYTES = 10**8  # of a safetensors file; the format allows no more
@@ -186,14 +187,33 @@ def _check_config(name: str, path: Path) -> None:
     except (OSError, ValueError) as error:
         raise InputError(f"model {name!r}: its config.json cannot be read ({reason(error)})") from None
     kind = config.get("model_type")
-    if not isinstance(kind, str) or kind not in FAMILIES:
-        raise InputError(f"model {name!r} is a {kind!r}; supported are {', '.join(sorted(FAMILIES))}")
+    _check_kind(name, kind)
     if config.get("quantization_config"):
-        raise InputError(f"model {name!r} is quantised, and finetuning needs plain weights: pass its full precision")
+        raise InputError(
+            f"model {name!r} is quantised: models are not loaded in 8 or 4 bits, as K and V are finetuned in full "
+            "precision: pass plain weights"
+        )
     for size, largest in SIZES.items():
         value = config.get(size)
         if value is not None and (type(value) is not int or not 0 < value <= largest):
             raise InputError(f"model {name!r}: {size}={value!r} in its config.json is no size (1 to {largest})")
+
+
+def _check_kind(name: str, kind: object) -> None:
+    """Whether a type of configuration is that of a causal language model of text, and one that transformers knows."""
+    if kind in TESTED:
+        return
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    classes = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind, ()) if isinstance(kind, str) else ()
+    classes = (classes,) if isinstance(classes, str) else classes
+    if not classes:
+        raise InputError(
+            f"model {name!r} is a {kind!r}, which is no causal language model that transformers knows; tested are "
+            f"{', '.join(sorted(TESTED))}: {HELP}"
+        )
+    if any(one.endswith("ForConditionalGeneration") for one in classes):
+        raise InputError(f"model {name!r} is a {kind!r}, which reads more than text: pass its language model alone")
 
 
 def check_tokenizer(name: str, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
@@ -324,10 +344,10 @@ def convert_bin(name: str, folder: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     options = {"use_safetensors": False, "weights_only": True, "dtype": "auto", "local_files_only": True}
-    options |= {"trust_remote_code": False, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with reading(name):
         try:
-            model, report = AutoModelForCausalLM.from_pretrained(folder, **options)
+            model, report = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False, **options)
         except pickle.UnpicklingError:
             raise InputError(f"{folder} holds more than tensors in its .bin files and is not loaded") from None
     check_loaded(name, report)

@@ -10,14 +10,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from iclgd_helpers.data.token_layout import TokenTree, TrainingSequence
 from iclgd_helpers.engine.models import KVUpdate, LanguageModel, Trainable, enough_memory
-from iclgd_helpers.engine.prefix_attention import precise_dtype
+from iclgd_helpers.engine.prefix_attention import Call, precise_dtype
 from iclgd_helpers.errors import InputError
 
 METHODS = ("standard", "joint", "sequential")
@@ -40,8 +41,8 @@ class Settings:
     learning_rate
         of plain gradient descent.
     loss
-        `all` (mean NLL of every token after BOS), `label` (NLL of the label token over the vocabulary), or
-        `label_space` (cross-entropy over the verbalizers' logits).
+        `all`: mean over the tokens after BOS of -log p; `label`: -s_y, where s_c is the score of class c's label
+        (`Layout.label_score`) and y the example's class; `label_space`: log Σ_c exp(s_c) - s_y.
     clip, clip_value
         L2 norm of all K/V gradients together (`global`), of each layer's (`per_layer`), or a bound on each entry
         (`elementwise`); `none`.
@@ -64,7 +65,7 @@ class Settings:
 class Learner:
     """One of several finetunings that run side by side: its examples, its settings, and the weights it starts from."""
 
-    sequences: Sequence[Sequence[int]]
+    sequences: Sequence[TrainingSequence]
     settings: Settings
     start: KVUpdate | None = None
 
@@ -95,20 +96,15 @@ class Finetuned:
 
 
 def finetune(
-    language_model: LanguageModel,
-    sequences: Sequence[Sequence[int]],
-    labels: Sequence[int],
-    method: str,
-    settings: Settings,
+    language_model: LanguageModel, sequences: Sequence[TrainingSequence], method: str, settings: Settings
 ) -> Finetuned:
-    """One step for each of `sequences` (BOS, prompt, label token); methods and errors as in `finetune_together`."""
-    return finetune_together(language_model, [Learner(sequences, settings)], labels, method)[0]
+    """One step for each of `sequences`; methods and errors as in `finetune_together`."""
+    return finetune_together(language_model, [Learner(sequences, settings)], method)[0]
 
 
 def finetune_together(
     language_model: LanguageModel,
     learners: Sequence[Learner],
-    labels: Sequence[int],
     method: str,
     on_step: Callable[[], object] = lambda: None,
 ) -> list[Finetuned]:
@@ -122,9 +118,7 @@ def finetune_together(
     Parameters
     ----------
     learners
-        their i-th sequences must be equally long (other rates, other clipping, other labels), their loss the same.
-    labels
-        token of each class.
+        of one loss and number of steps. Those whose i-th sequences are equally long share the passes.
     method
         one of `METHODS`.
     on_step
@@ -146,15 +140,22 @@ def finetune_together(
         raise InputError(
             "clip=global needs all gradients before any update: use per_layer or elementwise for sequential"
         )
-    at_once = _learners_at_once(language_model, learners)
-    groups = [learners[first : first + at_once] for first in range(0, len(learners), at_once)]
-    return [result for group in groups for result in _finetune_group(language_model, group, labels, method, on_step)]
+    alike: dict[Any, list[int]] = {}
+    for number, learner in enumerate(learners):
+        shape = tuple((len(sequence.trunk), len(sequence.answer), sequence.labels) for sequence in learner.sequences)
+        alike.setdefault(shape, []).append(number)
+    results: dict[int, Finetuned] = {}
+    for numbers in alike.values():
+        at_once = _learners_at_once(language_model, [learners[i] for i in numbers])
+        for group in (numbers[first : first + at_once] for first in range(0, len(numbers), at_once)):
+            finetuned = _finetune_group(language_model, [learners[i] for i in group], method, on_step)
+            results |= dict(zip(group, finetuned, strict=True))
+    return [results[number] for number in range(len(learners))]
 
 
 def _finetune_group(
     language_model: LanguageModel,
     group: Sequence[Learner],
-    labels: Sequence[int],
     method: str,
     on_step: Callable[[], object],
 ) -> Iterator[Finetuned]:
@@ -163,8 +164,7 @@ def _finetune_group(
     losses, norms = [], []
     with _training(language_model, group) as descent:
         for sequences in zip(*(learner.sequences for learner in group), strict=True):
-            tokens = torch.tensor([list(sequence) for sequence in sequences], device=language_model.device)
-            loss, norm = step(descent, tokens, labels)
+            loss, norm = step(descent, Targets.of(sequences, descent.loss, language_model.device))
             losses.append(loss.cpu())
             norms.append(norm)
             for _learner in group:
@@ -176,7 +176,7 @@ def _finetune_group(
 def _learners_at_once(language_model: LanguageModel, learners: Sequence[Learner]) -> int:
     """How many learners' weights, and tokens of a step, are held side by side."""
     one = sum(trainable.parameter.numel() for trainable in language_model.trainables) * 4
-    longest = max((len(sequence) for learner in learners for sequence in learner.sequences), default=1)
+    longest = max((len(sequence.tokens) for learner in learners for sequence in learner.sequences), default=1)
     return max(1, min(LEARNER_BYTES // one, STEP_TOKENS // longest))
 
 
@@ -304,9 +304,76 @@ def _project(weights: list[Tensor], parts: dict[str, int], linear: bool, states:
     return product + weights[parts["bias"]][:, None].to(product.dtype) if "bias" in parts else product
 
 
-def sequence_loss(
-    language_model: LanguageModel, states: Tensor, tokens: Tensor, labels: Sequence[int], loss: str
-) -> Tensor:
+@dataclass(frozen=True)
+class Targets:
+    """
+    What one step of several learners reads and predicts; their sequences are equally long.
+
+    Attributes
+    ----------
+    tokens
+        `[learner, token]`, what the model reads.
+    places
+        `[target]`, index of the token at which each target is predicted.
+    words
+        `[learner, target]`, the tokens to be predicted.
+    classes
+        `[learner]`, the examples' classes, for a loss over the classes; else None.
+    labels
+        `[class][token]`, whose tokens the targets then are, one label behind the other; all of one token: they are
+        predicted at the same place, and the targets are left out.
+    is_mean
+        whether a sequence's loss, or its label's score, is the mean over targets and not the sum.
+    tree
+        which kind of sequence the tokens are.
+    """
+
+    tokens: Tensor
+    places: Tensor
+    words: Tensor
+    classes: Tensor | None
+    labels: tuple[tuple[int, ...], ...]
+    is_mean: bool
+    tree: TokenTree | None = None
+
+    @classmethod
+    def of(cls, sequences: Sequence[TrainingSequence], loss: str, device: torch.device) -> Targets:
+        """The targets of a loss, see `Settings`."""
+        first, tree, classes = sequences[0], None, None
+        rows, start = [sequence.tokens for sequence in sequences], len(first.trunk)
+        places = list(range(len(first.tokens) - 1))
+        if loss == "label":
+            places = places[start - 1 : start - 1 + len(first.labels[first.label])]
+        words = [[row[place + 1] for place in places] for row in rows]
+        if loss == "label_space":
+            classes = torch.tensor([sequence.label for sequence in sequences], device=device)
+            places, words = [start - 1], [[] for _row in rows]
+            if (tree := first.tree) is not None:
+                rows = [TokenTree.of(sequence.trunk, sequence.labels).tokens for sequence in sequences]
+                places = [place for label in tree.places for place in label]
+                words = [[word for label in sequence.labels for word in label] for sequence in sequences]
+        return cls(
+            tokens=torch.tensor(rows, device=device),
+            places=torch.tensor(places, device=device),
+            words=torch.tensor(words, dtype=torch.long, device=device),
+            classes=classes,
+            labels=first.labels,
+            is_mean=loss == "all" or first.label_score == "mean",
+            tree=tree,
+        )
+
+    def repeated(self, times: int) -> Targets:
+        """The same for `times` as many sequences."""
+        classes = None if self.classes is None else self.classes.repeat(times)
+        return replace(self, tokens=self.tokens.repeat(times, 1), words=self.words.repeat(times, 1), classes=classes)
+
+    @property
+    def call(self) -> Call:
+        """What the forward pass must know of them."""
+        return Call(tree=self.tree)
+
+
+def sequence_loss(language_model: LanguageModel, states: Tensor, targets: Targets) -> Tensor:
     """
     Loss of each sequence, `[sequence]`, nats. Only the positions that it reads go through the head.
 
@@ -314,66 +381,95 @@ def sequence_loss(
     ----------
     states
         `[sequence, token, d_model]`, after the final norm.
-    tokens
-        `[sequence, token]`, the last one is the label.
-    labels
-        token of each class.
-    loss
-        as in `Settings`.
+    targets
+        what the sequences are to predict.
     """
-    states, targets = (states[:, :-1], tokens[:, 1:]) if loss == "all" else (states[:, -2:-1], tokens[:, -1:])
-    rows = states.flatten(0, 1)
-    if loss == "label_space":
-        classes = torch.tensor([list(labels).index(int(target)) for target in targets], device=tokens.device)
-        logits = nn.functional.linear(rows, language_model.head.weight[list(labels)])
-        return nn.functional.cross_entropy(logits.to(precise_dtype(logits)), classes, reduction="none")
-    weight, words = language_model.head.weight, targets.flatten()
-    losses: Tensor = _VocabularyLoss.apply(rows, weight, words)  # type: ignore[no-untyped-call]  # torch's own
-    return losses.view(targets.shape).mean(1)
+    rows = states[:, targets.places].flatten(0, 1)
+    if targets.classes is not None and targets.tree is None:
+        logits = language_model.logits(rows, [label[0] for label in targets.labels])
+        return nn.functional.cross_entropy(logits.to(precise_dtype(logits)), targets.classes, reduction="none")
+    words = targets.words.flatten()
+    bias: Tensor | None = language_model.head.bias
+    scale = language_model.logit_scale
+    if scale != 1:  # of the logits: the same factor on states and bias
+        rows, bias = rows * scale, None if bias is None else bias * scale
+    losses: Tensor = _VocabularyLoss.apply(  # type: ignore[no-untyped-call]  # torch's own
+        rows, language_model.head.weight, words, bias, language_model.logit_cap
+    )
+    losses = losses.view(targets.words.shape)
+    if targets.classes is None:
+        return losses.mean(1) if targets.is_mean else losses.sum(1)
+    of_labels = torch.split(losses, [len(label) for label in targets.labels], dim=1)
+    scores = torch.stack([-(one.mean(1) if targets.is_mean else one.sum(1)) for one in of_labels], 1)
+    return nn.functional.cross_entropy(scores, targets.classes, reduction="none")
 
 
 class _VocabularyLoss(torch.autograd.Function):
     """
     Cross-entropy of `states` (`[row, d_model]`) through the head `weight` (`[word, d_model]`), for each row, nats.
 
+    `bias` (`[word]`) is added to the logits, and `cap` then squeezes them: `cap * tanh(logit / cap)`.
+
     The gradient, `E_p[weight] - weight[target]`, is summed in the same pass over the vocabulary as the normaliser: the
-    head is read once, and a row never has more than `WORDS_AT_ONCE` logits.
+    head is read once, and a row never has more than `WORDS_AT_ONCE` logits. A cap multiplies each word's part with its
+    slope, `1 - (logit / cap)²`.
     """
 
     @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None, cap: float | None = None
+    ) -> Tensor:
         precise = precise_dtype(weight)
         largest = states.new_full((len(states), 1), -torch.inf, dtype=precise)  # of the logits so far
         normaliser = torch.zeros_like(largest)
         expected = torch.zeros(states.shape, dtype=precise, device=states.device)
-        for words in torch.split(weight, WORDS_AT_ONCE):
+        for start in range(0, len(weight), WORDS_AT_ONCE):
+            words = weight[start : start + WORDS_AT_ONCE]
             logits = (states @ words.T).to(precise)
+            if bias is not None:
+                logits += bias[start : start + WORDS_AT_ONCE]
+            slope = None
+            if cap is not None:
+                logits, slope = _squeezed(logits, cap)
             before, largest = largest, torch.maximum(largest, logits.amax(1, keepdim=True))
             shrink = (before - largest).exp()
             share = logits.sub_(largest).exp_()
             normaliser = normaliser * shrink + share.sum(1, keepdim=True)
+            share = share if slope is None else share * slope
             expected = expected.mul_(shrink).add_((share.to(words.dtype) @ words).to(precise))
         target = weight[targets].to(precise)
+        reached = (states.to(precise) * target).sum(1)
+        if bias is not None:
+            reached = reached + bias[targets]
+        if cap is not None:
+            reached, slope = _squeezed(reached, cap)
+            target = target * slope[:, None]
         ctx.save_for_backward(expected.div_(normaliser).sub_(target))
         ctx.dtype = states.dtype
-        return (largest + normaliser.log())[:, 0] - (states.to(precise) * target).sum(1)
+        return (largest + normaliser.log())[:, 0] - reached
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         (of_states,) = ctx.saved_tensors
-        return (gradient[:, None] * of_states).to(ctx.dtype), None, None
+        return (gradient[:, None] * of_states).to(ctx.dtype), None, None, None, None
 
 
-def _standard_step(descent: _Descent, tokens: Tensor, labels: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _squeezed(logits: Tensor, cap: float) -> tuple[Tensor, Tensor]:
+    """Logits under a cap, and the slope of the cap at each."""
+    share = torch.tanh(logits / cap)
+    return share * cap, 1 - share.square()
+
+
+def _standard_step(descent: _Descent, targets: Targets) -> tuple[Tensor, Tensor]:
     model = descent.language_model
-    loss = sequence_loss(model, model.hidden(tokens), tokens, labels, descent.loss)
+    loss = sequence_loss(model, model.hidden(targets.tokens, call=targets.call), targets)
     gradients = descent.gradients(loss, range(model.n_layers))
     norms = descent.norms(gradients)
     descent.descend(gradients, norms)
     return loss.detach()[:, None], norms
 
 
-def _joint_step(descent: _Descent, tokens: Tensor, labels: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _joint_step(descent: _Descent, targets: Targets) -> tuple[Tensor, Tensor]:
     model = descent.language_model
     losses: list[Tensor] = []
     gradients: dict[int, Tensor] = {}
@@ -381,42 +477,41 @@ def _joint_step(descent: _Descent, tokens: Tensor, labels: Sequence[int]) -> tup
 
     def through_the_head() -> None:
         """The waiting layers' losses in one product, which reads the head's many rows once; frees their graphs."""
-        states, several = torch.cat(list(waiting.values())), tokens.repeat(len(waiting), 1)
-        loss = sequence_loss(model, states, several, labels, descent.loss)
+        loss = sequence_loss(model, torch.cat(list(waiting.values())), targets.repeated(len(waiting)))
         gradients.update(descent.gradients(loss, list(waiting)))
-        losses.append(loss.detach().view(len(waiting), len(tokens)))
+        losses.append(loss.detach().view(len(waiting), len(targets.tokens)))
         waiting.clear()
 
     def on_layer(layer: int, output: Tensor, _recompute: Recompute) -> None:
         waiting[layer] = model.lens(output)
-        if (len(waiting) + 1) * tokens.numel() > STEP_TOKENS or layer == model.n_layers - 1:
+        if (len(waiting) + 1) * targets.tokens.numel() > STEP_TOKENS or layer == model.n_layers - 1:
             through_the_head()
 
-    layer_by_layer(model, tokens, on_layer)
+    layer_by_layer(model, targets, on_layer)
     norms = descent.norms(gradients)
     descent.descend(gradients, norms)
     return torch.cat(losses).T, norms
 
 
-def _sequential_step(descent: _Descent, tokens: Tensor, labels: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _sequential_step(descent: _Descent, targets: Targets) -> tuple[Tensor, Tensor]:
     model = descent.language_model
     losses: list[Tensor] = []
-    norms = torch.zeros(len(tokens), model.n_layers, dtype=torch.float64)
+    norms = torch.zeros(len(targets.tokens), model.n_layers, dtype=torch.float64)
 
     def on_layer(layer: int, output: Tensor, recompute: Recompute) -> object:
-        loss = sequence_loss(model, model.lens(output), tokens, labels, descent.loss)
+        loss = sequence_loss(model, model.lens(output), targets)
         losses.append(loss.detach())
         gradients = descent.gradients(loss, [layer])
         norms[:, layer] = descent.norms(gradients)[:, layer]
         descent.descend(gradients, norms)
         return recompute()  # the next layer sees what the updated layer computes
 
-    layer_by_layer(model, tokens, on_layer)
+    layer_by_layer(model, targets, on_layer)
     return torch.stack(losses, 1), norms
 
 
 def layer_by_layer(
-    language_model: LanguageModel, tokens: Tensor, on_layer: Callable[[int, Tensor, Recompute], object]
+    language_model: LanguageModel, targets: Targets, on_layer: Callable[[int, Tensor, Recompute], object]
 ) -> None:
     """
     Forward pass in which each layer receives the detached output of the layer below.
@@ -440,7 +535,7 @@ def layer_by_layer(
         handles.append(module.register_forward_pre_hook(detach, with_kwargs=True))
         handles.append(module.register_forward_hook(after, with_kwargs=True))
     try:
-        language_model.hidden(tokens)
+        language_model.hidden(targets.tokens, call=targets.call)
     finally:
         for handle in handles:
             handle.remove()

@@ -1,16 +1,14 @@
 """
 Causal language models: loading, and one adapter for every architecture.
 
-Where families keep their parts stands in `families`; nothing else in the package knows an architecture.
+`parts` finds where a family keeps its parts; beside `own_attention`, nothing in the package knows an architecture.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import operator
 import sys
-import types
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,12 +21,16 @@ from torch import Tensor, nn
 
 from iclgd_helpers import pinned_downloads
 from iclgd_helpers.data import synthetic
-from iclgd_helpers.engine import checkpoints, prefix_attention
-from iclgd_helpers.engine.families import FAMILIES, REHEARSAL, TINY
+from iclgd_helpers.data.token_layout import TokenTree
+from iclgd_helpers.engine import checkpoints, parts, prefix_attention, self_check
+from iclgd_helpers.engine.families import REHEARSAL, TESTED, TINY
 from iclgd_helpers.errors import InputError, reason
 from iclgd_helpers.paths import cache_folder
 
 PROBE_TOKENS = 4  # of the short passes that try a model out
+# transformers' plain code for both: its faster products of experts do not exist in every precision.
+PLAIN_CODE = {"attn_implementation": "eager", "experts_implementation": "eager"}
+TRAINED_LENGTH = 2048  # of BLOOM, whose positions have no end and whose configurations name none
 
 
 @dataclass(frozen=True)
@@ -62,30 +64,34 @@ class LanguageModel:
     def __init__(
         self, model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase, name: str
     ) -> None:
-        kind = model.config.model_type
-        if kind not in FAMILIES:
-            raise InputError(f"model {name!r} is a {kind!r}; supported are {', '.join(sorted(FAMILIES))}")
-        self.family = FAMILIES[kind]
         self.model, self.tokenizer, self.name = model.eval().requires_grad_(False), tokenizer, name
-        part = operator.attrgetter
-        self.layers: nn.ModuleList = part(self.family.layers)(model)
-        self.attentions: list[nn.Module] = [getattr(layer, self.family.attention) for layer in self.layers]
-        self.final_norm: nn.Module = part(self.family.final_norm)(model) or nn.Identity()  # an old OPT has none
-        self.head: nn.Linear = model.get_output_embeddings()
         self.context = context(model.config)
-        bias, softcap = getattr(self.head, "bias", None), getattr(model.config, "final_logit_softcapping", None)
-        if bias is not None or softcap is not None:
-            what = "adds a bias to" if bias is not None else "caps"
-            raise InputError(f"model {name!r} {what} its logits, which the losses here leave out")
-        self.trainables = [t for i, module in enumerate(self.attentions) for t in self._trainables(i, module)]
+        self.logit_scale, self.logit_cap = _after_the_head(model.config)
         _keep_freed_memory()
-        _use_shared_prefix(model, self.attentions)
+        if model.config.model_type in TESTED:
+            self._adopt()
+        else:
+            with self_check.only_exact(model, name):
+                expected = self_check.stock_logits(model)
+                windows = self._adopt()
+                self_check.check(model, name, self._read, expected, windows)
 
-    def _trainables(self, layer: int, module: nn.Module) -> Iterator[Trainable]:
-        for projection in (self.family.fused,) if self.family.fused else ("k_proj", "v_proj"):
-            for name, parameter in getattr(module, projection).named_parameters():
-                mask = _kv_mask(parameter, module) if self.family.fused else None
-                yield Trainable(layer, f"{projection}.{name}", parameter, mask)
+    def _adopt(self) -> list[int | None]:
+        """Find the model's parts, and let its attention layers run here; returns each layer's window."""
+        found = parts.find(self.model, self.name)
+        self.layers, self.attentions, self.head = found.layers, found.attentions, found.head
+        parts.route(self.model, found.attentions)
+        probe = torch.arange(PROBE_TOKENS, device=self.device)[None] % self.model.config.vocab_size
+        measured = parts.measure(self.model, found, lambda call: self.hidden(probe, call=call), self.name)
+        self.outputs, self.final_norm = measured.outputs, nn.Sequential(*measured.after)  # an old OPT has none
+        self.trainables = [
+            Trainable(layer, f"{child}.{part}", parameter, _kv_mask(parameter, projection, makes_kv[child]))
+            for layer, makes_kv in enumerate(measured.makes_kv)
+            for child in found.projections
+            for projection in [getattr(self.attentions[layer], child)]
+            for part, parameter in projection.named_parameters()
+        ]
+        return measured.windows
 
     @property
     def n_layers(self) -> int:
@@ -106,22 +112,41 @@ class LanguageModel:
         """
         Final-normed hidden states `[batch, token, d_model]` of `tokens` (`[batch, token]`) at positions from `start`.
 
-        With a packing in `call` the batch is 1, and every query begins at `start`.
+        With a packing in `call` the batch is 1, and every query begins at `start`; with a tree, all sequences are such.
 
         Raises
         ------
         InputError
             if they reach beyond the model's context, where it would give numbers that nobody trained.
         """
-        packing = None if call is None else call.packing
-        length = start + (tokens.shape[1] if packing is None else packing.take.shape[1])
-        if length > self.context:
-            raise InputError(f"a sequence of {length} tokens is longer than the model's context of {self.context}")
-        positions = torch.arange(tokens.shape[1], device=tokens.device) if packing is None else packing.positions
-        positions = (start + positions).expand(len(tokens), -1)
-        output = self.model.base_model(input_ids=tokens, position_ids=positions, use_cache=False, shared=call)
+        if call is not None and call.packing is not None:
+            length, positions = call.packing.length, call.packing.positions
+        elif call is not None and call.tree is not None:
+            length, positions = max(call.tree.depth) + 1, torch.tensor(call.tree.depth, device=tokens.device)
+        else:
+            length, positions = tokens.shape[1], torch.arange(tokens.shape[1], device=tokens.device)
+        if start + length > self.context:
+            raise InputError(
+                f"a sequence of {start + length} tokens is longer than the model's context of {self.context}"
+            )
+        call = call or prefix_attention.Call()
+        call.positions = start + positions
+        with prefix_attention.present(call):
+            output = self.model.base_model(
+                input_ids=tokens, position_ids=call.positions.expand(len(tokens), -1), use_cache=False
+            )
         states: Tensor = output.last_hidden_state
         return states
+
+    def logits(self, states: Tensor, words: Sequence[int] | None = None) -> Tensor:
+        """Logits `[…, word]` of `states` (`[…, d_model]`, after the final norm), of some words or of all."""
+        weight: Tensor = self.head.weight
+        bias: Tensor | None = self.head.bias
+        if words is not None:
+            weight, bias = weight[list(words)], None if bias is None else bias[list(words)]
+        logits = nn.functional.linear(states, weight, bias)
+        logits = logits if self.logit_scale == 1 else logits * self.logit_scale
+        return logits if self.logit_cap is None else torch.tanh(logits / self.logit_cap) * self.logit_cap
 
     @functools.cached_property
     @torch.no_grad()
@@ -132,10 +157,9 @@ class LanguageModel:
         Its inputs are the tokens and their positions alone. Measured: the same few tokens at two places. Rotary
         positions, and none, give the same scores up to rounding; learned and sinusoidal ones give others.
         """
-        room = self.model.config.max_position_embeddings
         tokens = torch.arange(PROBE_TOKENS, device=self.device)[None] % self.model.config.vocab_size
         scores = []
-        for start in (0, max(1, min(32, room - PROBE_TOKENS))):
+        for start in (0, max(1, min(32, self.context - PROBE_TOKENS))):
             call = prefix_attention.Call(read=torch.tensor([PROBE_TOKENS - 1], device=self.device))
             self.hidden(tokens, start, call)
             scores.append(call.scores[0].double())
@@ -145,8 +169,7 @@ class LanguageModel:
     def lens(self, states: Tensor) -> Tensor:
         """Logit lens: `states` (`[..., d_model]`, a layer's output) through the final norm; the head comes after."""
         normed: Tensor = self.final_norm(states)
-        project_out = getattr(getattr(self.model.base_model, "decoder", None), "project_out", None)  # OPT-350M
-        return project_out(normed) if isinstance(project_out, nn.Module) else normed
+        return normed
 
     @torch.no_grad()
     def prefix(self, tokens: Sequence[int]) -> prefix_attention.Prefix:
@@ -154,6 +177,14 @@ class LanguageModel:
         prefix = prefix_attention.Prefix(length=len(tokens))
         self.hidden(torch.tensor([list(tokens)], device=self.device), call=prefix_attention.Call(capture=prefix))
         return prefix
+
+    def _read(self, before: list[int], ends: list[list[int]]) -> list[Tensor]:
+        """Logits `[token, word]` of each of several ends behind the same tokens."""
+        packing = prefix_attention.Packing.of([TokenTree.of(end, ()) for end in ends], self.device)
+        tokens = torch.tensor([[token for end in ends for token in end]], device=self.device)
+        call = prefix_attention.Call(prefix=self.prefix(before), packing=packing)
+        logits = self.logits(self.hidden(tokens, start=len(before), call=call)[0])
+        return list(torch.split(logits, [len(end) for end in ends]))
 
     def original(self) -> KVUpdate:
         """The present values of the trainable parameters: the update that changes nothing."""
@@ -187,16 +218,17 @@ class LanguageModel:
         neutral = 0.0 if config.model_type.startswith("gemma") else 1.0  # Gemma's norms store weight - 1
         norms = [m for m in self.model.modules() if "norm" in type(m).__name__.lower()]
         of_norms = {id(parameter): part for norm in norms for part, parameter in norm.named_parameters()}
+        biases = {id(p) for name, p in self.model.named_parameters() if name.endswith("bias")}  # experts' have two axes
         scope = self.layers if what == "blocks" else self.model
         chosen = [p for p in scope.parameters() if what == "everything" or id(p) not in of_norms]
         before = [parameter.data for parameter in chosen]
         try:
             for parameter in chosen:
                 drawn = torch.zeros(parameter.shape, dtype=torch.float32)
-                if parameter.ndim > 1:
-                    drawn.normal_(0.0, std, generator=generator)
-                elif of_norms.get(id(parameter)) == "weight":
+                if of_norms.get(id(parameter), "").endswith("weight"):
                     drawn.fill_(neutral)
+                elif parameter.ndim > 1 and id(parameter) not in biases:
+                    drawn.normal_(0.0, std, generator=generator)
                 parameter.data = drawn.to(parameter)
             yield
         finally:
@@ -204,14 +236,22 @@ class LanguageModel:
                 parameter.data = data
 
 
-def _kv_mask(parameter: nn.Parameter, module: Any) -> Tensor:
-    """True on the K and V entries of a fused projection (GPT-2: two thirds of the output; GPT-NeoX: of each head)."""
-    if hasattr(module, "head_size"):  # GPT-NeoX: nn.Linear, outputs ordered [head, (q, k, v), head_size]
-        outputs: Tensor = torch.arange(parameter.shape[0]) % (3 * module.head_size) >= module.head_size
-        mask = outputs if parameter.ndim == 1 else outputs[:, None]
-    else:  # GPT-2: Conv1D, outputs on the last axis, ordered [(q, k, v), head, head_dim]
-        mask = torch.arange(parameter.shape[-1]) >= parameter.shape[-1] // 3
-    return mask.to(parameter.device)
+def _kv_mask(parameter: nn.Parameter, projection: nn.Module, makes_kv: Tensor) -> Tensor | None:
+    """
+    True on the entries of a projection's weight or bias that make keys or values; None if all do.
+
+    `makes_kv` is `[output]`; a weight is `[output, input]`, but GPT-2's Conv1D has `[input, output]`.
+    """
+    if bool(makes_kv.all()):
+        return None
+    by_rows = parameter.ndim > 1 and isinstance(projection, nn.Linear)
+    return makes_kv[:, None] if by_rows else makes_kv
+
+
+def _after_the_head(config: transformers.PretrainedConfig) -> tuple[float, float | None]:
+    """What logits are multiplied with (Cohere, Granite), and the bound that they are squeezed under (Gemma 2)."""
+    scale = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    return scale, getattr(config, "final_logit_softcapping", None)
 
 
 @functools.cache
@@ -226,14 +266,6 @@ def _keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(mmap_threshold, 2**25)
         mallopt(trim_threshold, 2**30)
-
-
-def _use_shared_prefix(model: transformers.PreTrainedModel, attentions: Sequence[nn.Module]) -> None:
-    if model.config.model_type == "xglm":
-        for module in attentions:
-            module.forward = types.MethodType(prefix_attention.xglm_attention, module)  # of this one alone
-    else:
-        model.set_attn_implementation(prefix_attention.NAME)
 
 
 # ------------------------------------------------------------------------------------------------------------ loading
@@ -295,7 +327,7 @@ def _random_model(config: transformers.PretrainedConfig, seed: int, dtype: torch
     """A model with the weights that its class starts from."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=dtype)
+        return transformers.AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=False, **PLAIN_CODE)
 
 
 def choose_device(device: str) -> str:
@@ -324,7 +356,7 @@ def context(config: transformers.PretrainedConfig) -> int:
     Tokens of the longest sequence that the model takes.
 
     Where rotary factors change at a length (`longrope`), a prompt behind a prefix must stay below it: the prefix's keys
-    are made before the whole length is known.
+    are made before the whole length is known. Those of `dynamic` change beyond `max_position_embeddings` only.
     """
     ropes = getattr(config, "rope_parameters", None) or {}
     several = [ropes, *(value for value in ropes.values() if isinstance(value, dict))]
@@ -333,7 +365,9 @@ def context(config: transformers.PretrainedConfig) -> int:
         for rope in several
         if rope.get("rope_type") == "longrope"
     ]
-    return int(min([config.max_position_embeddings, *filter(None, changes)]))
+    names = ("max_position_embeddings", "max_seq_len", "seq_length")
+    given = next((getattr(config, name) for name in names if getattr(config, name, None)), TRAINED_LENGTH)
+    return int(min([given, *filter(None, changes)]))
 
 
 def tokenizer_and_config(name: str) -> tuple[transformers.PreTrainedTokenizerBase, transformers.PretrainedConfig]:
@@ -410,15 +444,15 @@ def _trained_model(name: str, dtype: torch.dtype) -> transformers.PreTrainedMode
     """
     found = _checkpoint(name)
     folder = checkpoints.weights_folder(found)
-    options = {"trust_remote_code": False, "attn_implementation": "eager", "dtype": dtype}
+    options = {"dtype": dtype, **PLAIN_CODE}
     with checkpoints.reading(name), _quiet():
         config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         with torch.device("meta"):
-            empty = transformers.AutoModelForCausalLM.from_config(config, **options)
+            empty = transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False, **options)
         checkpoints.check_weights(name, folder, sum(t.numel() for t in [*empty.parameters(), *empty.buffers()]))
         model, report = transformers.AutoModelForCausalLM.from_pretrained(
             folder, use_safetensors=True, local_files_only=True, output_loading_info=True, ignore_mismatched_sizes=True,
-            **options,
+            trust_remote_code=False, **options,
         )  # fmt: skip
     checkpoints.check_loaded(name, report)
     broken = [key for key, weight in model.state_dict().items() if not bool(weight.isfinite().all())]

@@ -35,14 +35,17 @@ class Observation:
     Attributes
     ----------
     label_log_probabilities
-        `[query, class]`, natural logarithm, normalised over the whole vocabulary.
+        `[query, class]`, nats: the score of each label, see `Layout.label_score`; every token's probability is
+        normalised over the whole vocabulary.
     lens_log_odds
-        `[query, layer, class]`, logits of the verbalizers at each layer's output (logit lens).
+        `[query, layer, class]`, logit of each label's first token at each layer's output (logit lens), with all that
+        the model does behind its head.
     attention_output
         `[query, layer, d_model]` at the read position, after the output projection, before the residual.
     attention_scores
-        `[query, layer, head, token]`, scaled, pre-softmax, of the read position over the query's own tokens (BOS and
-        demonstrations left out); 0 behind the read position.
+        `[query, layer, head, token]`, as they enter the softmax (scaled, capped, with what ALiBi adds to a key more
+        than to the token's own), of the read position over the query's own tokens (BOS and demonstrations left out); 0
+        for tokens that it does not see: those behind it, and other labels.
     """
 
     label_log_probabilities: Tensor
@@ -69,7 +72,6 @@ def observe(
     language_model: LanguageModel,
     queries: Sequence[Query],
     arms: Mapping[str, Arm],
-    labels: Sequence[int],
     batch_tokens: int | None = None,
 ) -> Iterator[tuple[list[int], dict[str, Observation]]]:
     """
@@ -82,8 +84,6 @@ def observe(
     ----------
     arms
         name -> arm. Each is applied to the same batch, so that comparisons need nothing but the batch.
-    labels
-        token of each class.
     batch_tokens
         padded query tokens in a batch; by default `BATCH_TOKENS` of the device.
 
@@ -104,7 +104,7 @@ def observe(
         try:
             with enough_memory("one query") if len(indices) == 1 else nullcontext():
                 for name, arm in arms.items():
-                    observations[name] = _observe_arm(language_model, batch, name, arm, prefixes[name], labels)
+                    observations[name] = _observe_arm(language_model, batch, name, arm, prefixes[name])
         except torch.OutOfMemoryError:
             batch_tokens = len(batch) * len(batch[0].tokens) // 2
             rest = sorted(chain(indices, *waiting))
@@ -115,11 +115,11 @@ def observe(
 
 
 def _observe_arm(
-    language_model: LanguageModel, batch: Sequence[Query], name: str, arm: Arm, prefix: Prefix, labels: Sequence[int]
+    language_model: LanguageModel, batch: Sequence[Query], name: str, arm: Arm, prefix: Prefix
 ) -> Observation:
     """Only finetuning may diverge: a model's own weights give numbers, or the run ends here."""
     with language_model.using(arm.update):
-        seen = observe_batch(language_model, batch, prefix, labels)
+        seen = observe_batch(language_model, batch, prefix)
     if arm.update is None and not bool(seen.label_log_probabilities.isfinite().all()):
         raise InputError(
             f"model {language_model.name!r} gives no finite log-probabilities in {language_model.dtype} ({name}): pass "
@@ -129,38 +129,60 @@ def _observe_arm(
 
 
 @torch.no_grad()
-def observe_batch(
-    language_model: LanguageModel, batch: Sequence[Query], prefix: Prefix, labels: Sequence[int]
-) -> Observation:
+def observe_batch(language_model: LanguageModel, batch: Sequence[Query], prefix: Prefix) -> Observation:
     """One forward pass of `batch` behind `prefix`, with what the metrics need and no more."""
     device = language_model.device
-    packing = Packing.of([len(query.tokens) for query in batch], device)
+    packing = Packing.of([query.tree for query in batch], device)
     tokens = _on_device([token for query in batch for token in query.tokens], device)
     read = _on_device([query.read for query in batch], device)
     predict = _on_device([query.predict for query in batch], device)
     call = Call(prefix=prefix, packing=packing, read=read)
     at_read, at_predict = packing.start + read, packing.start + predict
     with (
-        _recording(language_model.attentions, at_read) as outputs,
+        _recording(language_model.outputs, at_read) as outputs,
         _recording(language_model.layers, at_predict) as states,
     ):
         hidden = language_model.hidden(tokens[None], start=prefix.length, call=call)[0]
-    logits = language_model.head(hidden[at_predict])  # [query, vocabulary]: one position a query
-    log_probabilities = torch.log_softmax(logits.to(precise_dtype(logits)), -1)
     precise = precise_dtype(hidden)
     return Observation(
-        label_log_probabilities=log_probabilities[:, list(labels)],
-        lens_log_odds=_label_logits(language_model, torch.stack(states, 1), labels).to(precise),
+        label_log_probabilities=_label_scores(language_model, hidden, batch, packing),
+        lens_log_odds=_label_logits(language_model, torch.stack(states, 1), batch).to(precise),
         attention_output=torch.stack(outputs, 1).to(precise),
         attention_scores=torch.stack([call.scores[i] for i in range(language_model.n_layers)], 1),
     )
 
 
-def _label_logits(language_model: LanguageModel, states: Tensor, labels: Sequence[int]) -> Tensor:
-    """Logit lens with the verbalizers' rows of the head only; `[query, layer, class]`."""
-    head = language_model.head
-    bias = None if head.bias is None else head.bias[list(labels)]
-    return nn.functional.linear(language_model.lens(states), head.weight[list(labels)], bias)
+def _label_scores(language_model: LanguageModel, hidden: Tensor, batch: Sequence[Query], packing: Packing) -> Tensor:
+    """Score of each label, `[query, class]`; the head reads the positions at which a label's token is predicted."""
+    longest = max(len(label) for query in batch for label in query.labels)
+    rows: dict[tuple[int, int], int] = {}  # (query, place) -> row of the head's product; first all first tokens
+    for number, query in enumerate(batch):
+        rows[number, query.predict] = number
+    row, word, counted = [], [], []
+    for number, query in enumerate(batch):
+        for label, places in zip(query.labels, query.tree.places, strict=True):
+            padding = [0] * (longest - len(label))
+            row += [*(rows.setdefault((number, place), len(rows)) for place in places), *padding]
+            word += [*label, *padding]
+            counted += [*[1 / len(label) if query.label_score == "mean" else 1.0 for _token in label], *padding]
+    device, shape = hidden.device, (len(batch), -1, longest)
+    at = packing.start[_on_device([number for number, _place in rows], device)]
+    logits = language_model.logits(hidden[at + _on_device([place for _number, place in rows], device)])
+    log_probabilities = torch.log_softmax(logits.to(precise_dtype(logits)), -1)  # [row, vocabulary]
+    chosen = log_probabilities[_on_device(row, device), _on_device(word, device)].view(shape)
+    weights = torch.tensor(counted, dtype=chosen.dtype, device=device).view(shape)
+    return chosen.mul(weights).masked_fill(weights == 0, 0.0).sum(-1)
+
+
+def _label_logits(language_model: LanguageModel, states: Tensor, batch: Sequence[Query]) -> Tensor:
+    """Logit lens with the rows of the head of the labels' first tokens only; `[query, layer, class]`."""
+    lens = language_model.lens(states)
+    firsts = [tuple(label[0] for label in query.labels) for query in batch]
+    logits = lens.new_empty((*lens.shape[:2], len(firsts[0])))
+    for first in dict.fromkeys(firsts):  # the same for all queries, unless a tokenizer merges prompt and label
+        which = [number for number, other in enumerate(firsts) if other == first]
+        logits[which] = language_model.logits(lens[which], first)
+    return logits
 
 
 def _on_device(values: Sequence[int], device: torch.device) -> Tensor:

@@ -54,7 +54,7 @@ def label_log_probabilities(
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Log-probabilities of the verbalizers `[example, class]` under `arm`, and the labels `[example]`."""
     queries = [layout.query(example, "label") for example in examples]
-    scores = label_scores(model, layout.labels, queries, {"arm": arm})["arm"]
+    scores = label_scores(model, queries, {"arm": arm})["arm"]
     return scores, np.array([query.label for query in queries])
 
 
@@ -109,7 +109,7 @@ def compare_rates(
     sequences = [layout.training_sequence(example) for example in drawn]
 
     def after(which: LanguageModel, rate: float, rows: list[Example]) -> NDArray[np.float64]:
-        tuned = finetune.finetune(which, sequences, layout.labels, "standard", finetune.Settings(rate))
+        tuned = finetune.finetune(which, sequences, "standard", finetune.Settings(rate))
         values, labels = label_log_probabilities(which, layout, rows, Arm(layout.prefix(), tuned.update))
         right: NDArray[np.float64] = values[np.arange(len(labels)), labels]
         return right

@@ -31,11 +31,11 @@ def compare(run: Run) -> dict[str, Any]:
     InputError
         if the unclipped run diverges: there is no typical norm then.
     """
-    given, labels = run.parameters, run.layout.labels
+    given = run.parameters
     examples = [run.layout.training_sequence(example) for example in run.training]
     free = [Learner(examples, Settings(given.learning_rate, given.loss))]
-    (unclipped,) = finetune.finetune_together(run.model, free, labels, "joint")
-    (standard,) = finetune.finetune_together(run.model, free, labels, "standard")
+    (unclipped,) = finetune.finetune_together(run.model, free, "joint")
+    (standard,) = finetune.finetune_together(run.model, free, "standard")
     if unclipped.diverged:
         raise InputError(f"joint finetuning diverges at learning_rate={given.learning_rate}: there is no typical norm")
     typical = typical_norms(run, unclipped.gradient_norms)
@@ -45,7 +45,7 @@ def compare(run: Run) -> dict[str, Any]:
         Learner(examples, Settings(given.learning_rate, given.loss, kind, bound))
         for (kind, _factor), bound in bounds.items()
     ]
-    clipped = finetune.finetune_together(run.model, learners, labels, "joint")
+    clipped = finetune.finetune_together(run.model, learners, "joint")
     updates: dict[Any, KVUpdate] = {key: one.update for key, one in zip(bounds, clipped, strict=True)}
     updates |= {"joint": unclipped.update, "standard": standard.update}
     points = []

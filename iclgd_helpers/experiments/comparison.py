@@ -43,7 +43,7 @@ def observed(
 
     Parameters
     ----------
-    run : its model observes; its labels are those that are scored.
+    run : its model observes.
     queries : all have the run's layout.
     arms : by any name.
     compared : by any name, three of the arms: unchanged, in context, updated.
@@ -64,7 +64,7 @@ def observed(
         columns[column][indices] = array
 
     with tqdm(total=len(queries), desc="queries", disable=not progress, leave=False) as bar:
-        for indices, seen in observe(run.model, queries, arms, run.layout.labels):
+        for indices, seen in observe(run.model, queries, arms):
             for arm, observation in seen.items():
                 put(("log_probability", arm), indices, observation.label_log_probabilities)
                 put(("lens", arm), indices, observation.lens_log_odds.argmax(-1))
@@ -160,7 +160,7 @@ def summary(
     """
     scores, lens = of_kind(columns, "log_probability"), of_kind(columns, "lens")
     labels = np.array([query.label for query in run.queries])
-    parameters = run.parameters.model_dump(exclude={"data_folder", "data_file"})
+    parameters = run.parameters.model_dump(exclude={"data_folder", "data_file", "task_file"})
     return {
         "id": run.identity,
         "parameters": parameters | {"model": checkpoints.label(run.parameters.model)},
@@ -173,6 +173,8 @@ def summary(
         "n_training_demonstrations": len(run.training),
         "prefix_tokens": len(run.layout.prefix(run.demonstrations)),
         "verbalizers": list(run.layout.task.verbalizers),
+        **({"template": run.layout.task.template} if run.parameters.task_file else {}),
+        **run.counts,
         "n_layers": run.model.n_layers,
         "arms": {arm: arm_summary(values, lens[arm], labels[: len(values)]) for arm, values in scores.items()},
         "comparisons": {name: _comparison(name, columns, labels) for name in comparisons_of(scores)},

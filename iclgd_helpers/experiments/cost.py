@@ -17,17 +17,17 @@ from typing import Any
 
 import torch
 import transformers
+from torch import nn
 
-from iclgd_helpers.engine import finetune, prefix_attention
-from iclgd_helpers.engine.families import FAMILIES
-from iclgd_helpers.engine.models import PROBE_TOKENS, LanguageModel, choose_device
+from iclgd_helpers.engine import finetune, parts, prefix_attention
+from iclgd_helpers.engine.models import PROBE_TOKENS, choose_device
 from iclgd_helpers.engine.observe import BATCH_TOKENS
-from iclgd_helpers.errors import InputError
 from iclgd_helpers.experiments.arms import ArmKind, kind, names
 from iclgd_helpers.experiments.runs import Plan
 from iclgd_helpers.experiments.updates import N_PERTURBED_QUERIES
 
-GATED = frozenset("llama gemma3_text mistral qwen2 qwen3 olmo2 smollm3".split())  # three matrices in the feed-forward
+PARALLEL = frozenset("phi cohere gptj".split())  # attention and feed-forward read the same input; others say so
+SAYS_PARALLEL = ("use_parallel_residual", "parallel_attn", "new_decoder_architecture")
 ITEMSIZE = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
@@ -57,7 +57,8 @@ class Shape:
     Sizes of a causal language model; no weights are needed.
 
     `n_kv` counts the entries of the K and V projections (biases included); `n_stored` those of the matrices that hold
-    them, which in a fused projection include Q. `windows`: how many tokens a layer sees, None for all.
+    them, which in a fused projection include Q. `windows`: how many tokens a layer sees, None for all. `feed_forward`:
+    entries of the matrices behind attention that a token meets, layer by layer; of experts, those that it is sent to.
     """
 
     n_layers: int
@@ -67,6 +68,7 @@ class Shape:
     head_dim: int
     d_ff: int
     gated: bool
+    feed_forward: tuple[int, ...]
     parallel: bool  # attention and feed-forward read the same input (GPT-NeoX)
     fused: bool
     vocabulary: int
@@ -84,33 +86,39 @@ class Shape:
         Raises
         ------
         InputError
-            if its architecture has no adapter.
+            if its parts cannot be found.
         """
         kind = config.model_type
-        if kind not in FAMILIES:
-            raise InputError(f"no cost model for a {kind!r}: known are {', '.join(sorted(FAMILIES))}")
         with torch.device("meta"):  # parameters without storage
-            model = transformers.AutoModelForCausalLM.from_config(copy.deepcopy(config))  # the adapter changes it
-            trainables = LanguageModel(model, None, kind).trainables
+            model = transformers.AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
+        found = parts.find(model, kind)
         heads, d_model = config.num_attention_heads, config.hidden_size
-        feed_forward = (getattr(config, name, None) for name in ("intermediate_size", "ffn_dim", "n_inner"))
-        stored = sum(t.parameter.numel() for t in trainables)
-        fused = FAMILIES[kind].fused is not None
+        head_dim = getattr(config, "head_dim", None) or d_model // heads
+        projections = [getattr(attention, name) for attention in found.attentions for name in found.projections]
+        stored = sum(p.numel() for projection in projections for p in projection.parameters())
+        fused = len(found.projections) == 1
+        outputs = parts.n_outputs(projections[0])
+        d_key = (outputs - heads * head_dim) // 2 if fused else outputs
+        biases = 2 * d_key if projections[0].bias is not None else 0
+        matrices = [_feed_forward(*pair, config) for pair in zip(found.layers, found.attentions, strict=True)]
+        gated = any("gate" in name for of_layer in matrices for name in of_layer)
+        feed_forward = tuple(sum(of_layer.values()) for of_layer in matrices)
         return cls(
             n_layers=config.num_hidden_layers,
             d_model=d_model,
             n_heads=heads,
-            n_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(config, "head_dim", None) or d_model // heads,
-            d_ff=next((size for size in feed_forward if size), 4 * d_model),
-            gated=kind in GATED,
-            parallel=bool(getattr(config, "use_parallel_residual", False)),
+            n_kv_heads=d_key // head_dim,
+            head_dim=head_dim,
+            d_ff=max(feed_forward) // ((3 if gated else 2) * d_model),
+            gated=gated,
+            feed_forward=feed_forward,
+            parallel=kind in PARALLEL or any(getattr(config, name, False) for name in SAYS_PARALLEL),
             fused=fused,
             vocabulary=config.vocab_size,
             d_embedding=getattr(config, "word_embed_proj_dim", None) or d_model,
             windows=_windows(config),
             n_parameters=sum(p.numel() for p in model.parameters()),
-            n_kv=stored * 2 // 3 if fused else stored,
+            n_kv=config.num_hidden_layers * (2 * d_model * d_key + biases),
             n_stored=stored,
         )
 
@@ -126,7 +134,8 @@ class Shape:
 
     def truncated(self, n_layers: int) -> Shape:
         """The same model with its first `n_layers` layers; parameter counts are left as they were."""
-        return replace(self, n_layers=n_layers, windows=self.windows[:n_layers])
+        few: dict[str, Any] = {"windows": self.windows[:n_layers], "feed_forward": self.feed_forward[:n_layers]}
+        return replace(self, n_layers=n_layers, **few)
 
     # Entries of one layer's matrices.
     @property
@@ -138,20 +147,30 @@ class Shape:
         return self.d_query * self.d_model
 
     @property
-    def _feed_forward(self) -> int:
-        return (3 if self.gated else 2) * self.d_model * self.d_ff
-
-    @property
     def _projections(self) -> int:
         """Entries between a narrower embedding and the layers, in one direction (OPT 350M)."""
         return self.d_model * self.d_embedding if self.d_embedding != self.d_model else 0
 
 
+def _feed_forward(layer: nn.Module, attention: nn.Module, config: transformers.PretrainedConfig) -> dict[str, int]:
+    """Name of a matrix beside attention -> how many of its entries a token meets; experts lie side by side in one."""
+    norms = [module for module in layer.modules() if "norm" in type(module).__name__.lower()]
+    others = {id(p) for module in (attention, *norms) for p in module.parameters()}
+    chosen = getattr(config, "num_experts_per_tok", None)
+    return {
+        name: parameter.numel() if parameter.ndim == 2 else parameter.numel() // len(parameter) * (chosen or 1)
+        for name, parameter in layer.named_parameters()
+        if parameter.ndim > 1 and id(parameter) not in others and not name.endswith("bias")
+    }
+
+
 def _windows(config: transformers.PretrainedConfig) -> tuple[int | None, ...]:
     n_layers, window = config.num_hidden_layers, getattr(config, "sliding_window", None)
+    if config.model_type == "gpt_neo":
+        return tuple(config.window_size if kind == "local" else None for kind in config.attention_layers)
     kinds = getattr(config, "layer_types", None)
     if kinds is None:
-        kinds = ["sliding_attention" if config.model_type == "mistral" else "full_attention"] * n_layers
+        kinds = ["sliding_attention"] * n_layers
     return tuple(window if kind == "sliding_attention" else None for kind in kinds)
 
 
@@ -181,7 +200,7 @@ def head(shape: Shape, rows: int) -> Work:
 
 def forward(shape: Shape, tokens: int, prefix: int = 0, rows: int = 0, full: bool = False) -> Work:
     """Forward pass of `tokens` tokens behind `prefix` cached ones, with the vocabulary projection at `rows`."""
-    matrices = shape.n_layers * (shape._qkv + shape._out + shape._feed_forward) + 2 * shape._projections
+    matrices = shape.n_layers * (shape._qkv + shape._out) + sum(shape.feed_forward) + 2 * shape._projections
     return Work(2 * tokens * matrices, _attention(shape, tokens, prefix, full)) + head(shape, rows)
 
 
@@ -191,11 +210,11 @@ def recording(shape: Shape, tokens: int, n_classes: int) -> Work:
     return Work(2 * shape.n_layers * shape._projections, scores, 2 * shape.n_layers * shape.d_embedding * n_classes)
 
 
-def _layer_backward(shape: Shape, tokens: int) -> int:
-    """Linear part of a layer's backward pass from its output down to its K and V matrices, their gradients included."""
-    inputs = shape._out + (0 if shape.parallel else shape._feed_forward)
+def _layers_backward(shape: Shape, tokens: int) -> int:
+    """Linear part of all layers' backward passes, each from its output down to its K and V matrices' gradients."""
     gradients = shape._qkv if shape.fused else 2 * shape.d_model * shape.d_key  # a fused matrix has one gradient
-    return 2 * tokens * (inputs + gradients)
+    behind = 0 if shape.parallel else sum(shape.feed_forward)
+    return 2 * tokens * (shape.n_layers * (shape._out + gradients) + behind)
 
 
 def _cut_off_products(shape: Shape) -> int:
@@ -205,9 +224,9 @@ def _cut_off_products(shape: Shape) -> int:
 
 def standard_step(shape: Shape, tokens: int, rows: int, full: bool = False) -> Work:
     """One step of standard finetuning: backward through the head and all layers, gradients of K and V only."""
-    below = 2 * tokens * (shape.n_layers - 1)  # every layer but the lowest passes the gradient on to its input
-    passed = below * (shape._qkv + (shape._feed_forward if shape.parallel else 0))
-    linear = shape.n_layers * _layer_backward(shape, tokens) + passed + 2 * tokens * shape._projections
+    # Every layer but the lowest passes the gradient on to its input.
+    passed = (shape.n_layers - 1) * shape._qkv + (sum(shape.feed_forward[1:]) if shape.parallel else 0)
+    linear = _layers_backward(shape, tokens) + 2 * tokens * (passed + shape._projections)
     lowest = _attention(shape, tokens, 0, full, _cut_off_products(shape), slice(0, 1))
     backward = Work(linear, lowest + _attention(shape, tokens, 0, full, 4, slice(1, None)))
     return forward(shape, tokens, 0, rows, full) + backward + head(shape, rows)
@@ -217,7 +236,7 @@ def joint_step(shape: Shape, tokens: int, rows: int, full: bool = False) -> Work
     """One layer-causal step: every layer pays the head, forward and back, but no gradient passes between layers."""
     lens = shape.n_layers * 2 * 2 * tokens * shape._projections
     own = Work(
-        shape.n_layers * _layer_backward(shape, tokens) + lens,
+        _layers_backward(shape, tokens) + lens,
         _attention(shape, tokens, 0, full, _cut_off_products(shape)),
     )
     return forward(shape, tokens, 0, 0, full) + own + head(shape, rows) * (2 * shape.n_layers)
@@ -232,9 +251,9 @@ def sequential_step(shape: Shape, tokens: int, rows: int, full: bool = False) ->
 STEPS = {"standard": standard_step, "joint": joint_step, "sequential": sequential_step}
 
 
-def loss_rows(tokens: int, loss: str) -> int:
-    """Positions of a training sequence that go through the head."""
-    return tokens - 1 if loss == "all" else 1
+def loss_rows(tokens: int, loss: str, label_rows: int = 1) -> int:
+    """Positions of a training sequence that go through the head; `label_rows` are those that predict labels."""
+    return tokens - 1 if loss == "all" else label_rows
 
 
 # -------------------------------------------------------------------------------------------------------------- bytes
@@ -317,6 +336,9 @@ def run_cost(
     dtype: str = "float32",
     loss: str = "all",
     n_classes: int = 2,
+    query_rows: int = 1,
+    label_rows: int = 1,
+    bare: int = 1,
     batch_tokens: int = BATCH_TOKENS["cpu"],
 ) -> Cost:
     """
@@ -325,44 +347,52 @@ def run_cost(
     Parameters
     ----------
     prefix : tokens of the in-context prefix, BOS included; the shuffled one is as long.
-    query_lengths, training_lengths : tokens of each query (class token included), and of each training sequence (BOS
-        and label included).
+    query_lengths, training_lengths : tokens of each query (those of labels included), and of each training sequence
+        (BOS and label included).
     n_compared : queries that all arms see, from the first; zero-shot and in-context see all of them.
     chosen : methods that are run at a chosen rate, too.
     conditioning : whether each method is run again with perturbed weights (never below float32).
+    query_rows, label_rows : positions of a query, and of a training sequence, that predict labels' tokens; more than 1
+        for labels of several tokens.
+    bare : tokens before a query without demonstrations: BOS, and what an instruction or a chat template adds.
     batch_tokens : padded query tokens in a batch.
     """
     compared = query_lengths[:n_compared]
     arms = {name: kind(name) for name in names(controls, chosen)}
-    before = {name: prefix if arm.in_context else 1 for name, arm in arms.items()}
-    tuning = {method: _tuning(shape, method, training_lengths, loss) for method in STEPS}
+    before = {name: prefix if arm.in_context else bare for name, arm in arms.items()}
+    steps = [(tokens, loss_rows(tokens, loss, label_rows)) for tokens in training_lengths]
+    tuning = {method: sum((STEPS[method](shape, *step) for step in steps), Work()) for method in STEPS}
+
+    def observing(prefixes: Sequence[int], lengths: Sequence[int]) -> Work:
+        return _observing(shape, prefixes, lengths, query_rows, n_classes)
+
     stages = {f"finetune {method}": work for method, work in tuning.items()}
     if controls:
         stages["finetune controls"] = tuning["standard"] * 2  # shuffled labels; untrained weights
     if chosen:
         stages["finetune at chosen rates"] = sum((tuning[method] for method in chosen), Work())
     if conditioning and ITEMSIZE[dtype] >= 4:
-        read = _observing(shape, [1, 1], query_lengths[:N_PERTURBED_QUERIES], n_classes) * len(STEPS)
+        read = observing([bare, bare], query_lengths[:N_PERTURBED_QUERIES]) * len(STEPS)
         stages["conditioning"] = sum(tuning.values(), read)
-    stages["observe, all arms"] = _observing(shape, list(before.values()), compared, n_classes) + _probe(shape)
-    stages["observe, other questions"] = _observing(shape, [1, prefix], query_lengths[len(compared) :], n_classes)
-    observing = _observing_bytes(shape, prefix, query_lengths, len(_trained(arms)), dtype, batch_tokens)
+    stages["observe, all arms"] = observing(list(before.values()), compared) + _probe(shape)
+    stages["observe, other questions"] = observing([bare, prefix], query_lengths[len(compared) :])
+    observing_bytes = _observing_bytes(shape, prefix, query_lengths, len(_trained(arms)), dtype, batch_tokens)
     memory = {
         "weights": weights_bytes(shape, dtype),
         "K/V updates, or random weights of a control": _changed_bytes(shape, arms, dtype),
         "prefixes": sum(prefix_bytes(shape, tokens, dtype) for tokens in before.values()),
-        "activations": max(observing, _tuning_bytes(shape, max(training_lengths), loss, dtype)),
+        "activations": max(observing_bytes, training_bytes(shape, *max(steps), dtype) - update_bytes(shape)),
     }
     return Cost(stages, memory)
 
 
-def _observing(shape: Shape, prefixes: Sequence[int], query_lengths: Sequence[int], n_classes: int) -> Work:
+def _observing(shape: Shape, prefixes: Sequence[int], query_lengths: Sequence[int], rows: int, n_classes: int) -> Work:
     """Every query behind every prefix, and the prefixes themselves, which are read once."""
     work = Work()
     for prefix in prefixes:
         work += forward(shape, prefix)
         for tokens in query_lengths:
-            work += forward(shape, tokens, prefix, 1) + recording(shape, tokens, n_classes)
+            work += forward(shape, tokens, prefix, rows) + recording(shape, tokens, n_classes)
     return work
 
 
@@ -370,10 +400,6 @@ def _probe(shape: Shape) -> Work:
     """What `LanguageModel.first_layer_sees_the_prompt` computes."""
     scores = Work(attention=2 * shape.n_layers * shape.d_query * PROBE_TOKENS)
     return (forward(shape, PROBE_TOKENS) + scores) * 2
-
-
-def _tuning(shape: Shape, method: str, training_lengths: Sequence[int], loss: str) -> Work:
-    return sum((STEPS[method](shape, tokens, loss_rows(tokens, loss)) for tokens in training_lengths), Work())
 
 
 def _trained(arms: Mapping[str, ArmKind]) -> list[ArmKind]:
@@ -400,22 +426,21 @@ def _observing_bytes(
     return max(*observing, batch_bytes(shape, [prefix], 0, 0, dtype))
 
 
-def _tuning_bytes(shape: Shape, longest: int, loss: str, dtype: str) -> int:
-    """A step; a learner's weights become its arm's update, which is counted there."""
-    return training_bytes(shape, longest, loss_rows(longest, loss), dtype) - update_bytes(shape)
-
-
 def lengths(plan: Plan) -> tuple[int, list[int], list[int]]:
     """Tokens of a run's in-context prefix, of each query, and of each training sequence."""
     layout = plan.layout
     queries = [len(query.tokens) for query in plan.queries]
-    return len(layout.prefix(plan.demonstrations)), queries, [len(layout.training_sequence(e)) for e in plan.training]
+    training = [layout.training_sequence(example).length(plan.parameters.loss) for example in plan.training]
+    return len(layout.prefix(plan.demonstrations)), queries, training
 
 
 def of_run(plan: Plan) -> Cost:
     """Cost of a planned run: its tokens and its model's configuration are known, weights are not needed."""
     given = plan.parameters
     device = choose_device(given.device).split(":")[0]
+    scored = plan.queries[0].labels
+    tokens = list(map(len, scored))
+    in_training = sum(tokens) if given.loss == "label_space" and max(tokens) > 1 else max(tokens)
     return run_cost(
         Shape.of(plan.config),
         *lengths(plan),
@@ -425,7 +450,10 @@ def of_run(plan: Plan) -> Cost:
         conditioning=given.conditioning,
         dtype=given.dtype,
         loss=given.loss,
-        n_classes=len(plan.layout.labels),
+        n_classes=len(scored),
+        query_rows=1 + sum(n - 1 for n in tokens),
+        label_rows=in_training,
+        bare=len(plan.layout.prefix()),
         batch_tokens=BATCH_TOKENS.get(device, 2**14),  # as `observe.batches` has it
     )
 

@@ -16,8 +16,10 @@ from iclgd_helpers.experiments.runs import Run
 
 
 def run(given: ExperimentParameters, progress: bool = True) -> Record:
-    """The record of a run; parameters and errors as for `record_of`. Says which arms have diverged."""
+    """The record of a run; parameters and errors as for `record_of`. Says what it should, see `remarks`."""
     record, _is_new = record_of(given, progress)
+    for line in record.remarks:
+        print(line)
     if record.diverged:
         print("Diverged, so without accuracy, similarities and verdict: " + ", ".join(record.diverged))
     return record

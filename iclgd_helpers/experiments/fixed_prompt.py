@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from iclgd_helpers import paths, storage
 from iclgd_helpers.data.demonstrations import select_demonstrations, shuffle_labels
 from iclgd_helpers.data.tasks import Example, TaskData
-from iclgd_helpers.data.token_layout import Layout, Query
+from iclgd_helpers.data.token_layout import Layout, Query, TrainingSequence
 from iclgd_helpers.engine import checkpoints, models
 from iclgd_helpers.engine.finetune import Learner, Settings, finetune_together
 from iclgd_helpers.engine.models import KVUpdate, LanguageModel
@@ -78,9 +78,9 @@ def material(layout: Layout, train: Sequence[Example], seed: int) -> Material:
     )
 
 
-def sequences(layout: Layout, prompt: Sequence[int], rows: Sequence[Example]) -> list[tuple[int, ...]]:
+def sequences(layout: Layout, prompt: Sequence[int], rows: Sequence[Example]) -> list[TrainingSequence]:
     """What each step sees: the prompt (which begins with BOS), an example, its label."""
-    return [(*prompt, *layout.demonstration(row)) for row in rows]
+    return [layout.training_sequence(row, prompt) for row in rows]
 
 
 def train_on(
@@ -102,7 +102,7 @@ def train_on(
             Learner(sequences(layout, prompt, rows), Settings(rate, loss="label"), start)
             for prompt, rate, start in map(arms.__getitem__, group)
         ]
-        tuned = finetune_together(model, learners, layout.labels, "standard")
+        tuned = finetune_together(model, learners, "standard")
         updates |= {arm: one.update for arm, one in zip(group, tuned, strict=True)}
     return updates
 
@@ -143,13 +143,17 @@ def curves(
             tuned = {arm: (prompt, rates[arm], updates.get(arm)) for arm, prompt in prompts.items()}
             updates = train_on(model, layout, training[before:step], tuned)
         arms = {arm: Arm(tuple(prompt), updates.get(arm)) for arm, prompt in prompts.items()}
-        for arm, scores in label_scores(model, layout.labels, queries, arms).items():
+        for arm, scores in label_scores(model, queries, arms).items():
             seen = sequences(layout, prompts[arm], training[:step])
-            flops = sum(cost.standard_step(shape, len(tokens), 1).total for tokens in seen)
+            flops = sum(_step_flops(shape, sequence) for sequence in seen)
             points.append({"arm": arm, "step": step, "tflop": flops / 1e12, **_summary(scores, labels)})
         reached = ((p["arm"], p["accuracy"]["value"]) for p in points[-len(prompts) :])
         say(f"step {step}: " + ", ".join(f"{arm} " + ("diverged" if v is None else f"{v:.2f}") for arm, v in reached))
     return points
+
+
+def _step_flops(shape: cost.Shape, sequence: TrainingSequence) -> float:
+    return cost.standard_step(shape, len(sequence.tokens), len(sequence.labels[sequence.label])).total
 
 
 def _summary(scores: NDArray[Any], labels: NDArray[Any]) -> dict[str, Any]:
@@ -167,7 +171,7 @@ def choose_rates(model: LanguageModel, layout: Layout, given: Material) -> dict[
     arms = {key: Arm(tried[key][0], update) for key, update in updates.items()}
     points = [
         {"arm": arm, "learning_rate": rate, **_summary(scores, labels)}
-        for (arm, rate), scores in label_scores(model, layout.labels, queries, arms).items()
+        for (arm, rate), scores in label_scores(model, queries, arms).items()
     ]
     chosen = {arm: learning_rates.best([point for point in points if point["arm"] == arm]) for arm in TUNED}
     return {"points": points, "chosen": chosen | {"shuffled": chosen["demonstrations"]}}
@@ -263,7 +267,7 @@ def flops(model: str, task: str) -> tuple[float, float]:
         total = 0.0
         for prompt in map(given.prompts.__getitem__, arms):
             tokens = sequences(layout, prompt, given.training[:n_steps])
-            total += sum(cost.standard_step(shape, len(one), 1).total for one in tokens)
+            total += sum(_step_flops(shape, one) for one in tokens)
             lengths = [len(layout.query(example, "label").tokens) for example in read]
             total += times * sum(cost.forward(shape, length, len(prompt), 1).total for length in lengths)
         return total

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from iclgd_helpers import paths, storage
-from iclgd_helpers.data.demonstrations import select_demonstrations
-from iclgd_helpers.data.sources import load_table, load_task
-from iclgd_helpers.data.tasks import TaskData, own_task
+from iclgd_helpers.data.demonstrations import reordered, select_demonstrations
+from iclgd_helpers.data.sources import load, load_table
+from iclgd_helpers.data.tasks import OWN, TASKS, Example, TaskData, from_file, own_task
 from iclgd_helpers.engine import checkpoints
 from iclgd_helpers.errors import InputError
 from iclgd_helpers.experiments import records
@@ -16,17 +16,36 @@ from iclgd_helpers.experiments.parameters import OWN_TABLE, ExperimentParameters
 
 
 def task_data(given: ExperimentParameters) -> TaskData:
-    """The examples that the parameters name; errors as for `load_task` and `own_task`."""
-    if given.task == "own":
+    """The examples that the parameters name; errors as for `load`, `from_file` and `own_task`."""
+    if given.task == OWN:
         column = "label" if given.label_column is None else given.label_column
         task = own_task(given.template or "", given.verbalizers or "", column, given.label_values)
         return load_table(task, paths.resolve_path(given.data_file or ""))
-    return load_task(given.task, given.data_source, data_folder(given))
+    task = TASKS[given.task] if given.task_file is None else from_file(paths.resolve_path(given.task_file))[0]
+    return load(task, given.data_source, data_folder(given))
 
 
 def data_folder(given: ExperimentParameters) -> Path | None:
     """The folder of the six tasks: the parameter, else the environment variable `ICLGD_DATA`."""
     return paths.resolve_path(given.data_folder) if given.data_folder else paths.data_folder()
+
+
+def drawn_demonstrations(given: ExperimentParameters, data: TaskData) -> list[Example]:
+    """
+    The demonstrations in the order in which they are shown; errors as for `select_demonstrations`.
+
+    Balanced ones need each class of the task in the training split, not only those that happen to be there.
+    """
+    if given.balanced and (missing := missing_classes(data)):
+        what = f"balanced=True, and no row of the training split has the label {missing[0]!r}"
+        raise InputError(f"{what}: pass balanced=False, or add rows of that label")
+    return reordered(select_demonstrations(data.train, given.n_demonstrations, given.seed, given.balanced), given.order)
+
+
+def missing_classes(data: TaskData) -> list[str]:
+    """Verbalizers of the classes of which the training split has no row."""
+    there = {example.label for example in data.train}
+    return [word for label, word in enumerate(data.task.verbalizers) if label not in there]
 
 
 def check(several: Iterable[ExperimentParameters]) -> list[str]:
@@ -44,13 +63,13 @@ def check(several: Iterable[ExperimentParameters]) -> list[str]:
     models = {name: checkpoints.content(name) for name in dict.fromkeys(given.model for given in several)}
     tables: dict[str, list[ExperimentParameters]] = {}
     for given in several:
-        table = given.model_dump_json(include={"task", "data_source", "data_folder", *OWN_TABLE})
+        table = given.model_dump_json(include={"task", "task_file", "data_source", "data_folder", *OWN_TABLE})
         tables.setdefault(table, []).append(given)
     identities = []
     for of_table in tables.values():
         data = task_data(of_table[0])
         for given in of_table:
-            select_demonstrations(data.train, given.n_demonstrations, given.seed, given.balanced)
+            drawn_demonstrations(given, data)
             identities.append(records.run_id(given, data.checksum, models[given.model]))
     return identities
 

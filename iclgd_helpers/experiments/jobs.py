@@ -26,7 +26,7 @@ def run(given: Mapping[str, Any], folder: str, needed: Mapping[str, Any] | None 
         return STORED, None
     accuracies = ", ".join(map(_accuracy, list(record.json["arms"].items())[:5]))
     memory = record.json["environment"]["peak_memory_mib"] / 1024
-    return f"{accuracies}, peak {memory:.1f} GiB, record {record.json['id']}", None
+    return " ".join([f"{accuracies}, peak {memory:.1f} GiB, record {record.json['id']}", *record.remarks]), None
 
 
 def _accuracy(arm: tuple[str, Mapping[str, Any]]) -> str:

@@ -76,7 +76,7 @@ def compare(run: Run, data: TaskData, n_shown: int) -> dict[str, Any]:
     updates: dict[Any, KVUpdate] = {}
     for method in METHODS:
         learners = [Learner(examples, Settings(rate, given.loss)) for rate in protocol.LEARNING_RATES]
-        tuned = finetune.finetune_together(run.model, learners, run.layout.labels, method)
+        tuned = finetune.finetune_together(run.model, learners, method)
         updates |= {(method, rate): one.update for rate, one in zip(protocol.LEARNING_RATES, tuned, strict=True)}
     read = queries[: protocol.N_RATE_ROWS]
     points = [
@@ -96,7 +96,7 @@ def gate(run: Run, queries: Sequence[Query], prefix: tuple[int, ...]) -> dict[st
     """By how much in-context learning beats zero-shot on training rows."""
     labels = np.array([query.label for query in queries])
     arms = {"zero_shot": Arm(run.layout.prefix()), "in_context": Arm(prefix)}
-    scores = sweeps.label_scores(run.model, run.layout.labels, queries, arms)
+    scores = sweeps.label_scores(run.model, queries, arms)
     right = {arm: (values.argmax(-1) == labels).astype(float) for arm, values in scores.items()}
     difference = right["in_context"] - right["zero_shot"]
     interval = intervals.over_examples(np.mean, difference)

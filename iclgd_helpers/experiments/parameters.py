@@ -2,63 +2,29 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from iclgd_helpers import paths
-from iclgd_helpers.data.tasks import SETTINGS
+from iclgd_helpers.data.task_files import names_a_file
+from iclgd_helpers.data.tasks import NAMES, OWN, SETTINGS, TASKS, from_file
 from iclgd_helpers.errors import InputError, shortened
 from iclgd_helpers.experiments import notebook_files
+from iclgd_helpers.schemas import Number, Schema, SomeText, Text, Whole, one_of
 
 PRESETS = paths.PACKAGE / "presets"
 OWN_TABLE = ("data_file", "template", "verbalizers", "label_column", "label_values")  # the first three are needed
 DEVICE = r"auto|cpu|mps|(cuda|xpu)(:\d{1,2})?"  # what PyTorch computes on without a further package
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
-def _number(value: Any) -> Any:
-    """A number that was written as a text is that number; everything else stays what it is."""
-    return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
-
-
-def _whole(value: Any) -> Any:
-    """The same for whole numbers, however they are written: 10, 10.0, 1e1."""
-    value = _number(value)
-    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
-
-
-def _whole_characters(value: str) -> str:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError("it holds half a character (a lone surrogate)") from None
-    return value
-
-
-Text = Annotated[str, AfterValidator(_whole_characters)]
-Number = Annotated[float, BeforeValidator(_number)]
-Whole = Annotated[int, BeforeValidator(_whole)]
-
-
-class Parameters(BaseModel):
-    """
-    What every schema shares: values are typed strictly, unknown names are refused, nothing changes later.
-
-    One thing is not strict: numbers may be texts (YAML 1.1 reads `1e-3` as one), and whole numbers may have a point.
-    """
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, protected_namespaces=())
-
-
-class TheoryParameters(Parameters):
+class TheoryParameters(Schema):
     """
     Parameters of the theory notebooks; each has at least the first two.
 
@@ -72,7 +38,7 @@ class TheoryParameters(Parameters):
     recompute: bool = False
 
 
-class ExperimentParameters(Parameters):
+class ExperimentParameters(Schema):
     """
     Parameters of a run (model, task, seed); the defaults below are the original code's choices.
 
@@ -83,7 +49,8 @@ class ExperimentParameters(Parameters):
 
     preset: str = Field(description="smoke, quick or paper: a set of values for everything left at None")
     model: Text = Field(description="a named model, a folder, or an id on the model hub")
-    task: Text = Field(description="snippets, cb, sst2, sst5, subj, mr or agnews")
+    task: Text = Field(description=f"{', '.join((NAMES[-1], *NAMES[:-2]))} or {NAMES[-2]}")
+    task_file: Text | None = Field(None, description="a task of your own (.yaml); may be given as task, too")
     seed: Whole = Field(ge=0, lt=2**32, description="which demonstrations are drawn, and every other random choice")
     data_source: Literal["hub", "folder", "pypi", "generated", "file"] = Field(
         description="pypi, generated, folder or hub"
@@ -110,8 +77,19 @@ class ExperimentParameters(Parameters):
     dtype: Literal["auto", "float32", "float64", "bfloat16", "float16"] = Field(
         description="float32, float64, bfloat16, float16 or auto"
     )
-    separator: Literal["eos", "newline"] = Field(description="between demonstrations: eos or newline")
+    separator: SomeText = Field(description="between demonstrations: eos, newline or any text")
+    label_prefix: Text = Field(" ", description="what stands between a prompt and its label")
+    instruction: SomeText | None = Field(
+        None, description="a text before the first demonstration, and before a question that has none"
+    )
+    chat: bool = Field(False, description="whether the tokenizer's chat template writes demonstrations as turns")
+    too_long: Literal["error", "drop"] = Field(
+        "error", description="a text too long for the context ends the run (error) or is left out (drop)"
+    )
     balanced: bool = Field(description="as many demonstrations of each class: True or False")
+    label_score: Literal["sum", "mean", "first"] = Field(
+        "sum", description="score of a label of several tokens: sum or mean of their log-probabilities, or the first"
+    )
     token_read: Literal["label", "prompt"] = Field(
         "label",
         description="attention is compared at the class-0 label token (label) or the last prompt token (prompt)",
@@ -135,7 +113,7 @@ class ExperimentParameters(Parameters):
     conditioning: bool = Field(True, description="whether finetuning is repeated from weights moved by one rounding")
 
 
-class PageParameters(Parameters):
+class PageParameters(Schema):
     """What single pages have beside these; a name means the same wherever it stands."""
 
     n_clip_values: Whole = Field(2, ge=1, le=12, description="page 72: bounds in the sweep, for each kind of clipping")
@@ -147,7 +125,7 @@ class PageParameters(Parameters):
     other_model: Text = Field("tiny-gpt2", description="page 90: the model that is compared on the same questions")
 
 
-Schema = TypeVar("Schema", bound=Parameters)
+Given = TypeVar("Given", bound=Schema)
 
 
 def presets() -> list[str]:
@@ -185,17 +163,7 @@ def _choices(annotation: Any) -> Iterator[Any]:
     yield from (choice for part in parts for choice in _choices(part)) if parts else (annotation,)
 
 
-def one_of(kind: str, name: Any, known: Iterable[str]) -> None:
-    """InputError with the nearest known name if `name` is none of them."""
-    known = list(known)
-    if name not in known:
-        said = shortened(repr(name))
-        close = difflib.get_close_matches(said.strip("'"), known, 1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise InputError(f"unknown {kind} {said}: {hint}known are {', '.join(known)}")
-
-
-def _validated(schema: type[Schema], values: Mapping[str, Any]) -> Schema:
+def _validated(schema: type[Given], values: Mapping[str, Any]) -> Given:
     try:
         return schema(**values)
     except ValidationError as error:
@@ -208,20 +176,25 @@ def resolve(given: Mapping[str, Any]) -> ExperimentParameters:
     Complete parameters from what was given (`None` counts as not given).
 
     A value is the one given, else the task's committed setting, else the preset's. Row limits are caps, so of the
-    task's and the preset's the smaller one holds.
+    task's and the preset's the smaller one holds. A task that is given as a file becomes its name and `task_file`.
 
     Raises
     ------
     InputError
-        for an unknown name, task or preset, a wrong type, or a folder given to a source that reads none.
+        for an unknown name, task or preset, a wrong type, a task file with faults (a line for each), or a folder given
+        to a source that reads none.
     """
     given = {name: value for name, value in given.items() if value is not None}
     for name in given:
         one_of("parameter", name, ExperimentParameters.model_fields)
     of_preset = preset(given.get("preset", "quick"))
-    task = given.get("task", "own" if "data_file" in given else of_preset["task"])
-    one_of("task", task, SETTINGS)
-    settings = dict(SETTINGS[task])
+    task = given.get("task", OWN if "data_file" in given else of_preset["task"])
+    if "task_file" in given or names_a_file(task):
+        task, settings, named = _task_file(given)
+        given |= named
+    else:
+        one_of("task", task, SETTINGS)
+        settings = dict(SETTINGS[task])
     of_task = {
         "preset": "quick",
         "task": task,
@@ -229,7 +202,10 @@ def resolve(given: Mapping[str, Any]) -> ExperimentParameters:
     }
     if "data_source" not in given:
         of_task["data_source"] = _default_source(task, of_preset["data_source"], given)
-    parameters = _validated(ExperimentParameters, {**of_preset, **settings, **of_task, **given})
+    values = {**of_preset, **settings, **of_task, **given}
+    if values.get("chat") is True:
+        values.setdefault("label_prefix", "")
+    parameters = _validated(ExperimentParameters, values)
     _check_combinations(parameters)
     if parameters.dtype == "auto":
         return parameters.model_copy(update={"dtype": half_on_a_gpu(parameters.device)})
@@ -258,13 +234,27 @@ def half_on_a_gpu(device: str) -> str:
     return "float16" if on_gpu else "float32"
 
 
+def _task_file(given: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """Of the task file that is given: the task's name, what it sets, and the parameters that name it."""
+    path = given.get("task_file", given.get("task"))
+    if not isinstance(path, str):
+        raise InputError(f"task_file={shortened(repr(path))}: name a file")
+    path = paths.resolve_path(path)
+    task, settings = from_file(path)
+    other = given.get("task", task.name)
+    if other != task.name and not names_a_file(other):
+        raise InputError(f"task={shortened(repr(other))} with task_file={path.name!r}, which is another: give one")
+    source = {} if "data_source" in given or "data_folder" in given else {"data_source": task.sources[0]}
+    return task.name, settings, {"task": task.name, "task_file": str(path), **source}
+
+
 def _default_source(task: str, preset_source: str, given: Mapping[str, Any]) -> str:
     """The preset's text source; a file or folder that was named wins, and only the default task lies on the index."""
-    if task == "own":
+    if task == OWN:
         return "file"
     if "data_folder" in given:
         return "folder"
-    if preset_source == "pypi" and task != "snippets":
+    if preset_source == "pypi" and preset_source not in TASKS[task].sources:
         return "folder" if paths.data_folder() else "hub"
     return preset_source
 
@@ -276,19 +266,21 @@ def _check_combinations(given: ExperimentParameters) -> None:
         raise InputError(f"{what}: known are auto, cpu, cuda, cuda:0, …, mps, xpu; pass device=cpu")
     if given.data_folder is not None and given.data_source != "folder":
         raise InputError(f"data_folder is given, but data_source={given.data_source!r}: pass data_source=folder")
-    is_own, table = given.task == "own", {name: getattr(given, name) for name in OWN_TABLE}
+    is_own, table = given.task == OWN, {name: getattr(given, name) for name in OWN_TABLE}
     if is_own and (missing := [name for name in OWN_TABLE[:3] if table[name] is None]):
         raise InputError(
             f"task=own needs {missing[0]}: pass data_file (a table), template ('Text: {{column}} Label:') and "
             "verbalizers ('negative,positive')"
         )
-    if is_own != (given.data_source == "file"):
+    if is_own != (given.data_source == "file") and given.task_file is None:
         raise InputError(
             f"data_source={given.data_source!r} with task={given.task!r}: "
             "task=own is read with data_source=file, and no other task is"
         )
     if not is_own and (foreign := [name for name, value in table.items() if value]):
         raise InputError(f"{foreign[0]} is given, but task={given.task!r} has its own: pass task=own")
+    if given.chat and given.label_prefix:
+        raise InputError("label_prefix is given with chat=True: the chat template says what stands before a label")
     if (given.clip == "none") != (given.clip_value is None):
         raise InputError(f"clip={given.clip!r} with clip_value={given.clip_value}: give both, or neither")
 
@@ -309,11 +301,11 @@ def given_in(namespace: Mapping[str, Any]) -> dict[str, Any]:
     return _named(ExperimentParameters, namespace)
 
 
-def _named(schema: type[Parameters], namespace: Mapping[str, Any]) -> dict[str, Any]:
+def _named(schema: type[Schema], namespace: Mapping[str, Any]) -> dict[str, Any]:
     return {name: namespace[name] for name in schema.model_fields if name in namespace}
 
 
-def validate_for_notebook(notebook: str | Path, given: Mapping[str, Any]) -> Parameters:
+def validate_for_notebook(notebook: str | Path, given: Mapping[str, Any]) -> Schema:
     """
     The complete parameters that `notebook` would run with, given some.
 

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import yaml
+
+from iclgd_helpers.paths import PACKAGE
+
+_TASKS: dict[str, Any] = yaml.safe_load((PACKAGE / "experiments" / "protocol.yaml").read_text(encoding="utf-8"))
 MODELS = ("SmolLM2-135M-Instruct", "Gemma-3-270M")
-SEEDS = {"sst2": (2, 3, 4), "subj": (4, 5, 6), "mr": (5, 6, 7), "sst5": (5, 6, 7), "cb": (3, 4, 5), "agnews": (3, 4, 5)}
+SEEDS: dict[str, tuple[int, ...]] = {task: tuple(seeds) for task, seeds in _TASKS["seeds"].items()}
+COLUMNS: tuple[str, ...] = tuple(_TASKS["columns"])
 STAGES = ("rates", "runs", "orders", "unequal", "clips")  # in the order in which they are computed
 N_ROWS = 100  # evaluation rows of a run
 RECORDS, SWEEPS, PROMPTS = "results/records", "results/sweeps", "results/prompts"
@@ -14,15 +22,16 @@ N_RATE_ROWS, N_GATE_ROWS = 64, 200
 N_SWEEP_DEMONSTRATIONS, N_SWEEP_DEMONSTRATIONS_OF_OTHERS = 16, 8  # of the first model, and of the others
 
 # Runs of the first model alone: other orders and seeds, unequal demonstrations, bounds of clipping.
-ORDER_TASKS, ORDERS, MORE_SEEDS = ("sst2", "subj"), (1, 2, 3, 4), (11, 12)
-UNEQUAL_TASKS = ("cb", "agnews")
-CLIP_TASKS = ("subj", "sst2", "sst5", "mr")
+ORDER_TASKS, ORDERS, MORE_SEEDS = tuple(_TASKS["orders"]), (1, 2, 3, 4), (11, 12)
+UNEQUAL_TASKS = tuple(_TASKS["unequal"])
+CLIP_TASKS = tuple(_TASKS["clips"])
+NORMS_TASK: str = _TASKS["norms"]
 CLIP_KINDS = ("global", "per_layer", "elementwise")
 CLIP_FACTORS = tuple(2.0**exponent for exponent in range(-6, 3))
 N_CLIP_ROWS = 64
 
 # Finetuning behind a fixed prompt.
-PROMPT_SEEDS = {task: SEEDS[task] for task in ("sst2", "subj", "mr")}
+PROMPT_SEEDS = {task: SEEDS[task] for task in _TASKS["prompts"]}
 PROMPT_LEARNING_RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 N_PROMPT_DEMONSTRATIONS, N_PROMPT_ROWS, PROMPT_STEPS = 4, 48, (0, 4, 10, 20)
 N_CHOICE_STEPS, N_CHOICE_ROWS = 10, 16

@@ -22,10 +22,12 @@ from iclgd_helpers.paths import PACKAGE, repository_root
 
 # Modules whose code can change a number; the others draw, run and report.
 ENGINE = (
+    "data/chat",
     "data/demonstrations",
     "data/sources",
     "data/synthetic",
     "data/table_files",
+    "data/task_files",
     "data/tasks",
     "data/token_layout",
     "engine/checkpoints",
@@ -33,7 +35,10 @@ ENGINE = (
     "engine/finetune",
     "engine/models",
     "engine/observe",
+    "engine/own_attention",
+    "engine/parts",
     "engine/prefix_attention",
+    "engine/self_check",
     "experiments/arms",
     "experiments/comparison",
     "experiments/experiment",
@@ -45,7 +50,15 @@ ENGINE = (
     "pinned_downloads",
 )
 # Parameters that say where something lies or runs, or what others were derived from.
-WHERE = ("preset", "data_source", "data_folder", "data_file", "device")
+WHERE = ("preset", "data_source", "data_folder", "data_file", "task_file", "device")
+# Parameters that runs had not from the start: at these values a run is the one that was made without them.
+AS_BEFORE: Mapping[str, Any] = {
+    "label_score": "sum",
+    "label_prefix": " ",
+    "instruction": None,
+    "chat": False,
+    "too_long": "error",
+}
 
 _LAYOUT = (token.COMMENT, token.NL, token.ENCODING, token.ENDMARKER)
 # From Python 3.12 on, an f-string is many tokens; before, it was one.
@@ -127,6 +140,11 @@ def engine_hash() -> str:
     return same_engine(source_hash())
 
 
+def identifying(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters by which results are told apart: without those that have the value of before they were there."""
+    return {name: value for name, value in parameters.items() if AS_BEFORE.get(name, ...) != value}
+
+
 def run_id(parameters: Mapping[str, Any], engine: str, data_checksum: str, model: str) -> str:
     """
     Identity of a run's record.
@@ -138,7 +156,7 @@ def run_id(parameters: Mapping[str, Any], engine: str, data_checksum: str, model
     data_checksum : of everything that a model gets to see of the task.
     model : its content, as `checkpoints.content` has it.
     """
-    values = {name: value for name, value in parameters.items() if name not in WHERE}
+    values = {name: value for name, value in identifying(parameters).items() if name not in WHERE}
     values |= {"model": model, "device": "auto"}  # the device's name was once a part of it
     content = json.dumps([values, engine, data_checksum], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]

@@ -70,6 +70,7 @@ def shown(name: str, folder: Path) -> Iterator[str]:
         interval = one["accuracy_interval"]
         text = "diverged" if arm in record.diverged else f"{one['accuracy']:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
         yield f"  accuracy of {arm:<24}{text}, n = {one['n']}"
+    yield from (f"  {line}" for line in record.remarks)
     yield "  made with " + ", ".join(f"{key} {value}" for key, value in content["environment"].items())
 
 

@@ -48,6 +48,20 @@ class Record:
         """The same of the comparisons: those of which no arm has diverged."""
         return {name: found for name, found in self.json["comparisons"].items() if not found.get("diverged")}
 
+    @property
+    def remarks(self) -> list[str]:
+        """What a reader should know of the texts, a line each; mostly nothing."""
+        found, lines = self.json, []
+        if n := found.get("merged_prompts"):
+            lines.append(f"Of {n} of {found['n_examples']} prompts the tokenizer merges the end with a label.")
+        counts = {kind: found.get(f"dropped_{kind}s", 0) for kind in ("question", "demonstration")}
+        long = [f"{n} {kind}" + "s" * (n > 1) for kind, n in counts.items() if n]
+        if long:
+            lines.append(f"Too long for the context, so left out: {' and '.join(long)}.")
+        if labels := found.get("labels_not_in_training"):
+            lines.append(f"No row of the training split has the label {', '.join(labels)}.")
+        return lines
+
 
 def is_current(record: Record) -> bool:
     """Whether helpers that compute the same numbers as the present ones made it."""

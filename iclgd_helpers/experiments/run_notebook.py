@@ -14,14 +14,15 @@ from iclgd_helpers import storage
 from iclgd_helpers.engine import checkpoints
 from iclgd_helpers.errors import InputError
 from iclgd_helpers.experiments import inputs, notebook_files
-from iclgd_helpers.experiments.parameters import ExperimentParameters, Parameters, own, validate_for_notebook
+from iclgd_helpers.experiments.parameters import ExperimentParameters, own, validate_for_notebook
 from iclgd_helpers.experiments.provenance import engine_hash
 from iclgd_helpers.paths import records_folder, resolve_here, resolve_path
+from iclgd_helpers.schemas import Schema
 
 BENCH_KEYS = {"sections", "targets", "machine"}  # of what `make bench` writes
 
 
-def default_folder(notebook: Path, given: Mapping[str, Any], parameters: Parameters) -> Path:
+def default_folder(notebook: Path, given: Mapping[str, Any], parameters: Schema) -> Path:
     """`_runs/<page>-<hash of parameters, the page's own among them, and helper code>` in the repository."""
     others = {name: value for name, value in given.items() if name not in type(parameters).model_fields}
     content = json.dumps([parameters.model_dump() | others, engine_hash()], sort_keys=True)

@@ -7,17 +7,17 @@ A run is one (model, task, seed) with all its arms.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from iclgd_helpers.data.demonstrations import reordered, select_demonstrations
-from iclgd_helpers.data.tasks import Example, TaskData
+from iclgd_helpers.data.tasks import Example, Task, TaskData
 from iclgd_helpers.data.token_layout import Layout, Query
 from iclgd_helpers.engine import checkpoints, models
 from iclgd_helpers.engine.models import LanguageModel
 from iclgd_helpers.errors import InputError
 from iclgd_helpers.experiments import records
-from iclgd_helpers.experiments.inputs import task_data
+from iclgd_helpers.experiments.inputs import drawn_demonstrations, missing_classes, task_data
 from iclgd_helpers.experiments.parameters import ExperimentParameters
 
 
@@ -27,7 +27,8 @@ class Plan:
     What a run will do, before any weights are loaded.
 
     `demonstrations` are those that fit into the context, in the order in which they are shown; `training` are those
-    that are finetuned on. `identity` is that of the record; checksum and content are what it depends on.
+    that are finetuned on. `identity` is that of the record; checksum and content are what it depends on. `counts` tell
+    what else the record says of the texts, each only where there is something: see `_counts`.
     """
 
     parameters: ExperimentParameters
@@ -39,6 +40,7 @@ class Plan:
     demonstrations: list[Example]
     training: list[Example]
     queries: list[Query]
+    counts: dict[str, Any]
 
     @property
     def n_compared(self) -> int:
@@ -68,21 +70,23 @@ def plan(given: ExperimentParameters, data: TaskData | None = None) -> Plan:
         if anything named in the parameters is missing, damaged, or does not fit together.
     """
     data = data or task_data(given)
-    drawn = select_demonstrations(data.train, given.n_demonstrations, given.seed, given.balanced)
-    drawn = reordered(drawn, given.order)
+    drawn = drawn_demonstrations(given, data)
     tokenizer, config = models.tokenizer_and_config(given.model)
-    layout = Layout.make(tokenizer, data.task, given.separator)
+    layout = layout_of(given, tokenizer, data.task)
     everything = [layout.query(example, given.token_read) for example in data.evaluation]
     limit = min(given.max_context, models.context(config))
-    fitting = layout.fitting(drawn, max(len(query.tokens) for query in everything), limit)
-    training = fitting if given.equal_demonstrations else drawn
+    short, shown = everything, drawn
+    if given.too_long == "drop":
+        short, shown = _short(layout, everything, drawn, limit)
+    fitting = layout.fitting(shown, max(query.length for query in short), limit)
+    training = fitting if given.equal_demonstrations else shown
     for example in training:
-        if (length := len(layout.training_sequence(example))) > limit:
+        if (length := len(layout.training_sequence(example).tokens)) > limit:
             raise InputError(
                 f"the demonstration in row {example.row + 1} has {length} tokens, the context holds {limit}: shorten "
                 "it, or pass equal_demonstrations=True, which leaves out what does not fit"
             )
-    model_content = checkpoints.content(given.model)
+    model_content, asked = checkpoints.content(given.model), short[: given.max_examples]
     return Plan(
         parameters=given,
         identity=records.run_id(given, data.checksum, model_content),
@@ -92,8 +96,54 @@ def plan(given: ExperimentParameters, data: TaskData | None = None) -> Plan:
         layout=layout,
         demonstrations=fitting,
         training=training,
-        queries=everything[: given.max_examples],
+        queries=asked,
+        counts=_counts(data, asked, len(everything) - len(short), len(drawn) - len(shown)),
     )
+
+
+def layout_of(given: ExperimentParameters, tokenizer: PreTrainedTokenizerBase, task: Task) -> Layout:
+    """The layout with the format that the parameters name; errors as for `Layout.make`."""
+    return Layout.make(
+        tokenizer,
+        task,
+        given.separator,
+        given.label_score,
+        label_prefix=given.label_prefix,
+        instruction=given.instruction,
+        chat=given.chat,
+    )
+
+
+def _short(layout: Layout, queries: list[Query], drawn: list[Example], limit: int) -> tuple[list[Query], list[Example]]:
+    """
+    The questions and demonstrations that are not too long, by `too_long=drop`.
+
+    Too long is what takes, with its label, more than half of the context (less what stands before the first prompt): so
+    a demonstration fits beside every question. A demonstration is drawn before it is left out.
+    """
+    room = layout.room(limit)
+    short = [query for query in queries if query.length <= room]
+    shown = [example for example in drawn if len(layout.demonstration(example)) <= room]
+    for what, left in (("question", short), ("demonstration", shown)):
+        if not left:
+            raise InputError(f"no {what} has {room} tokens or less, half of the context of {limit}: shorten the texts")
+    return short, shown
+
+
+def _counts(data: TaskData, queries: list[Query], n_questions: int, n_demonstrations: int) -> dict[str, Any]:
+    """
+    What a record counts, where there is any.
+
+    Prompts that the tokenizer merges with a label; questions and demonstrations left out as too long; labels of which
+    the training split has no row.
+    """
+    counts = {
+        "merged_prompts": sum(query.is_merged for query in queries),
+        "dropped_questions": n_questions,
+        "dropped_demonstrations": n_demonstrations,
+        "labels_not_in_training": missing_classes(data),
+    }
+    return {name: count for name, count in counts.items() if count}
 
 
 def prepare(given: ExperimentParameters, data: TaskData | None = None) -> Run:

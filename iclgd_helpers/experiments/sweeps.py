@@ -47,7 +47,8 @@ def head(kind: str, model: str, task: str, parameters: Mapping[str, Any], data: 
 
 
 def _head(kind: str, given: ExperimentParameters, data: str, content: str) -> dict[str, Any]:
-    parameters = given.model_dump(exclude={"data_folder", "data_file"}) | {"model": checkpoints.label(given.model)}
+    described = provenance.identifying(given.model_dump(exclude={"data_folder", "data_file", "task_file"}))
+    parameters = described | {"model": checkpoints.label(given.model)}
     return head(kind, given.model, given.task, parameters, data, content)
 
 
@@ -73,11 +74,11 @@ def content(kind: str, run: Run, points: Sequence[Mapping[str, Any]]) -> dict[st
 
 # --------------------------------------------------------------------------------------------------------- comparison
 def label_scores(
-    model: LanguageModel, labels: Sequence[int], queries: Sequence[Query], arms: Mapping[Any, Arm]
+    model: LanguageModel, queries: Sequence[Query], arms: Mapping[Any, Arm]
 ) -> dict[Any, NDArray[np.float64]]:
-    """Log-probability of each class's label (token in `labels`) for every arm, `[query, class]`, nats."""
-    scores = {arm: np.zeros((len(queries), len(labels))) for arm in arms}
-    for indices, seen in observe(model, queries, arms, labels):
+    """Score of each class's label (`Layout.label_score`) for every arm, `[query, class]`, nats."""
+    scores = {arm: np.zeros((len(queries), len(queries[0].labels))) for arm in arms}
+    for indices, seen in observe(model, queries, arms):
         for arm, observation in seen.items():
             scores[arm][indices] = observation.label_log_probabilities.double().cpu().numpy()
     return scores

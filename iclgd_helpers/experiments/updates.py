@@ -133,7 +133,7 @@ def _finetuned(
     """The weights of each learner, and what was seen of it."""
     n_steps = sum(len(learner.sequences) for learner in learners.values())
     with timed(seconds, f"finetune_{stage}"), tqdm(total=n_steps, desc=stage, disable=not progress, leave=False) as bar:
-        results = finetune.finetune_together(run.model, list(learners.values()), run.layout.labels, method, bar.update)
+        results = finetune.finetune_together(run.model, list(learners.values()), method, bar.update)
     updates = {name: result.update for name, result in zip(learners, results, strict=True)}
     tuned = {
         name: {
@@ -158,6 +158,6 @@ def _largest_difference(run: Run, update: KVUpdate, again: KVUpdate) -> float:
     arms = {"update": Arm(bare, update), "again": Arm(bare, again)}
     differences = [
         (seen["update"].label_log_probabilities - seen["again"].label_log_probabilities).abs().max()
-        for _indices, seen in observe(run.model, run.queries[:N_PERTURBED_QUERIES], arms, run.layout.labels)
+        for _indices, seen in observe(run.model, run.queries[:N_PERTURBED_QUERIES], arms)
     ]
     return float(torch.stack(differences).max())  # NaN where either has diverged

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from iclgd_helpers.experiments.protocol import NORMS_TASK
 from iclgd_helpers.experiments.records import Record
 from iclgd_helpers.pages import figures
 from iclgd_helpers.pages.selection import TASKS, cell, mark
@@ -57,7 +58,7 @@ def draw_lines(gradients: pd.DataFrame) -> Figure:
     return figure
 
 
-def first_of(found: Sequence[Record], task: str = "subj") -> dict[str, Record]:
+def first_of(found: Sequence[Record], task: str = NORMS_TASK) -> dict[str, Record]:
     """Model -> its record with the lowest seed of that task, or else of the first task that is recorded."""
     place = [task, *TASKS].index
     first: dict[str, Record] = {}

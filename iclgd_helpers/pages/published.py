@@ -7,10 +7,11 @@ from pathlib import Path
 import pandas as pd
 
 from iclgd_helpers.data.tasks import NAMES
+from iclgd_helpers.experiments.protocol import SEEDS
 from iclgd_helpers.paths import repository_root
 
 FOLDER = repository_root() / "results" / "published"
-TASKS = NAMES[:-1]  # without the default one
+TASKS = tuple(name for name in NAMES if name in SEEDS)
 
 
 def table(number: int, path: Path = FOLDER / "paper_tables.csv") -> pd.DataFrame:

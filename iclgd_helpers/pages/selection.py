@@ -13,13 +13,13 @@ from iclgd_helpers import storage
 from iclgd_helpers.data import tasks
 from iclgd_helpers.experiments import parameters, provenance, records
 from iclgd_helpers.experiments.parameters import ExperimentParameters
-from iclgd_helpers.experiments.protocol import MODELS, SEEDS
+from iclgd_helpers.experiments.protocol import COLUMNS, MODELS, SEEDS
 from iclgd_helpers.experiments.records import Record, is_current
 from iclgd_helpers.measures.resampling import Effect
 from iclgd_helpers.paths import resolve_path
 
 # The six tasks in the order of the paper's Table 2, as it prints them.
-TASKS = {name: tasks.TASKS[name].title for name in ("sst2", "sst5", "mr", "subj", "agnews", "cb")}
+TASKS = {name: tasks.TASKS[name].title for name in COLUMNS}
 # What may differ between runs of the grid. Any other parameter has to be the protocol's.
 FREE = set("preset model task seed data_source data_folder max_examples max_compared device dtype".split()) | set(
     "controls chosen_rates conditioning".split()

@@ -16,7 +16,7 @@ from iclgd_helpers.errors import InputError
 from iclgd_helpers.experiments import cost
 from tools.book_pages import ROOT
 
-WITHOUT_CHILDREN = ["scoring", "recompute", "record", "finetune_step", "growth", "ablations"]
+WITHOUT_CHILDREN = ["scoring", "recompute", "labels", "record", "finetune_step", "growth", "ablations"]
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +48,10 @@ def test_keys_and_sections(run):
 
 
 def test_the_originals_way_gives_the_same_numbers(run):
-    found = json.loads(run[1].read_text())["sections"]["recompute"]
+    sections = json.loads(run[1].read_text())["sections"]
+    found, labels = sections["recompute"], sections["labels"]
     assert found["same_numbers"] and max(found["largest_differences"].values()) < 1e-4
+    assert labels["same_numbers"] and min(labels["label_tokens"]) > 1 and len(labels["label_tokens"]) == 4
 
 
 def test_an_interrupted_bench_goes_on(run, capsys, monkeypatch):
@@ -65,7 +67,7 @@ def test_an_interrupted_bench_goes_on(run, capsys, monkeypatch):
 
 def passing():
     values = {key: 2 * target if larger else target / 2 for key, (larger, target) in bench_main.TARGETS.items()}
-    return values | {"sections": {"recompute": {"same_numbers": True}}}
+    return values | {"sections": {section: {"same_numbers": True} for section in ("recompute", "labels")}}
 
 
 def test_targets():
@@ -75,14 +77,17 @@ def test_targets():
             rows = bench_main.verdicts(passing() | {key: wrong})
             assert [row["key"] for row in rows if not row["met"]] == [key]
             assert "NO" in bench_main.show(rows)
-    other_numbers = copy.deepcopy(passing())
-    other_numbers["sections"]["recompute"]["same_numbers"] = False
-    assert not bench_main.verdicts(other_numbers)[0]["met"], "a fast wrong number is no success"
+    for key, section in bench_main.SAME_NUMBERS.items():
+        other_numbers = copy.deepcopy(passing())
+        other_numbers["sections"][section]["same_numbers"] = False
+        missed = [row["key"] for row in bench_main.verdicts(other_numbers) if not row["met"]]
+        assert missed == [key], "a fast wrong number is no success"
 
 
 def test_exit_status_follows_the_table(monkeypatch, tmp_path):
     for results, status in ((passing(), 0), (passing() | {"ratio_vs_recompute": 1.0}, 1)):
-        sections = {"recompute": {"same_numbers": True}, "all": results}
+        labels = {"same_numbers": True, "ratio_vs_recompute": results["labels_ratio_vs_recompute"]}
+        sections = {"recompute": {"same_numbers": True}, "labels": labels, "all": results}
         monkeypatch.setattr(bench_main, "run", lambda *_arguments, sections=sections: sections)
         assert bench_main.main(["--quick", "--output", str(tmp_path / "bench.json")]) == status
 
@@ -106,20 +111,20 @@ def test_children(tiny):
 
 def test_what_is_switched_off_changes_time_but_no_number(tiny):
     cell, arm = tiny.cell, tiny.in_context
-    labels, queries = cell.layout.labels, cell.queries[:5]
-    reference = measure.score(cell.model, queries, arm, labels)
+    queries = cell.queries[:5]
+    reference = measure.score(cell.model, queries, arm)
     whole = [measure.prompt_and_query(arm.prefix, query) for query in queries]
     bare = measure.Arm(cell.layout.prefix())
-    np.testing.assert_allclose(measure.score(cell.model, whole, bare, labels), reference, atol=1e-4)
-    np.testing.assert_allclose(measure.score(cell.model, queries, arm, labels, 1), reference, atol=1e-4)
+    np.testing.assert_allclose(measure.score(cell.model, whole, bare), reference, atol=1e-4)
+    np.testing.assert_allclose(measure.score(cell.model, queries, arm, 1), reference, atol=1e-4)
     with measure.head_everywhere(cell.model):
-        np.testing.assert_array_equal(measure.score(cell.model, queries, arm, labels), reference)
+        np.testing.assert_array_equal(measure.score(cell.model, queries, arm), reference)
     with measure.truncated(cell.model, 1) as shorter:
-        assert np.abs(measure.score(shorter, queries, arm, labels) - reference).max() > 1e-3, "control"
+        assert np.abs(measure.score(shorter, queries, arm) - reference).max() > 1e-3, "control"
         assert shorter.n_layers == 1
-    np.testing.assert_array_equal(measure.score(cell.model, queries, arm, labels), reference)
+    np.testing.assert_array_equal(measure.score(cell.model, queries, arm), reference)
     assert not any(p.requires_grad for p in cell.model.model.parameters())
-    measure.gradient(cell.model, [3, 4, 5], labels, everything=True)
+    measure.gradient(cell.model, cell.layout.training_sequence(cell.training[0]), everything=True)
     assert not any(p.requires_grad for p in cell.model.model.parameters())
 
 
@@ -127,7 +132,7 @@ def test_useful_work_is_what_the_loop_multiplies(tiny):
     """Without attention, which runs in an operator that torch does not count."""
     cell, prefix = tiny.cell, tiny.in_context.prefix
     with FlopCounterMode(display=False) as counter:
-        measure.score(cell.model, cell.queries, tiny.in_context, cell.layout.labels)
+        measure.score(cell.model, cell.queries, tiny.in_context)
     operators = {str(operator): count for operator, count in counter.get_flop_counts()["Global"].items()}
     whole = cost.forward(tiny.shape, len(prefix))
     for query in cell.queries:
@@ -135,7 +140,7 @@ def test_useful_work_is_what_the_loop_multiplies(tiny):
         whole += cost.forward(tiny.shape, tokens, len(prefix), 1)
         whole += cost.recording(tiny.shape, tokens, len(cell.layout.labels))
     assert operators["aten.mm"] == whole.linear + whole.head
-    assert measure.useful(tiny.shape, cell.queries, len(prefix), 2) == whole.total
+    assert measure.useful(tiny.shape, cell.queries, len(prefix)) == whole.total
 
 
 def test_export_for_the_harness(tiny, tmp_path):

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import naive
 import pytest
@@ -61,7 +61,7 @@ def test_observation_equals_naive(real: Real, n_demonstrations: int):
     queries = [real.layout.query(example, "label") for example in real.examples]
     arms = {"arm": Arm(real.layout.prefix(demonstrations))}
     checked = 0
-    for indices, seen in observe(real.model, queries, arms, real.layout.labels):
+    for indices, seen in observe(real.model, queries, arms):
         for place, index in enumerate(indices):
             prompt = real.prompts[index]
             expected = naive.observe(real.stock, before, prompt, list(real.layout.labels))
@@ -83,15 +83,16 @@ def test_observation_equals_naive(real: Real, n_demonstrations: int):
 )
 def test_first_step_equals_naive(real: Real, method: str, loss: str):
     """Losses and gradient norms of one step: what follows it is well conditioned at small rates only."""
-    settings, labels = Settings(1e-4, loss), list(real.layout.labels)
-    sequence = min((real.layout.training_sequence(example) for example in real.demonstrations), key=len)
+    settings = Settings(1e-4, loss)
+    sequences = [real.layout.training_sequence(example) for example in real.demonstrations]
+    sequence = min(sequences, key=lambda sequence: len(sequence.tokens))
     if method == "sequential":  # one forward pass of the naive model for each of 30 layers: few tokens
-        sequence = (*sequence[:7], sequence[-1])
+        sequence = replace(sequence, trunk=sequence.trunk[:7])
     before = [value.clone() for value in real.model.original().values]
-    ours = finetune.finetune(real.model, [sequence], labels, method, settings)
+    ours = finetune.finetune(real.model, [sequence], method, settings)
     assert all(torch.equal(a, b) for a, b in zip(before, real.model.original().values, strict=True))
     real.trained.load_state_dict(real.stock.state_dict())
-    losses, norms = naive.finetune(real.trained, [sequence], labels, method, 1e-4, loss)
+    losses, norms = naive.finetune(real.trained, [sequence], method, 1e-4, loss)
     assert relative(ours.losses.double(), torch.tensor(losses, dtype=torch.float64)) < TOLERANCE
     norms = torch.tensor(norms, dtype=torch.float64)
     assert ((ours.gradient_norms - norms).abs() / norms).max() < 10 * TOLERANCE

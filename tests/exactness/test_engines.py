@@ -51,7 +51,7 @@ def test_a_committed_record_is_what_the_present_engine_computes():
     assert inputs.check([given]) == [record.json["id"]]
     cell = runs.prepare(given)
     arms = {"zero_shot": Arm(cell.layout.prefix()), "in_context": Arm(cell.layout.prefix(cell.demonstrations))}
-    for indices, seen in observe(cell.model, cell.queries[:8], arms, cell.layout.labels):
+    for indices, seen in observe(cell.model, cell.queries[:8], arms):
         for arm, observation in seen.items():
             kept = np.stack(record.examples[f"log_probability/{arm}"][indices])
             np.testing.assert_allclose(observation.label_log_probabilities.numpy(), kept, atol=1e-4)

@@ -31,7 +31,7 @@ def seen(material: Material, prefix, token_read="label", update=None, batch_toke
     width = max(len(query.tokens) for query in queries)
     rows: dict[int, tuple] = {}
     arms = {"arm": Arm(tuple(prefix), update)}
-    for indices, observations in observe(material.model, queries, arms, material.labels, batch_tokens):
+    for indices, observations in observe(material.model, queries, arms, batch_tokens):
         observation: Observation = observations["arm"]
         pad = width - observation.attention_scores.shape[-1]
         scores = torch.nn.functional.pad(observation.attention_scores, (0, pad))
@@ -54,7 +54,7 @@ def close(material: Material, ours: dict, expected: dict) -> None:
 
 def tuned(material: Material, method: str, rate: float = RATE, n: int | None = None, **options) -> finetune.Finetuned:
     """Finetuned on the first `n` demonstrations, or on all."""
-    return finetune.finetune(material.model, material.sequences[:n], material.labels, method, Settings(rate, **options))
+    return finetune.finetune(material.model, material.sequences[:n], method, Settings(rate, **options))
 
 
 def state_of(material: Material) -> dict[str, torch.Tensor]:
@@ -111,7 +111,7 @@ def test_whole_rows_of_attention_weights(material: Material):
     """With BOS as the first of the read tokens nothing is left out: the rows agree without renormalising."""
     model = naive.stock(material.model)
     for prompt in prompts(material)[:2]:
-        tokens = [material.layout.bos, *prompt, material.labels[0]]
+        tokens = [material.layout.bos, *prompt, *material.labels[0]]
         call = Call(read=torch.tensor([len(tokens) - 1]))
         with torch.no_grad():
             material.model.hidden(torch.tensor([tokens]), call=call)
@@ -129,7 +129,7 @@ def test_cached_equals_recomputed(material: Material, length: int):
     prefix = material.layout.prefix(material.demonstrations)[:length]
     assert len(prefix) == length
     queries = [torch.tensor(query.tokens) for query in material.queries()]
-    packing = prefix_attention.Packing.of([len(tokens) for tokens in queries], torch.device("cpu"))
+    packing = prefix_attention.Packing.of([query.tree for query in material.queries()], torch.device("cpu"))
     call = Call(prefix=language_model.prefix(prefix), packing=packing)
     with torch.no_grad():
         cached = language_model.hidden(torch.cat(queries)[None], start=length, call=call)[0]
@@ -204,7 +204,7 @@ def test_update_of_zero_changes_nothing(material: Material):
 def test_update_reaches_the_prefix(double: Material, stock):
     """Keys and values of the prefix are those of the updated weights, too."""
     update = tuned(double, "standard").update
-    naive.finetune(stock, double.sequences, double.labels, "standard", RATE)
+    naive.finetune(stock, double.sequences, "standard", RATE)
     before = double.layout.prefix(double.demonstrations[:2])
     ours = seen(double, before, update=update)
     for i, prompt in enumerate(prompts(double)):
@@ -237,7 +237,7 @@ def test_finetuning_restores_after_an_interrupt(double: Material, method: str):
 
     with pytest.raises(KeyboardInterrupt):
         learner = finetune.Learner(double.sequences, Settings(RATE))
-        finetune.finetune_together(double.model, [learner], double.labels, method, interrupt)
+        finetune.finetune_together(double.model, [learner], method, interrupt)
     assert all(torch.equal(value, state[name]) for name, value in state_of(double).items())
     assert not any(parameter.requires_grad for parameter in double.model.model.parameters())
     assert replaced() == before
@@ -250,7 +250,7 @@ def compare_finetuning(material: Material, method: str, **options) -> finetune.F
     """Train both ways and assert that losses, gradient norms, weights and drift agree."""
     ours = tuned(material, method, n=2, **options)
     before, after = naive.stock(material.model), naive.stock(material.model)
-    losses, norms = naive.finetune(after, material.sequences[:2], material.labels, method, RATE, **options)
+    losses, norms = naive.finetune(after, material.sequences[:2], method, RATE, **options)
     material.close(ours.losses, losses)
     material.close(ours.gradient_norms, norms)
     expected = [p for layer in range(material.model.n_layers) for _name, p in naive.key_values(after, layer)]
@@ -301,7 +301,7 @@ def learners(material: Material, method: str) -> list[finetune.Learner]:
     """Other rates, every kind of clipping, other labels, and other starting weights, on sequences of equal lengths."""
     kinds = ["none", "per_layer", "elementwise"] + ["global"] * (method != "sequential")
     settings = [Settings(RATE, clip=kind, clip_value=None if kind == "none" else 0.01) for kind in kinds]
-    other = [[*sequence[:-1], sequence[-2]] for sequence in material.sequences]
+    other = [replace(sequence, answer=sequence.trunk[-1:]) for sequence in material.sequences]
     moved = finetune.perturbed(material.model, 3, 0.1)
     return [
         *(finetune.Learner(material.sequences, s) for s in (*settings, Settings(3 * RATE), Settings(0.0))),
@@ -316,11 +316,11 @@ def test_learners_together_equal_each_alone(double: Material, method: str, limit
     """Whatever the groups they are split into; and the two that differ in one thing differ in their weights."""
     monkeypatch.setattr(finetune, "LEARNER_BYTES", limit)
     several, steps = learners(double, method), []
-    together = finetune.finetune_together(double.model, several, double.labels, method, lambda: steps.append(1))
+    together = finetune.finetune_together(double.model, several, method, lambda: steps.append(1))
     assert len(steps) == len(several) * len(double.sequences)
     for learner, ours in zip(several, together, strict=True):
         with double.model.using(learner.start):
-            alone = finetune.finetune(double.model, learner.sequences, double.labels, method, learner.settings)
+            alone = finetune.finetune(double.model, learner.sequences, method, learner.settings)
         double.close(ours.losses, alone.losses)
         double.close(ours.gradient_norms, alone.gradient_norms)
         for value, expected in zip(ours.update.values, alone.update.values, strict=True):
@@ -347,19 +347,20 @@ def test_the_vocabulary_loss_in_parts(at_once: int, monkeypatch):
 
 def gradients_by_layer(material: Material) -> list[list[list[torch.Tensor | None]]]:
     """For the loss of each layer, the gradient of every layer's K and V parameters (None: no path)."""
-    language_model, tokens = material.model, torch.tensor([material.sequences[0]])
+    language_model = material.model
+    targets = finetune.Targets.of(material.sequences[:1], "all", language_model.device)
     found = []
     with finetune._training(language_model, [finetune.Learner([], Settings(RATE))]) as descent:
 
         def on_layer(_layer, output, _recompute):
-            loss = finetune.sequence_loss(language_model, language_model.lens(output), tokens, material.labels, "all")
+            loss = finetune.sequence_loss(language_model, language_model.lens(output), targets)
             gradients = torch.autograd.grad(loss, descent.weights, retain_graph=True, allow_unused=True)
             by_layer = [[] for _ in range(language_model.n_layers)]
             for trainable, gradient in zip(language_model.trainables, gradients, strict=True):
                 by_layer[trainable.layer].append(gradient)
             found.append(by_layer)
 
-        finetune.layer_by_layer(language_model, tokens, on_layer)
+        finetune.layer_by_layer(language_model, targets, on_layer)
     return found
 
 
@@ -384,7 +385,7 @@ def query_part(model, tensor: torch.Tensor) -> torch.Tensor:
 def test_query_rows_of_fused_projections_stay(double: Material, method: str, monkeypatch: pytest.MonkeyPatch):
     def moved_and_norm() -> tuple[float, float]:
         model = models.tiny_model(double.model.name, dtype=torch.float64)
-        result = finetune.finetune(model, double.sequences, double.labels, method, Settings(RATE))
+        result = finetune.finetune(model, double.sequences, method, Settings(RATE))
         changes = [new - old for old, new in zip(model.original().values, result.update.values, strict=True)]
         moved = max(float(query_part(model.model, change).abs().max()) for change in changes)
         kept = [float(naive.without_query(model.model, change).abs().max()) for change in changes]
@@ -393,7 +394,7 @@ def test_query_rows_of_fused_projections_stay(double: Material, method: str, mon
 
     moved, norm = moved_and_norm()
     assert moved == 0.0
-    monkeypatch.setattr(models, "_kv_mask", lambda parameter, _module: torch.ones_like(parameter, dtype=torch.bool))
+    monkeypatch.setattr(models, "_kv_mask", lambda *_given: None)
     moved_without, norm_without = moved_and_norm()  # negative control
     assert moved_without > 1e-6 and norm_without > norm * (1 + 1e-6)
 
@@ -430,20 +431,20 @@ def test_the_last_layer_of_joint_is_standard_without_depth(double: Material):
 def test_gradient_norms_are_of_one_step_alone(double: Material, method: str):
     """The same demonstration six times at rate 0: flat norms. The original's would grow."""
     again = [double.sequences[0]] * 6
-    norms = finetune.finetune(double.model, again, double.labels, method, Settings(0.0)).gradient_norms
+    passes = naive.loss_passes(again[0], "all")
+    norms = finetune.finetune(double.model, again, method, Settings(0.0)).gradient_norms
     first = norms[0]
     assert torch.equal(norms, first.expand_as(norms))
     model, accumulated = naive.stock(double.model), []
     trained = [[p.requires_grad_() for _n, p in naive.key_values(model, i)] for i in range(double.model.n_layers)]
     for _ in range(2):  # negative control: no zeroing between the steps
-        seen_once = naive.forward(model, again[0])
+        seen_once = naive.forward(model, again[0].tokens)
         if method == "standard":
-            naive.loss_of(seen_once.logits, again[0], double.labels, "all").backward()
+            naive.loss_of([seen_once.logits], passes, again[0], "all").backward()
         else:
             for i, parameters in enumerate(trained):
-                value = naive.loss_of(
-                    naive.lens_logits(model, seen_once.block_outputs[i]), again[0], double.labels, "all"
-                )
+                lens = naive.lens_logits(model, seen_once.block_outputs[i])
+                value = naive.loss_of([lens], passes, again[0], "all")
                 for p, g in zip(parameters, torch.autograd.grad(value, parameters, retain_graph=True), strict=True):
                     p.grad = g if p.grad is None else p.grad + g
         squares = [sum(naive.without_query(model, p.grad).square().sum() for p in ps) for ps in trained]
@@ -468,7 +469,7 @@ def test_half_precision_keeps_a_master_copy(family: str, method: str, monkeypatc
 
     def changes(language_model: models.LanguageModel, n_steps: int, rate: float) -> torch.Tensor:
         """As the model applies them, of the entries near which bfloat16 numbers are at least 2**-11 apart."""
-        update = finetune.finetune(language_model, [sequence] * n_steps, layout.labels, method, Settings(rate)).update
+        update = finetune.finetune(language_model, [sequence] * n_steps, method, Settings(rate)).update
         pairs = list(zip(language_model.original().values, update.values, strict=True))
         return torch.cat([(new.to(language_model.dtype) - old)[old.abs() >= 0.0625].float() for old, new in pairs])
 
@@ -568,15 +569,15 @@ def naive_experiment(cell: runs.Run) -> dict:
     shuffled = shuffle_labels(demonstrations, given.seed + 1000)
     examples = data.evaluation[: given.max_examples]
     tokenizer = language_model.tokenizer
-    labels = [naive.encode(tokenizer, " " + word)[0] for word in task.verbalizers]
+    labels = naive.label_tokens(tokenizer, task)
     bare = naive.context(tokenizer, task, [], given.separator)
     options = {"loss": given.loss, "clip": given.clip, "clip_value": given.clip_value}
     tuned, arms = {}, {}
 
     def train(name: str, method: str, chosen: list) -> torch.nn.Module:
-        sequences = [naive.context(tokenizer, task, [e], "eos")[:-1] for e in chosen]
+        sequences = [naive.sequence(tokenizer, task, e, bare) for e in chosen]
         before, after = naive.stock(language_model), naive.stock(language_model)
-        losses, norms = naive.finetune(after, sequences, labels, method, given.learning_rate, **options)
+        losses, norms = naive.finetune(after, sequences, method, given.learning_rate, **options)
         tuned[name] = {"losses": losses, "gradient_norms": norms, "drift": naive.drift(before, after)}
         tuned[name]["kept_by_rounding"] = 1.0
         return after

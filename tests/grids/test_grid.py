@@ -181,7 +181,7 @@ class Naive:
 
     def __init__(self, cell: runs.Run, examples: list) -> None:
         self.cell, self.examples, self.task = cell, examples, cell.layout.task
-        self.labels = [naive.encode(cell.model.tokenizer, " " + word)[0] for word in self.task.verbalizers]
+        self.labels = naive.label_tokens(cell.model.tokenizer, self.task)
         self.bare = naive.context(cell.model.tokenizer, self.task, [], "eos")
         self.plain = naive.stock(cell.model)
         shown = naive.context(cell.model.tokenizer, self.task, cell.demonstrations, "eos")
@@ -194,8 +194,8 @@ class Naive:
     def finetuned(self, method: str, rate: float, **options: Any) -> tuple[list, list]:
         """Observations after finetuning on the demonstrations, and the gradient norms `[step][layer]`."""
         encode, model = self.cell.model.tokenizer, naive.stock(self.cell.model)
-        sequences = [naive.context(encode, self.task, [e], "eos")[:-1] for e in self.cell.demonstrations]
-        _losses, norms = naive.finetune(model, sequences, self.labels, method, rate, **options)
+        sequences = [naive.sequence(encode, self.task, example, self.bare) for example in self.cell.demonstrations]
+        _losses, norms = naive.finetune(model, sequences, method, rate, **options)
         return self.observe(model), norms
 
     def summary(self, tuned: list) -> dict[str, Any]:

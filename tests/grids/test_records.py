@@ -305,11 +305,12 @@ OTHER = {
     "learning_rate": 0.5, "dtype": "float64", "separator": "newline", "token_read": "prompt",
     "balanced": not SMOKE.balanced, "loss": "label", "clip": "global", "clip_value": 1.0,
     "equal_demonstrations": False, "max_context": 99, "untrained": "everything", "controls": False,
-    "order": 1, "chosen_rates": {"joint": 0.1}, "conditioning": False, "template": "{a} b", "verbalizers": "x,y",
+    "order": 1, "label_score": "mean", "label_prefix": "", "instruction": "Answer.", "chat": True, "too_long": "drop",
+    "chosen_rates": {"joint": 0.1}, "conditioning": False, "template": "{a} b", "verbalizers": "x,y",
     "label_column": "c", "label_values": "0,1",
 }  # fmt: skip
 WHERE_DATA_LIES = {"preset": "quick", "data_source": "folder", "data_folder": "elsewhere", "data_file": "elsewhere.csv"}
-WHERE_DATA_LIES |= {"device": "cuda"}
+WHERE_DATA_LIES |= {"device": "cuda", "task_file": "/elsewhere/a_task.yaml"}
 
 
 def test_identity_depends_on_every_parameter_on_the_data_and_on_the_model():
@@ -332,7 +333,15 @@ def test_committed_records_are_what_their_folders_say():
 
 
 # What they do to a number is in a record's parameters, or nothing.
-NOT_HASHED = {"errors", "paths", "storage", "experiments/parameters", "experiments/provenance", "experiments/records"}
+NOT_HASHED = {
+    "errors",
+    "paths",
+    "schemas",
+    "storage",
+    "experiments/parameters",
+    "experiments/provenance",
+    "experiments/records",
+}
 
 
 def test_engine_hash_covers_all_that_an_experiment_imports():
@@ -363,7 +372,7 @@ def stop(*_arguments, **_keywords):
 
 if sys.argv[1] == "finetune":
     original = finetune.finetune_together
-    finetune.finetune_together = lambda *a: stop() if a[3] == "sequential" else original(*a)
+    finetune.finetune_together = lambda *a: stop() if a[2] == "sequential" else original(*a)
 elif sys.argv[1] == "save":
     write = storage._write_through
     storage._write_through = lambda p, c: stop() if p.name == "record.json" else write(p, c)

@@ -1,5 +1,6 @@
 """Checkpoints of others: named by their content, refused in one line where they are not what they say."""
 
+import ast
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+import model_types
 import pytest
 import torch
 import transformers
@@ -14,6 +16,8 @@ from conftest import in_one_line
 from safetensors.torch import load_file, save_file
 
 from iclgd_helpers import pinned_downloads
+from iclgd_helpers.data import tasks
+from iclgd_helpers.data.token_layout import Layout
 from iclgd_helpers.engine import checkpoints, families, models
 from iclgd_helpers.errors import InputError
 from iclgd_helpers.experiments import experiment, inputs, parameters
@@ -139,11 +143,11 @@ CONFIG = {
     "a list": (write("config.json", "[]"), "it holds no names"),
     "nested": (write("config.json", "[" * 10**5), "nested too deeply"),
     "not UTF-8": (write("config.json", b"\xff\xfe{"), "its config.json cannot be read"),
-    "another architecture": (config(model_type="bloom"), "is a 'bloom'; supported are gemma3_text, gpt2"),
-    "a nested text model": (config(model_type="gemma3", text_config={}), "is a 'gemma3'; supported are"),
-    "no architecture": (config(model_type=...), "is a None; supported are"),
-    "an architecture that is a list": (config(model_type=["llama"]), "is a ['llama']; supported are"),
-    "quantised": (config(quantization_config={"quant_method": "gptq", "bits": 4}), "is quantised"),
+    "another architecture": (config(model_type="t5"), "is a 't5', which is no causal language model that transformers"),
+    "a nested text model": (config(model_type="gemma3", text_config={}), "'gemma3', which reads more than text"),
+    "no architecture": (config(model_type=...), "is a None, which is no causal language model"),
+    "an architecture that is a list": (config(model_type=["llama"]), "is a ['llama'], which is no causal"),
+    "quantised": (config(quantization_config={"quant_method": "gptq", "bits": 4}), "not loaded in 8 or 4 bits"),
     "an unknown activation": (config(hidden_act="nonsense"), "cannot load model"),
     "an unknown type of numbers": (config(dtype="nonsense"), "cannot load model"),
     "rotary positions without a base": (config(rope_parameters={"rope_type": "yarn"}), "cannot load model"),
@@ -337,3 +341,99 @@ def test_a_corrected_config_is_a_new_conversion(folder: Path):
     right = models.load_model(str(folder), "float32", "cpu")
     assert (wrong.model.config.rms_norm_eps, right.model.config.rms_norm_eps) == (1e-2, 1e-6)
     assert len(list(checkpoints.cache_folder().glob("converted-*[0-9a-f]"))) == 2
+
+
+# ---------------------------------------------------------------------------------------------- what others have saved
+ROOT = Path(checkpoints.__file__).parents[2]
+
+
+def saved(folder: Path, name: str, **options: object) -> torch.nn.Module:
+    """A folder with a random model of a tested type and the tiny tokenizer; returns the model."""
+    model = model_types.random_model(model_types.CASES[name].config, torch.float32)
+    model.save_pretrained(folder, **options)
+    model_types.TOKENIZER.save_pretrained(folder)
+    return model
+
+
+@pytest.mark.parametrize("name", [case.kind for case in model_types.CASES.values() if case.kind in model_types.CASES])
+def test_families_load_from_several_files(name: str, tmp_path: Path, cache_folder: Path):
+    made = saved(tmp_path / "model", name, max_shard_size="25KB")
+    assert len(list((tmp_path / "model").glob("model-0*.safetensors"))) > 1
+    loaded = models.load_model(str(tmp_path / "model"), "float32", "cpu")
+    own = models.LanguageModel(made, model_types.TOKENIZER, name)
+    tokens = torch.arange(9)[None] + 3
+    with torch.no_grad():
+        expected = own.logits(own.hidden(tokens))
+        torch.testing.assert_close(loaded.logits(loaded.hidden(tokens)), expected, rtol=1e-5, atol=1e-5)
+    assert float(expected.std()) > 0.01
+
+
+def test_one_of_several_files_is_missing(tmp_path: Path, cache_folder: Path):
+    saved(tmp_path / "model", "qwen2", max_shard_size="25KB")
+    sorted((tmp_path / "model").glob("model-0*.safetensors"))[1].unlink()
+    said = in_one_line(models.load_model, str(tmp_path / "model"), "float32", "cpu")
+    assert "cannot load model" in said or "are missing" in said
+
+
+def test_a_checkpoint_without_bos_begins_with_eos(folder: Path):
+    """As Qwen's: neither its tokenizer nor its configuration knows a token for the beginning."""
+    config("tokenizer_config.json", bos_token=None)(folder)
+    config("tokenizer_config.json", bos_token=...)(folder)
+    config(bos_token_id=...)(folder)
+    loaded = models.load_model(str(folder), "float32", "cpu")
+    assert loaded.tokenizer.bos_token_id is None
+    layout = Layout.make(loaded.tokenizer, tasks.TASKS["cb"], "eos")
+    assert layout.prefix() == (loaded.tokenizer.eos_token_id,)
+
+
+def test_a_padded_vocabulary_is_taken_as_it_is(tmp_path: Path, cache_folder: Path):
+    """Rows of the embedding behind the tokenizer's last token take part in the softmax, as they do in transformers."""
+    wide = len(model_types.TOKENIZER) + 37
+    given = model_types.CASES["qwen2"].config.to_dict() | {"vocab_size": wide}
+    made = model_types.random_model(transformers.Qwen2Config(**given), torch.float32)
+    made.save_pretrained(tmp_path / "model")
+    model_types.TOKENIZER.save_pretrained(tmp_path / "model")
+    tokens = torch.arange(9)[None] + 3
+    with torch.no_grad():
+        expected = made(tokens).logits
+        loaded = models.load_model(str(tmp_path / "model"), "float32", "cpu")
+        logits = loaded.logits(loaded.hidden(tokens))
+    assert logits.shape[-1] == wide
+    torch.testing.assert_close(logits.log_softmax(-1), expected.log_softmax(-1), rtol=0, atol=1e-4)
+
+
+def test_what_a_generation_config_says_changes_nothing(sound: Path, folder: Path):
+    wrong = {"bos_token_id": 5, "eos_token_id": [7, 9], "temperature": 0.1, "do_sample": True, "max_length": 3}
+    (folder / "generation_config.json").write_text(json.dumps(wrong))
+    tokens = torch.arange(9)[None]
+    plain, other = (models.load_model(str(where), "float32", "cpu") for where in (sound, folder))
+    assert torch.equal(plain.hidden(tokens), other.hidden(tokens))
+    assert other.tokenizer.eos_token_id == plain.tokenizer.eos_token_id
+    layouts = [Layout.make(model.tokenizer, tasks.TASKS["cb"], "eos") for model in (plain, other)]
+    assert layouts[0].prefix() == layouts[1].prefix()
+
+
+def calls_without_refusal(source: str) -> list[str]:
+    """Calls that load or build a model, a tokenizer or a configuration and do not refuse code of others."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            refusals = [k for k in node.keywords if k.arg == "trust_remote_code"]
+            refused = len(refusals) == 1 and ast.unparse(refusals[0].value) == "False"
+            if node.func.attr in ("from_pretrained", "from_config") and not refused:
+                found.append(ast.unparse(node))
+    return found
+
+
+def test_every_loading_call_refuses_code_of_others():
+    sources = list((ROOT / "iclgd_helpers").rglob("*.py"))
+    assert [call for path in sources for call in calls_without_refusal(path.read_text(encoding="utf-8"))] == []
+    assert sum(path.read_text(encoding="utf-8").count(".from_pretrained(") for path in sources) >= 6
+    assert calls_without_refusal("AutoModel.from_pretrained(x, trust_remote_code=True)")  # the control
+    assert calls_without_refusal("AutoModel.from_config(x)") and not calls_without_refusal("f(x)")
+
+
+@pytest.mark.parametrize("bits", [{"load_in_8bit": True, "quant_method": "bitsandbytes"}, {"quant_method": "mxfp4"}])
+def test_quantised_checkpoints_of_any_kind_are_refused(folder: Path, bits: dict):
+    config(quantization_config=bits)(folder)
+    assert "models are not loaded in 8 or 4 bits" in in_one_line(models.load_model, str(folder), "float32", "cpu")

@@ -2,12 +2,16 @@
 
 from dataclasses import replace
 
+import naive
 import pytest
 import torch
 import transformers
 from conftest import FAMILIES
+from model_types import CASES
 from torch.utils.flop_counter import FlopCounterMode
 
+from iclgd_helpers.data import tasks
+from iclgd_helpers.data.token_layout import TrainingSequence
 from iclgd_helpers.engine import finetune, models
 from iclgd_helpers.errors import InputError
 from iclgd_helpers.experiments import cost, experiment, parameters, runs
@@ -28,6 +32,7 @@ def configurations():
     tiny = models._tiny_configs(64)
     chosen = {family: tiny[f"tiny-{family}"] for family in FAMILIES}
     chosen |= {name: kind(**SIZES, **IDS) for name, kind in OTHERS.items()}
+    chosen |= {f"{name}, of the tested types": case.config for name, case in CASES.items()}
     narrow = {"ffn_dim": 64, "num_attention_heads": 4, "hidden_size": 32, "word_embed_proj_dim": 16}
     return chosen | {"narrow-opt": transformers.OPTConfig(**IDS, **narrow)}
 
@@ -39,7 +44,7 @@ every_family = pytest.mark.parametrize("name", CONFIGURATIONS)
 def stock(config):
     """The model as transformers makes it: its plain attention is made of matrix products that the counter sees."""
     torch.manual_seed(0)
-    return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    return transformers.AutoModelForCausalLM.from_config(config, trust_remote_code=False, **models.PLAIN_CODE).eval()
 
 
 def counted(run) -> int:
@@ -67,9 +72,7 @@ def counted_in_matrices(run) -> int:
 
 
 def kv_parameters(model):
-    fused = models.FAMILIES[model.config.model_type].fused
-    names = (fused,) if fused else ("k_proj", "v_proj")
-    return [p for name, p in model.named_parameters() if any(part in name for part in names)]
+    return [p for layer in range(model.config.num_hidden_layers) for _name, p in naive.key_values(model, layer)]
 
 
 @every_family
@@ -91,7 +94,8 @@ def test_forward_pass(name):
     measured = counted(lambda: model(tokens, use_cache=False))
     assert measured == cost.forward(shape, TOKENS, rows=TOKENS, full=True).total
     # control: forgetting one matrix, or counting an addition for free, is noticed
-    assert measured != cost.forward(replace(shape, gated=not shape.gated), TOKENS, rows=TOKENS, full=True).total
+    fewer = replace(shape, feed_forward=shape.feed_forward[1:])
+    assert measured != cost.forward(fewer, TOKENS, rows=TOKENS, full=True).total
     assert measured != cost.forward(shape, TOKENS, rows=TOKENS - 1, full=True).total
 
 
@@ -118,9 +122,9 @@ def test_steps_of_the_engine(name, method):
     """The engine's attention is one fused operator that torch does not count: everything else is the same."""
     config = CONFIGURATIONS[name]
     shape, model = cost.Shape.of(config), models.LanguageModel(stock(config), None, name)
-    sequence, labels = list(range(3, 3 + TOKENS)), [5, 6]
+    sequence = TrainingSequence(tuple(range(3, 2 + TOKENS)), (5,), ((5,), (6,)), "sum", 0)
     settings = finetune.Settings(0.01)
-    measured = counted(lambda: finetune.finetune(model, [sequence], labels, method, settings))
+    measured = counted(lambda: finetune.finetune(model, [sequence], method, settings))
     expected = cost.STEPS[method](shape, TOKENS, TOKENS - 1, full=True)
     assert measured in (expected.linear + expected.head, expected.total)
 
@@ -138,11 +142,24 @@ def test_pairs_left_by_the_mask(prefix, window):
     assert cost.pairs(9, prefix, window, full=True) == 9 * (prefix + 9)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_whole_cell(dtype):
-    given = parameters.resolve(
-        {"preset": "smoke", "max_examples": 12, "max_compared": 8, "n_demonstrations": 3, "dtype": dtype}
-    )
+SEVERAL = ("true", "neutral", "days")  # tokens of a label: 2, 1, 3
+
+
+@pytest.mark.parametrize(
+    ("verbalizers", "options"),
+    [
+        (None, {"dtype": "float32"}),
+        (None, {"dtype": "bfloat16"}),
+        (SEVERAL, {"task": "cb", "loss": "label_space"}),
+        (SEVERAL, {"task": "cb", "label_score": "first", "loss": "label"}),
+    ],
+)
+def test_a_whole_cell(verbalizers, options, monkeypatch):
+    dtype = options.get("dtype", "float32")
+    if verbalizers:
+        monkeypatch.setitem(tasks.TASKS, "cb", replace(tasks.TASKS["cb"], verbalizers=verbalizers))
+    few = {"preset": "smoke", "max_examples": 12, "max_compared": 8, "n_demonstrations": 3}
+    given = parameters.resolve(few | options)
     cell = runs.prepare(given)
     measured = counted_in_matrices(lambda: experiment.compute(cell, progress=False))
     expected = cost.of_run(cell)

@@ -45,12 +45,12 @@ def test_half_precision_approaches_float32(family: str, dtype: torch.dtype):
         if kind is torch.float32:  # the same weights, so that only the computation differs
             for parameter in model.model.parameters():
                 parameter.data = parameter.data.to(dtype).float()
-        ((_, observed),) = list(observe.observe(model, queries, arms, layout.labels))
+        ((_, observed),) = list(observe.observe(model, queries, arms))
         seen[kind] = observed["in_context"]
         assert all(getattr(seen[kind], name).dtype == torch.float32 for name in vars(seen[kind]))
         before = [trainable.parameter.data.clone() for trainable in model.trainables]
         for method in METHODS:
-            update = finetune.finetune(model, sequences, layout.labels, method, Settings(0.01)).update
+            update = finetune.finetune(model, sequences, method, Settings(0.01)).update
             assert all(value.dtype == torch.float32 for value in update.values)
             updates[kind, method] = changes(model, update)
         assert all(t.parameter.dtype == kind for t in model.trainables)
@@ -68,19 +68,19 @@ def test_sequential_steps_are_seen_by_the_layers_above(monkeypatch):
     """In mixed precision the next layer must see the updated weights, not a cached half-precision copy of the old."""
     model, layout, sequences, *_ = material("gpt2", torch.bfloat16)
     settings = Settings(0.3)
-    losses = finetune.finetune(model, sequences[:1], layout.labels, "sequential", settings).losses
-    frozen = finetune.finetune(model, sequences[:1], layout.labels, "joint", settings).losses
+    losses = finetune.finetune(model, sequences[:1], "sequential", settings).losses
+    frozen = finetune.finetune(model, sequences[:1], "joint", settings).losses
     assert losses[0, 0] == frozen[0, 0] and not torch.equal(losses[0, 1:], frozen[0, 1:])
     autocast = torch.autocast  # negative control: with the cache the layers above see the old weights
     monkeypatch.setattr(torch, "autocast", lambda *a, cache_enabled: autocast(*a, cache_enabled=True))
     model, layout, sequences, *_ = material("gpt2", torch.bfloat16)
-    cached = finetune.finetune(model, sequences[:1], layout.labels, "sequential", settings).losses
+    cached = finetune.finetune(model, sequences[:1], "sequential", settings).losses
     assert not torch.equal(cached, losses)
 
 
 def test_float16_gradients_are_scaled_and_overflow_is_retried(monkeypatch):
     model, layout, sequences, *_ = material("gpt2", torch.float16)
-    run = lambda: changes(model, finetune.finetune(model, sequences, layout.labels, "standard", Settings(0.01)).update)  # noqa: E731
+    run = lambda: changes(model, finetune.finetune(model, sequences, "standard", Settings(0.01)).update)  # noqa: E731
     usual = run()
     monkeypatch.setattr(finetune, "LOSS_SCALE", 2.0**40)  # overflows at first
     assert torch.allclose(run(), usual, rtol=0.05, atol=float(usual.abs().max()) * 0.02)
@@ -105,10 +105,10 @@ def test_norms_of_controls_survive_half_precision(family: str):
 def test_smaller_batches_where_memory_is_short(limit: int):
     """A device that holds `limit` query tokens: other batches, the same numbers, and a line that says so."""
     model, layout, _, queries, arms = material("llama", torch.float64)
-    whole = dict(_by_query(observe.observe(model, queries, arms, layout.labels)))
+    whole = dict(_by_query(observe.observe(model, queries, arms)))
     with pytest.MonkeyPatch.context() as patch:
         lines = _limited(patch, limit)
-        parts = dict(_by_query(observe.observe(model, queries, arms, layout.labels)))
+        parts = dict(_by_query(observe.observe(model, queries, arms)))
     assert parts.keys() == whole.keys() == set(range(len(queries)))
     for index, values in whole.items():
         assert torch.allclose(parts[index], values, rtol=1e-9, atol=1e-9)
@@ -121,25 +121,25 @@ def test_memory_too_small_for_one_query_is_an_error():
     with pytest.MonkeyPatch.context() as patch:
         _limited(patch, 3)
         with pytest.raises(InputError, match="memory is too small for one query.*pass dtype"):
-            list(observe.observe(model, queries, arms, layout.labels))
+            list(observe.observe(model, queries, arms))
 
         def out_of_memory(*_, **__):
             raise torch.OutOfMemoryError("device limit of the test")
 
         patch.setattr(models.LanguageModel, "hidden", out_of_memory)
         with pytest.raises(InputError, match="memory is too small for a finetuning step"):
-            finetune.finetune(model, sequences, layout.labels, "standard", Settings(0.1))
+            finetune.finetune(model, sequences, "standard", Settings(0.1))
         with pytest.raises(InputError, match="memory is too small for the .* tokens before the queries"):
-            list(observe.observe(model, queries, arms, layout.labels))
+            list(observe.observe(model, queries, arms))
 
 
 def _limited(patch: pytest.MonkeyPatch, limit: int) -> list[str]:
     unlimited, lines = observe.observe_batch, []
 
-    def limited(model, batch, prefix, labels):
+    def limited(model, batch, prefix):
         if sum(len(query.tokens) for query in batch) > limit:
             raise torch.OutOfMemoryError("device limit of the test")
-        return unlimited(model, batch, prefix, labels)
+        return unlimited(model, batch, prefix)
 
     patch.setattr(observe, "observe_batch", limited)
     patch.setattr(observe, "print", lambda line, file: lines.append(line), raising=False)

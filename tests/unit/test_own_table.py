@@ -125,7 +125,11 @@ FAULTS = {  # what is changed of a good call, or of its table -> what the line m
     "an empty verbalizer": ({"verbalizers": "good,"}, {}, "give two or more different words"),
     "too few label values": ({"label_values": "bad"}, {}, "one different value for each of negative, positive"),
     "a label value twice": ({"label_values": "bad,bad"}, {}, "one different value for each of negative, positive"),
-    "a verbalizer of many tokens": ({"verbalizers": "negative,phenomenal"}, {}, "'phenomenal' of task 'own' is"),
+    "labels of one beginning": (
+        {"verbalizers": "good,good song"},
+        {},
+        "'good' and 'good song' of task 'own': the first",
+    ),
     "no such file": ({"data_file": "no/such/file.csv"}, {}, "no table at"),
     "not a kind of table": ({"data_file": "README.md"}, {}, "ends in .parquet, .csv, .jsonl, .csv.gz, .jsonl.gz"),
     "more demonstrations than rows": ({"n_demonstrations": 21}, {}, "larger than the training split (20 rows)"),
@@ -210,7 +214,7 @@ def test_the_arms_see_the_readers_prompts(table):
     encode = plan.layout.tokenizer.encode
     for query, example in zip(plan.queries, data.evaluation, strict=False):
         assert list(query.tokens[:-1]) == encode(example.prompt, add_special_tokens=False)
-    assert plan.layout.labels == tuple(encode(f" {word}")[0] for word in WORDS.split(","))
+    assert plan.layout.labels == tuple(tuple(encode(f" {word}")) for word in WORDS.split(","))
 
 
 # ------------------------------------------------------------------------------------ parameters cells of the pages

@@ -7,9 +7,12 @@ import naive
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, normalizers
+from tokenizers import models as tokenizer_models
+from transformers import PreTrainedTokenizerFast
 
 from iclgd_helpers.data.sources import load_task
-from iclgd_helpers.data.synthetic import tiny_tokenizer
+from iclgd_helpers.data.synthetic import SPECIAL_TOKENS, tiny_tokenizer
 from iclgd_helpers.data.tasks import TASKS, Example
 from iclgd_helpers.data.token_layout import Layout
 from iclgd_helpers.errors import InputError
@@ -45,7 +48,7 @@ def test_query_and_its_two_positions(examples: list[Example]):
 def test_training_sequence_is_bos_prompt_label(examples: list[Example]):
     layout = Layout.make(tiny_tokenizer(), TASK, "eos")
     for example in examples:
-        text = layout.tokenizer.decode(layout.training_sequence(example))
+        text = layout.tokenizer.decode(layout.training_sequence(example).tokens)
         assert text == f"<s>{example.prompt} {TASK.verbalizers[example.label]}"
 
 
@@ -79,13 +82,14 @@ def test_missing_special_tokens():
     assert Layout.make(no_eos, TASK, "newline").bos == no_eos.bos_token_id
 
 
-def test_verbalizers_are_one_token_each():
-    with pytest.raises(InputError, match=r"'unfathomable'.*'agnews'.*\d+ tokens"):
-        Layout.make(tiny_tokenizer(), replace(TASK, verbalizers=("World", "unfathomable")), "eos")
-    with pytest.raises(InputError, match="same token"):
+def test_labels_have_any_number_of_tokens():
+    words = ("World", "unfathomable")
+    for task in (TASK, replace(TASK, verbalizers=words)):
+        labels = Layout.make(tiny_tokenizer(), task, "eos").labels
+        assert [tiny_tokenizer().decode(label) for label in labels] == [f" {word}" for word in task.verbalizers]
+    assert len(labels[0]) == 1 < len(labels[1])
+    with pytest.raises(InputError, match="'World' and 'World' of task 'agnews' are the same tokens"):
         Layout.make(tiny_tokenizer(), replace(TASK, verbalizers=("World", "World")), "eos")
-    labels = Layout.make(tiny_tokenizer(), TASK, "eos").labels
-    assert [tiny_tokenizer().decode([label]) for label in labels] == [f" {word}" for word in TASK.verbalizers]
 
 
 def fitting_as_the_original(lengths: list[int], longest: int, limit: int) -> int:
@@ -135,3 +139,68 @@ def test_number_that_fitted_is_recorded(monkeypatch: pytest.MonkeyPatch):
     assert record["prefix_tokens"] == len(both.layout.prefix(both.demonstrations))
     assert len(record["finetuning"]["standard"]["losses"]) == n
     assert unequal.demonstrations == both.demonstrations and len(unequal.training) == 32
+
+
+# -------------------------------------------------------------------------------------------------- the boundary
+def sentencepiece() -> PreTrainedTokenizerFast:
+    """As Llama 2's: a blank goes before every text, unknown characters are bytes, and " word" alone has one more."""
+    alphabet = {f"<0x{byte:02X}>": 3 + byte for byte in range(256)}
+    letters = [*"▁abcdefghijklmnopqrstuvwxyz.:", "▁negative", "▁positive", "▁neg", "ative"]
+    vocabulary = dict(zip(SPECIAL_TOKENS, range(3), strict=True)) | alphabet
+    vocabulary |= {piece: 259 + place for place, piece in enumerate(letters)}
+    merges = []
+    for word in ("▁neg", "ative", "▁positive"):
+        for end in range(2, len(word) + 1):
+            vocabulary.setdefault(word[:end], len(vocabulary))
+            merges.append((word[: end - 1], word[end - 1]))
+    merges.append(("▁neg", "ative"))
+    model = tokenizer_models.BPE(vocabulary, merges, byte_fallback=True, fuse_unk=True)
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+
+
+def merging() -> PreTrainedTokenizerFast:
+    """One whose tokens reach over blanks: ": a" is one token."""
+    pieces = [*SPECIAL_TOKENS, *"abc: ", ": ", ": a"]
+    model = tokenizer_models.BPE({piece: place for place, piece in enumerate(pieces)}, [(":", " "), (": ", "a")])
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(model), bos_token="<s>", eos_token="</s>")
+
+
+def test_a_blank_before_every_text_is_no_token_of_the_label():
+    tokenizer = sentencepiece()
+    assert len(naive.encode(tokenizer, " negative")) == 2 and len(naive.encode(tokenizer, "is it: negative")) > 2
+    task = replace(TASK, template="{text} is:", verbalizers=("negative", "positive", "grün"))
+    layout = Layout.make(tokenizer, task, "eos")
+    assert tokenizer.convert_ids_to_tokens([label[0] for label in layout.labels[:2]]) == ["▁negative", "▁positive"]
+    assert len(layout.labels[2]) == 6  # blank and letters, and two bytes for the one that it does not know
+    query = layout.query(Example("all is:", 1, 0), "label")
+    assert not query.is_merged and list(query.tokens[: query.predict + 1]) == naive.encode(tokenizer, "all is:")
+
+
+def test_a_token_over_the_boundary_belongs_to_the_label():
+    tokenizer = merging()
+    task = replace(TASK, template="{text}:", verbalizers=("aa", "b"))
+    layout = Layout.make(tokenizer, task, "eos")
+    query = layout.query(Example("cab:", 0, 0), "label")
+    assert query.is_merged
+    assert tokenizer.convert_ids_to_tokens(query.tokens[: query.predict + 1]) == ["c", "a", "b"]
+    assert [tokenizer.convert_ids_to_tokens(label) for label in query.labels] == [[": a", "a"], [": ", "b"]]
+    sequence = layout.training_sequence(Example("cab:", 1, 0))
+    assert sequence.tokens == (layout.bos, *layout.demonstration(Example("cab:", 1, 0)))
+
+
+TOKENIZERS = {"byte-level": tiny_tokenizer, "SentencePiece": sentencepiece, "merging": merging}
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@given(text=st.text("abc: .é\n", min_size=1), label=st.text("abc :é", min_size=1).map(str.strip).filter(bool))
+def test_prompt_and_label_are_the_tokens_of_the_whole_text(kind: str, text: str, label: str):
+    tokenizer = TOKENIZERS[kind]()
+    task = replace(TASK, template="{text}", verbalizers=(label, "other label"))
+    layout = Layout(tokenizer, task, 0, (2,))
+    for number, word in enumerate(task.verbalizers):
+        assert list(layout.demonstration(Example(text, number, 0))) == naive.encode(tokenizer, f"{text} {word}")
+    alone = naive.encode(tokenizer, text)
+    trunk, _labels, is_merged = layout._split(text)
+    assert is_merged == (list(trunk) != alone)
