@@ -17,6 +17,7 @@ from iclgd_helpers.errors import InputError, reason, shortened
 from iclgd_helpers.schemas import Number, Schema, SomeText, Text, Whole
 
 MAX_BYTES = 2**16
+MAX_DEPTH = 5  # of lists and fields within each other
 ENDINGS = (".yaml", ".yml")
 
 
@@ -41,6 +42,8 @@ class Settings(Schema):
     label_prefix: Text | None = None
     instruction: SomeText | None = None
     chat: bool | None = None
+    label_score: Literal["sum", "mean", "first"] | None = None
+    too_long: Literal["error", "drop"] | None = None
 
 
 class TaskFile(Schema):
@@ -102,8 +105,10 @@ def _content(path: Path) -> Any:
             text = file.read(MAX_BYTES + 1)
         if len(text) > MAX_BYTES:
             raise InputError(f"{where} is larger than {MAX_BYTES:,} bytes: a task file holds no texts")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise InputError(f"{where} refers to another place in it (*name): write it out")
+        _check_events(text, where)
+        root = yaml.compose(text, yaml.SafeLoader)
+        if root is not None and (name := _twice(root)):
+            raise InputError(f"{where} has the field {shortened(repr(name))} twice: keep one")
         return yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
@@ -112,6 +117,26 @@ def _content(path: Path) -> Any:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{where} cannot be read ({reason(error)})") from None
+
+
+def _check_events(text: bytes, where: str) -> None:
+    """Refuse what a few lines can make endless, before anything is built: references, and lists within lists."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent):
+            raise InputError(f"{where} refers to another place in it (*name): write it out")
+        if depth > MAX_DEPTH:
+            raise InputError(f"{where} nests deeper than a task needs: write values as on the page How to use")
+
+
+def _twice(node: yaml.Node) -> str | None:
+    """The first field that stands twice in one place; of two, YAML would take the last."""
+    if not isinstance(node, yaml.MappingNode):
+        return None
+    names = [str(key.value) for key, _value in node.value]
+    doubled = (name for name in names if names.count(name) > 1)
+    return next(doubled, None) or next(filter(None, (_twice(value) for _key, value in node.value)), None)
 
 
 def _fault(error: dict[str, Any]) -> str:

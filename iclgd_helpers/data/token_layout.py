@@ -237,8 +237,6 @@ class Layout:
         token that differs from those of the prompt alone: so the model reads what the text is.
         """
         before = (self._text(prompt), *self.ask)
-        if self.chat:
-            self.chat.demand([], self._text(prompt))
         alone, *wholes = _encode(
             self.tokenizer, before, *((*before, self.blank + word) for word in self.task.verbalizers)
         )
@@ -247,6 +245,12 @@ class Layout:
         if is_merged:
             n = min(_n_shared(alone, whole[:-1]) for whole in wholes)
         return wholes[0][:n], tuple(whole[n:] for whole in wholes), is_merged
+
+    def _read(self, example: Example) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...], bool]:
+        """The same of an example's prompt, which a chat template may not change."""
+        if self.chat:
+            self.chat.demand([], self._text(example.prompt))
+        return self._split(example.prompt)
 
     def _text(self, prompt: str) -> str:
         return prompt.strip() if self.chat else prompt
@@ -263,7 +267,7 @@ class Layout:
         InputError
             if the prompt has no token: there would be no position at which its label is predicted.
         """
-        trunk, labels, is_merged = self._split(example.prompt)
+        trunk, labels, is_merged = self._read(example)
         if not trunk:
             raise InputError(
                 f"the prompt of row {example.row + 1} is empty: fill in its text, or add words to the template"
@@ -284,7 +288,7 @@ class Layout:
 
         Without `before`, it is what a question sees that has no demonstrations: BOS, the instruction if there is one.
         """
-        trunk, labels, _is_merged = self._split(example.prompt)
+        trunk, labels, _is_merged = self._read(example)
         start = tuple(before) or self.prefix()
         return TrainingSequence(
             (*start, *trunk), labels[example.label], self._scored(labels), self.label_score, example.label
@@ -339,9 +343,10 @@ def _separator(tokenizer: PreTrainedTokenizerBase, separator: str) -> tuple[int,
     """Tokens of a separator that is a text; InputError if the tokenizer would lose or change it."""
     text = "\n" if separator == "newline" else separator
     (tokens,) = _encode(tokenizer, (text,))
-    if tokenizer.decode(tokens, clean_up_tokenization_spaces=False) != text:
-        what = "no newline" if separator == "newline" else f"no tokens for separator={shortened(repr(separator))}"
-        raise InputError(f"the tokenizer has {what}: pass separator=eos, or another model")
+    found = tokenizer.decode(tokens, clean_up_tokenization_spaces=False)
+    if found != text:
+        what = "no newline" if separator == "newline" else f"no {text!r}, it reads {shortened(repr(found))}"
+        raise InputError(f"the tokenizer has {what}: pass separator=eos, another text, or another model")
     return tokens
 
 

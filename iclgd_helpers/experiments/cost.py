@@ -19,7 +19,7 @@ import torch
 import transformers
 from torch import nn
 
-from iclgd_helpers.engine import finetune, parts, prefix_attention
+from iclgd_helpers.engine import checkpoints, finetune, parts, prefix_attention
 from iclgd_helpers.engine.models import PROBE_TOKENS, choose_device
 from iclgd_helpers.engine.observe import BATCH_TOKENS
 from iclgd_helpers.experiments.arms import ArmKind, kind, names
@@ -89,9 +89,10 @@ class Shape:
             if its parts cannot be found.
         """
         kind = config.model_type
-        with torch.device("meta"):  # parameters without storage
+        name = config.name_or_path or kind
+        with checkpoints.reading(name), torch.device("meta"):  # parameters without storage
             model = transformers.AutoModelForCausalLM.from_config(copy.deepcopy(config), trust_remote_code=False)
-        found = parts.find(model, kind)
+        found = parts.find(model, name)
         heads, d_model = config.num_attention_heads, config.hidden_size
         head_dim = getattr(config, "head_dim", None) or d_model // heads
         projections = [getattr(attention, name) for attention in found.attentions for name in found.projections]

@@ -21,6 +21,8 @@ from iclgd_helpers.schemas import Number, Schema, SomeText, Text, Whole, one_of
 
 PRESETS = paths.PACKAGE / "presets"
 OWN_TABLE = ("data_file", "template", "verbalizers", "label_column", "label_values")  # the first three are needed
+PROMPT_FORMAT = ("separator", "label_prefix", "instruction", "chat", "label_score", "too_long")  # of the prompt
+CHAT_FORMAT = {"separator": "eos", "label_prefix": ""}  # with a chat template, neither is read
 DEVICE = r"auto|cpu|mps|(cuda|xpu)(:\d{1,2})?"  # what PyTorch computes on without a further package
 
 
@@ -203,8 +205,8 @@ def resolve(given: Mapping[str, Any]) -> ExperimentParameters:
     if "data_source" not in given:
         of_task["data_source"] = _default_source(task, of_preset["data_source"], given)
     values = {**of_preset, **settings, **of_task, **given}
-    if values.get("chat") is True:
-        values.setdefault("label_prefix", "")
+    if values.get("chat") is True:  # its template writes what a task's settings say of plain text
+        values |= CHAT_FORMAT | {name: given[name] for name in CHAT_FORMAT if name in given}
     parameters = _validated(ExperimentParameters, values)
     _check_combinations(parameters)
     if parameters.dtype == "auto":
@@ -279,8 +281,8 @@ def _check_combinations(given: ExperimentParameters) -> None:
         )
     if not is_own and (foreign := [name for name, value in table.items() if value]):
         raise InputError(f"{foreign[0]} is given, but task={given.task!r} has its own: pass task=own")
-    if given.chat and given.label_prefix:
-        raise InputError("label_prefix is given with chat=True: the chat template says what stands before a label")
+    if given.chat and (other := [name for name, value in CHAT_FORMAT.items() if getattr(given, name) != value]):
+        raise InputError(f"{other[0]} is given with chat=True, whose template writes that: leave it out")
     if (given.clip == "none") != (given.clip_value is None):
         raise InputError(f"clip={given.clip!r} with clip_value={given.clip_value}: give both, or neither")
 
@@ -307,7 +309,7 @@ def _named(schema: type[Schema], namespace: Mapping[str, Any]) -> dict[str, Any]
 
 def validate_for_notebook(notebook: str | Path, given: Mapping[str, Any]) -> Schema:
     """
-    The complete parameters that `notebook` would run with, given some.
+    The complete parameters that `notebook` would run with, given some of its cell's or, for a task, of its format.
 
     Raises
     ------
@@ -316,8 +318,9 @@ def validate_for_notebook(notebook: str | Path, given: Mapping[str, Any]) -> Sch
     """
     notebook = Path(notebook)
     defaults = notebook_files.parameters_cell(notebook)
+    known = dict.fromkeys([*defaults, *(PROMPT_FORMAT if "task" in defaults else ())])
     for name in given:
-        one_of(f"parameter of {notebook.name}", name, defaults)
+        one_of(f"parameter of {notebook.name}", name, known)
     values = {**defaults, **given}
     own(values)
     return resolve(given_in(values)) if "preset" in defaults else theory(values)

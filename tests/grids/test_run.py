@@ -99,10 +99,10 @@ def test_paths_are_read_from_where_they_are_typed(tmp_path, monkeypatch):
 def test_bad_input_found_inside_a_notebook(tmp_path, capsys):
     notebook = small_notebook(
         tmp_path,
-        "from iclgd_helpers.errors import InputError\nraise InputError('no such file:\\n use another')",
+        "from iclgd_helpers.errors import InputError\nraise InputError('one fault:\\n   another fault')",
     )
     assert cli.main(["run", str(notebook), "--output", str(tmp_path / "out")]) == 2
-    assert capsys.readouterr().err == "error: no such file: use another\n"
+    assert capsys.readouterr().err == "error: one fault:\nerror: another fault\n", "a line for each"
     assert not (tmp_path / "out").exists()
 
 

@@ -51,10 +51,12 @@ def test_quickstart_notices(old: str, new: str) -> None:
 
 
 PAGE_40 = {  # verdict -> the cells that it needs
-    "verdict-layout": ("layout",),
+    "verdict-layout": ("layout", "layout-rule"),
+    "verdict-verbalizers": ("layout", "layout-rule", "example-tokens", "labels-tree", "labels-mask"),
+    "verdict-chat": ("layout", "layout-rule", "example-tokens", "chat-layout"),
     "verdict-drawing": ("layout",),
     "verdict-rule": ("choice-table",),
-    "verdict-fitting": ("layout", "verdict-layout", "fitting"),
+    "verdict-fitting": ("layout", "layout-rule", "verdict-layout", "fitting"),
     "verdict-interval": (),
 }
 
@@ -74,14 +76,16 @@ def test_page_40_holds(verdict: str, capsys: pytest.CaptureFixture[str]) -> None
 @pytest.mark.parametrize(
     ("verdict", "old", "new"),
     [
-        ("verdict-layout", "label_tokens[example.label] + separator\n", "label_tokens[example.label]\n"),
-        ("verdict-layout", "    tokens = [bos]\n", "    tokens = []\n"),
-        ("verdict-layout", 'encode(" " + word) for', "encode(word) for"),
+        ("verdict-layout", "labels[example.label] + separator\n", "labels[example.label]\n"),
+        ("verdict-layout", "tokens = [bos, *(", "tokens = [*("),
+        ("verdict-layout", "encode(before + blank + word)", "encode(before + word)"),
+        ("verdict-verbalizers", "seen[places[-1]]", "seen[places[0]]"),
+        ("verdict-chat", "talker.decode([*chat.prefix([shown])", "talker.decode([*chat.prefix()"),
         ("verdict-drawing", "np.random.default_rng(p.seed)", "np.random.default_rng(p.seed + 1)"),
         ("verdict-rule", '(-round(t["mean"], 9), t["n_demonstrations"])', '-round(t["mean"], 9)'),
         ("verdict-rule", 'r["float32_float64"] <= bound', 'r["float32_float64"] >= bound'),
         ("verdict-fitting", "used + 1 + longest_question >= limit", "used + longest_question >= limit"),
-        ("verdict-fitting", "    used = 1  # BOS", "    used = 30  # BOS"),
+        ("verdict-fitting", "used = len(context([]))  # BOS", "used = 30  # BOS"),
         ("verdict-interval", "[0.025, 0.975]", "[0.05, 0.95]"),
         ("verdict-interval", "(right_b[i] - right_a[i])", "(right_b[i] - right_a)"),
     ],

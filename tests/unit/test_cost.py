@@ -6,7 +6,7 @@ import naive
 import pytest
 import torch
 import transformers
-from conftest import FAMILIES
+from conftest import FAMILIES, in_one_line
 from model_types import CASES
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -204,3 +204,10 @@ def test_memory_is_near_that_of_the_rehearsals():
         assert 0.75 < one.peak_memory_bytes / measured < 1.1, dtype
         weights = cost.weights_bytes(shape, dtype)
         assert weights / measured < 0.75, "control: the weights alone are not enough"
+
+
+def test_a_configuration_of_which_no_model_can_be_made_is_refused_in_one_line():
+    config = transformers.LlamaConfig(
+        hidden_size=8, num_attention_heads=2, num_hidden_layers=1, hidden_act="unheard of"
+    )
+    assert "cannot load model 'llama'" in in_one_line(cost.Shape.of, config)

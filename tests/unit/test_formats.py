@@ -175,6 +175,22 @@ def test_a_chat_says_what_stands_before_a_label():
     assert resolve({"chat": True}).label_prefix == "" and resolve({}).label_prefix == " "
     assert resolve(resolve({"chat": True}).model_dump()) == resolve({"chat": True})
     assert "label_prefix is given with chat=True" in in_one_line(resolve, {"chat": True, "label_prefix": "\n"})
+    assert "separator is given with chat=True" in in_one_line(resolve, {"chat": True, "separator": "\n"})
+    example = {"task": "book/examples/opinions.yaml"}  # its settings have a separator for plain text
+    assert resolve(example | {"chat": True}).separator == "eos" != resolve(example).separator
+
+
+def test_an_instruction_needs_no_words_in_the_template():
+    trims = (
+        "{% for m in messages %}{{ raise_exception('no') if m['role'] == 'system' }}"
+        "{{ '<s>' + m['content'] | trim + '</s>' }}{% endfor %}"
+    )
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = trims
+    bare = replace(TASK, template="{text}")
+    layout = Layout.make(tokenizer, bare, "eos", label_prefix="", instruction="Judge.", chat=True)
+    assert layout.query(Example("fine", 0, 0), "label").predict > 0
+    assert "changes a text" in in_one_line(layout.query, Example("", 0, 0), "label")
 
 
 # -------------------------------------------------------------------------------------------------- too long

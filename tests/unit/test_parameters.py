@@ -275,3 +275,10 @@ def test_unusable_notebooks(tmp_path: Path):
     assert "0 cells" in message(validate_for_notebook, notebook(tmp_path / "a.ipynb"), {})
     two = notebook(tmp_path / "b.ipynb", "seed = 1", "seed = 2")
     assert "2 cells" in message(validate_for_notebook, two, {})
+
+
+def test_a_page_with_a_task_takes_the_prompts_format():
+    notebooks = paths.repository_root() / "notebooks"
+    page, theory = notebooks / "00_quickstart.ipynb", notebooks / "01_one_step.ipynb"
+    assert validate_for_notebook(page, {"preset": "smoke", "instruction": "Judge."}).instruction == "Judge."
+    assert "unknown parameter" in message(validate_for_notebook, theory, {"instruction": "Judge."})

@@ -219,7 +219,7 @@ BAD = {
     "a date that is none": (b"title: 2020-99-99", "cannot be read"),
     "no text": (b"\x00\x01", "cannot be read"),
     "too large": (b"# " + b"x" * task_files.MAX_BYTES, "is larger than"),
-    "too deep": (b"a: " + b"[" * 20000 + b"]" * 20000, "cannot be read"),
+    "too deep": (b"a: " + b"[" * 20000 + b"]" * 20000, "nests deeper"),
 }
 
 
@@ -297,3 +297,23 @@ def test_what_is_new_has_a_value_at_which_nothing_changes():
 
     assert {name: fields[name].default for name in new} == {name: AS_BEFORE[name] for name in new}
     assert not set(new) & set(identifying(parameters.resolve({}).model_dump()))
+
+
+def test_what_yaml_would_take_silently_is_refused(own):
+    path = own()
+    path.write_text(path.read_text() + "title: Other\n")
+    assert lines(path) == ["mine.yaml has the field 'title' twice: keep one"]
+    path.write_text(own().read_text() + "settings: {seed: 1, seed: 2}\n")
+    assert lines(path) == ["mine.yaml has the field 'seed' twice: keep one"]
+    path.write_text(own().read_text() + f"source: {'[' * 30_000}{']' * 30_000}\n")
+    assert lines(path) == ["mine.yaml nests deeper than a task needs: write values as on the page How to use"]
+
+
+def test_a_template_may_not_show_the_answer(own):
+    assert "holds the labels" in lines(own(template="{text} {label} It is"))[0]
+    assert from_file(own(template="{text} {label} It is", label_column="answer"))
+
+
+def test_a_file_sets_how_labels_are_scored(own):
+    p = resolve({"preset": "smoke", "task": str(own(settings={"label_score": "mean", "too_long": "drop"}))})
+    assert (p.label_score, p.too_long) == ("mean", "drop")
