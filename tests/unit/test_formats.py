@@ -176,7 +176,7 @@ def test_a_chat_says_what_stands_before_a_label():
     assert resolve(resolve({"chat": True}).model_dump()) == resolve({"chat": True})
     assert "label_prefix is given with chat=True" in in_one_line(resolve, {"chat": True, "label_prefix": "\n"})
     assert "separator is given with chat=True" in in_one_line(resolve, {"chat": True, "separator": "\n"})
-    example = {"task": "book/examples/opinions.yaml"}  # its settings have a separator for plain text
+    example = {"task": str(Path(__file__).parents[2] / "book/examples/opinions.yaml")}  # has a separator for plain text
     assert resolve(example | {"chat": True}).separator == "eos" != resolve(example).separator
 
 
