@@ -7,6 +7,7 @@ from pathlib import Path
 
 import naive
 import pytest
+import yaml
 from conftest import in_one_line
 from hypothesis import given
 from hypothesis import strategies as st
@@ -171,12 +172,14 @@ def test_without_a_token_before_the_first_prompt_bos_stands_there():
     assert chat(template).prefix() == (tiny_tokenizer().bos_token_id,)
 
 
-def test_a_chat_says_what_stands_before_a_label():
+def test_a_chat_says_what_stands_before_a_label(tmp_path: Path):
     assert resolve({"chat": True}).label_prefix == "" and resolve({}).label_prefix == " "
     assert resolve(resolve({"chat": True}).model_dump()) == resolve({"chat": True})
     assert "label_prefix is given with chat=True" in in_one_line(resolve, {"chat": True, "label_prefix": "\n"})
     assert "separator is given with chat=True" in in_one_line(resolve, {"chat": True, "separator": "\n"})
-    example = {"task": str(Path(__file__).parents[2] / "book/examples/opinions.yaml")}  # has a separator for plain text
+    fields = {"title": "Mine", "template": "{text}", "verbalizers": ["a", "b"], "settings": {"separator": "; "}}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(fields))
+    example = {"task": str(tmp_path / "mine.yaml")}
     assert resolve(example | {"chat": True}).separator == "eos" != resolve(example).separator
 
 
