@@ -185,8 +185,6 @@ def _check_template(task: Task) -> None:
         raise InputError(f"{what} ({error}): {way}") from None
     if not columns or any(re.search(r"[.\[\]]|^\d+$", column) for column in columns):
         raise InputError(f"{what} (it needs the name of a text column in braces): {way}")
-    if task.label_column in columns:
-        raise InputError(f"{what} ({task.label_column!r} holds the labels: prompts would have their answers): {way}")
     numbers = [number for given in specifications for number in re.findall(r"\d+", given)]
     too_large = any(len(number) > 6 for number in numbers) or sum(map(int, numbers)) > LONGEST_PROMPT
     if too_large or any("{" in given for given in specifications):
@@ -197,6 +195,8 @@ def _check_template(task: Task) -> None:
         raise InputError(f"{what} ({error}): {way}") from None
     if longest > LONGEST_PROMPT:
         raise InputError(f"{what} makes prompts of more than {LONGEST_PROMPT:,} characters: shorten it")
+    if task.label_column in columns:
+        raise InputError(f"{what} ({task.label_column!r} holds the labels: prompts would have their answers): {way}")
 
 
 def is_encodable(text: str) -> bool:
