@@ -238,20 +238,22 @@ class _Descent:
         """L2 norm over each layer's gradients, `[learner, layer]`; 0 for a layer without any."""
         squares = torch.zeros(len(self.learners), len(self.of_layer), dtype=torch.float64)
         for index, gradient in gradients.items():
-            squares[:, self.trainables[index].layer] += gradient.double().square().flatten(1).sum(1).cpu()
+            norm = torch.linalg.vector_norm(gradient.flatten(1), dim=1, dtype=torch.float64)
+            squares[:, self.trainables[index].layer] += norm.square().cpu()
         return squares.sqrt()
 
     @torch.no_grad()
     def descend(self, gradients: dict[int, Tensor], norms: Tensor) -> None:
         """Clip and take the step."""
         factors = torch.stack([_factors(norm, x.settings) for norm, x in zip(norms, self.learners, strict=True)])
+        lengths = self.rates[:, None] * factors.to(self.rates)  # [learner, layer]
         for index, gradient in gradients.items():
             ones = (1,) * (gradient.ndim - 1)
             if self.bounds is not None:
                 bound = self.bounds.view(-1, *ones)
                 gradient = gradient.clamp(-bound, bound)
-            factor = factors[:, self.trainables[index].layer].to(gradient).view(-1, *ones)
-            self.weights[index] -= self.rates.view(-1, *ones) * (gradient * factor)
+            length = lengths[:, self.trainables[index].layer].view(-1, *ones)
+            self.weights[index].addcmul_(gradient, length, value=-1)
 
 
 def _factors(norms: Tensor, settings: Settings) -> Tensor:

@@ -68,4 +68,5 @@ def compute(run: Run, progress: bool = True) -> Record:
             tuned |= more
             with updates.timed(seconds, "observe_untrained"):
                 columns |= comparison.observed(run, compared, arms, comparison.comparisons_of(arms), progress)
-    return Record(comparison.summary(run, columns, tuned, seconds), comparison.frame(run.queries, columns))
+    found = storage.plain(comparison.summary(run, columns, tuned, seconds))  # the same whether computed or read back
+    return Record(found, comparison.frame(run.queries, columns))

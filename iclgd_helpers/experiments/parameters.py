@@ -118,7 +118,7 @@ class ExperimentParameters(Schema):
 class PageParameters(Schema):
     """What single pages have beside these; a name means the same wherever it stands."""
 
-    n_clip_values: Whole = Field(2, ge=1, le=12, description="page 72: bounds in the sweep, for each kind of clipping")
+    n_clip_values: Whole = Field(1, ge=1, le=12, description="page 72: bounds in the sweep, for each kind of clipping")
     n_sweep_examples: Whole = Field(60, ge=1, description="page 72: test questions in the sweep")
     n_questions: Whole = Field(32, ge=2, description="page 76: test questions, at most")
     store: bool = Field(False, description="page 76: keep the summary under results/demonstration_attention")

@@ -119,7 +119,8 @@ def _of_task(model: str, task: str) -> Iterator[Item]:
     sweep = {**PLAIN, "n_demonstrations": few}
 
     def item(stage: str, seed: int, changed: Mapping[str, Any]) -> Item:
-        given = {"preset": "quick", "model": model, "task": task, "seed": seed, "max_examples": protocol.N_ROWS}
+        sizes = {"max_examples": protocol.N_ROWS, "max_compared": protocol.MAX_COMPARED}
+        given = {"preset": "quick", "model": model, "task": task, "seed": seed, "conditioning": True, **sizes}
         return Item(stage, resolve({**given, **changed}))
 
     yield item("rates", seeds[0], sweep)

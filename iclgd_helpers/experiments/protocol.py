@@ -13,7 +13,7 @@ MODELS = ("SmolLM2-135M-Instruct", "Gemma-3-270M")
 SEEDS: dict[str, tuple[int, ...]] = {task: tuple(seeds) for task, seeds in _TASKS["seeds"].items()}
 COLUMNS: tuple[str, ...] = tuple(_TASKS["columns"])
 STAGES = ("rates", "runs", "orders", "unequal", "clips")  # in the order in which they are computed
-N_ROWS = 100  # evaluation rows of a run
+N_ROWS, MAX_COMPARED = 100, 200  # evaluation rows of a run; of them compared in every arm, at most
 RECORDS, SWEEPS, PROMPTS = "results/records", "results/sweeps", "results/prompts"
 
 # Comparisons of learning rates, on training rows.

@@ -15,7 +15,6 @@ from iclgd_helpers.errors import InputError, reason
 from iclgd_helpers.experiments import arms, provenance
 from iclgd_helpers.experiments.parameters import ExperimentParameters
 from iclgd_helpers.paths import records_folder, resolve_path
-from iclgd_helpers.storage import plain
 
 JSON, PARQUET = "record.json", "examples.parquet"
 # Everything else in a record is determined by its identity, so two runs may differ in these keys alone.
@@ -24,14 +23,10 @@ VOLATILE = ("created", "timings", "environment")
 
 @dataclass(frozen=True)
 class Record:
-    """A run's results: `json` (parameters, arms, comparisons, finetuning, …) and `examples`, one row a query."""
+    """A run's results: `json` (plain: parameters, arms, comparisons, finetuning, …); `examples`, one row a query."""
 
     json: dict[str, Any]
     examples: pd.DataFrame
-
-    def __post_init__(self) -> None:
-        # The same object whether just computed or read back: undefined values are None, sequences are lists.
-        object.__setattr__(self, "json", plain(self.json))
 
     @property
     def arms(self) -> dict[str, Any]:

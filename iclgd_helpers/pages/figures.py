@@ -66,7 +66,7 @@ def _take_literally(figure: Figure) -> None:
 
 def png(figure: Figure, dots_per_inch: int = DOTS_PER_INCH, formulas: bool = False) -> bytes:
     """
-    `figure` as one opaque PNG, compressed; the figure is closed.
+    `figure` as one opaque PNG; the figure is closed. Level 9 would save 5 % of the bytes and take five times as long.
 
     Only with `formulas` is text between dollars set as mathematics: elsewhere it is part of somebody's name.
     """
@@ -75,7 +75,7 @@ def png(figure: Figure, dots_per_inch: int = DOTS_PER_INCH, formulas: bool = Fal
     drawn, small = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=dots_per_inch)
     image = PIL.Image.open(drawn).convert("RGB")  # 256 colours look the same and take a quarter of the space
-    image.quantize(256, PIL.Image.Quantize.MAXCOVERAGE, dither=PIL.Image.Dither.NONE).save(small, "png", optimize=True)
+    image.quantize(256, PIL.Image.Quantize.MAXCOVERAGE, dither=PIL.Image.Dither.NONE).save(small, "png", compress_level=7)
     plt.close(figure)
     return small.getvalue()
 

@@ -108,9 +108,9 @@ class TrainingSet:
 def _implied(values: Tensor, keys: Tensor, predicted: Tensor, learning_rate: float) -> TrainingSet:
     if learning_rate <= 0:
         raise ValueError(f"the learning rate must be positive, not {learning_rate}")
-    if values.shape[1] != keys.shape[1] or not values.shape[1]:
-        raise ValueError(f"{values.shape[1]} values for {keys.shape[1]} keys: need as many of each, and at least one")
-    return TrainingSet(keys, values.shape[1] / learning_rate * values + predicted)
+    if values.shape[-1] != keys.shape[-1] or not values.shape[-1]:
+        raise ValueError(f"{values.shape[-1]} values for {keys.shape[-1]} keys: need as many of each, and at least one")
+    return TrainingSet(keys, values.shape[-1] / learning_rate * values + predicted)
 
 
 def implied_training_set(values: Tensor, keys: Tensor, base: Tensor, learning_rate: float) -> TrainingSet:
@@ -147,15 +147,19 @@ def gradient_step(weight: Tensor, loss: Map, learning_rate: float) -> Tensor:
     return (weight - learning_rate * gradient).detach()
 
 
-def softmax_kernel(keys: Tensor, queries: Tensor, scale: float | None = None, shift: float = 0.0) -> Tensor:
+def softmax_kernel(keys: Tensor, queries: Tensor, scale: float | None = None, shift: float | Tensor = 0.0) -> Tensor:
     """exp(scale k.q - shift), `[token, query]`; `scale` is 1/sqrt(d_k) if None. No attention output feels `shift`."""
-    scale = 1 / math.sqrt(keys.shape[0]) if scale is None else scale
-    return torch.exp(scale * keys.T @ queries - shift)
+    scale = 1 / math.sqrt(keys.shape[-2]) if scale is None else scale
+    return torch.exp(scale * keys.mT @ queries - shift)
 
 
 @dataclass(frozen=True)
 class KernelExpansion:
-    """f(q) = sum over j of coefficients_j kernel(centres_j, q): `centres [d, token]`, `coefficients [d_v, token]`."""
+    """
+    f(q) = sum over j of coefficients_j kernel(centres_j, q): `centres [d, token]`, `coefficients [d_v, token]`.
+
+    With axes before these, as many functions side by side, each asked its own queries.
+    """
 
     kernel: Kernel
     centres: Tensor
@@ -178,19 +182,19 @@ def kernel_step(function: KernelExpansion, training_set: TrainingSet, learning_r
     That gradient is the function 1/M sum_i (f(x_i) - y_i) kernel(x_i, .); the step appends M centres.
     """
     residual = function(training_set.inputs) - training_set.targets
-    centres = torch.cat([function.centres, training_set.inputs], 1)
-    added = -learning_rate / residual.shape[1] * residual
-    return KernelExpansion(function.kernel, centres, torch.cat([function.coefficients, added], 1))
+    centres = torch.cat([function.centres, training_set.inputs], -1)
+    added = -learning_rate / residual.shape[-1] * residual
+    return KernelExpansion(function.kernel, centres, torch.cat([function.coefficients, added], -1))
 
 
 def with_ones_row(values: Tensor) -> Tensor:
     """`[d_v, token]` to `[d_v + 1, token]`: a last row of ones, which collects the denominator of softmax."""
-    return torch.cat([values, torch.ones_like(values[:1])])
+    return torch.cat([values, torch.ones_like(values[..., :1, :])], -2)
 
 
 def ratio(stacked: Tensor) -> Tensor:
     """`[d_v + 1, query]` to `[d_v, query]`: all rows but the last, divided by it."""
-    return stacked[:-1] / stacked[-1]
+    return stacked[..., :-1, :] / stacked[..., -1:, :]
 
 
 def softmax_by_one_step(
