@@ -1,5 +1,6 @@
 """The bench itself, at sizes that measure nothing: what it writes, when it resumes, when it says no."""
 
+import ast
 import copy
 import json
 import os
@@ -32,6 +33,7 @@ from bench import scoring as scoring_section
 from bench.setting import Bench, Setting
 from iclgd_helpers.errors import InputError
 from iclgd_helpers.experiments import cost
+from tools import book_pages
 from tools.book_pages import ROOT
 
 SCORING = ("queries", "demonstrations", "layers")
@@ -105,6 +107,12 @@ def test_targets():
         other_numbers["sections"][section]["same_numbers"] = False
         missed = [row["key"] for row in report.verdicts(other_numbers) if not row["met"]]
         assert missed == [key], "a fast wrong number is no success"
+
+
+def test_the_page_has_a_line_for_each_row():
+    page = book_pages.read(ROOT / "notebooks" / "80_cost_and_speed.ipynb")
+    (cell,) = (cell.source for cell in page.cells if cell.source.startswith("WHAT = "))
+    assert list(ast.literal_eval(cell.removeprefix("WHAT = "))) == list(report.TARGETS)
 
 
 def test_exit_status_follows_the_table(monkeypatch, tmp_path):
