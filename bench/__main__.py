@@ -13,13 +13,14 @@ if __name__ == "__main__":
     start("bench.__main__")
 
 import hashlib
+import importlib
 import json
 import os
 import platform
 import resource
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import psutil
 
+from bench import report
 from iclgd_helpers import storage
 from iclgd_helpers.command_line import Here, exit_status
 from iclgd_helpers.data import sources
@@ -37,66 +39,69 @@ from iclgd_helpers.experiments.provenance import code_hash, engine_hash, same_en
 from iclgd_helpers.paths import PACKAGE, repository_root
 
 if TYPE_CHECKING:
-    from bench.measure import Setting
+    from bench.setting import Bench, Setting
 
 HERE = Path(__file__).parent
-# Sections in order, with the seconds that each was planned to take on two cores; the first is needed by others.
+
+
+@dataclass(frozen=True)
+class Section:
+    """
+    One part of what is measured.
+
+    Parameters
+    ----------
+    module : of this package, with the function of the section's name.
+    seconds : that it was planned to take on two idle cores.
+    everything : whether it depends on all of the package, the tools and the pages, not on the engine alone.
+    peer, slow : whether it needs a peer's environment; whether even its smallest size is too slow for `--quick`.
+    """
+
+    module: str
+    seconds: int
+    everything: bool = False
+    peer: bool = False
+    slow: bool = False
+
+
+# In order; the first is needed by others.
 SECTIONS = {
-    "scoring": 90,
-    "recompute": 225,
-    "labels": 150,
-    "llama_cpp": 75,
-    "lm_eval": 300,
-    "memory": 200,
-    "record": 60,
-    "finetune_step": 50,
-    "growth": 320,
-    "ablations": 90,
+    "scoring": Section("scoring", 90),
+    "recompute": Section("recompute", 225),
+    "labels": Section("recompute", 150),
+    "llama_cpp": Section("beside_peers", 75, peer=True),
+    "lm_eval": Section("beside_peers", 300, peer=True),
+    "memory": Section("memory", 260),
+    "record": Section("memory", 60),
+    "finetune_step": Section("steps", 50),
+    "growth": Section("growth", 450),
+    "ablations": Section("ablations", 90),
+    "whole_process": Section("whole_process", 50, everything=True),
+    "empty_page": Section("empty_page", 20, everything=True),
+    "grid": Section("grid", 60, everything=True),
+    "book": Section("book", 1100, everything=True, slow=True),
 }
-PEERS = ("llama_cpp", "lm_eval")
-# key -> (is a larger value better?, target)
-TARGETS = {
-    "ratio_vs_recompute": (True, 20.0),
-    "labels_ratio_vs_recompute": (True, 15.0),
-    "ratio_vs_lm_eval": (True, 12.0),
-    "ratio_vs_llama_cpp": (True, 1.5),
-    "fraction_of_peak": (True, 0.6),
-    "memory_growth": (False, 1.1),
-    "bytes_per_query": (False, 1000.0),
-}
-SAME_NUMBERS = {"ratio_vs_recompute": "recompute", "labels_ratio_vs_recompute": "labels"}  # key -> its section
-KEYS = (*TARGETS, "bfloat16_speedup", "bfloat16_agreement", "finetune_step", "growth", "ablations")
-
-
-def verdicts(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row a target: what was measured, and whether it is met; what was not measured is not met."""
-    rows = []
-    for key, (larger, target) in TARGETS.items():
-        value = results.get(key)
-        met = value is not None and (value >= target if larger else value <= target)
-        if key in SAME_NUMBERS and value is not None:
-            met = met and bool(results["sections"][SAME_NUMBERS[key]]["same_numbers"])
-        rows.append({"key": key, "target": f"{'at least' if larger else 'at most'} {target:g}", "value": value})
-        rows[-1]["met"] = met
-    return rows
-
-
-def show(rows: list[dict[str, Any]]) -> str:
-    """The table at the end."""
-    lines = [f"{'':<22}{'target':<16}{'measured':>10}   met"]
-    for row in rows:
-        value = "not measured" if row["value"] is None else f"{row['value']:.3f}"
-        lines.append(f"{row['key']:<22}{row['target']:<16}{value:>10}   {'yes' if row['met'] else 'NO'}")
-    return "\n".join(lines)
 
 
 def bench_hash() -> str:
     """Hash of the measuring code and of the engine; comments and layout do not count."""
-    code = (HERE / "measure.py", HERE / "peers.py", HERE / "llama_peer.py", PACKAGE / "experiments" / "cost.py")
+    measuring = [path for path in sorted(HERE.glob("*.py")) if path.stem not in ("__init__", "__main__", "report")]
+    code = (*measuring, PACKAGE / "experiments" / "cost.py")
     digest = hashlib.sha256(f"{engine_hash()} {code_hash(code)}".encode())
     for path in (HERE / "peers.txt", HERE / "sst2_fixed.yaml"):
         digest.update(path.read_bytes())
     return same_engine(digest.hexdigest()[:16])
+
+
+def everything_hash() -> str:
+    """Hash of the package, the tools and the pages."""
+    root = repository_root()
+    digest = hashlib.sha256(
+        code_hash([*sorted(PACKAGE.rglob("*.py")), *sorted((root / "tools").glob("*.py"))]).encode()
+    )
+    for path in [*sorted((root / "notebooks").glob("*.ipynb")), *sorted(PACKAGE.rglob("*.yaml")), root / "_toc.yml"]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def processor() -> str:
@@ -129,53 +134,63 @@ def cpu_seconds() -> float:
     return sum(u.ru_utime + u.ru_stime for u in used)
 
 
+def kept_files(setting: Setting, folder: Path) -> dict[str, Path]:
+    """Where each section's result is kept: under a name made of what it depends on."""
+    common = json.dumps([bench_hash(), asdict(setting), machine()])
+    names = {False: common, True: common + everything_hash()}
+    hashes = {everything: hashlib.sha256(name.encode()).hexdigest()[:16] for everything, name in names.items()}
+    return {name: folder / f"{name}-{hashes[section.everything]}.json" for name, section in SECTIONS.items()}
+
+
 def run(setting: Setting, chosen: list[str], folder: Path, fresh: bool = False) -> dict[str, Any]:
     """The results of `chosen` sections, those of an earlier run with the same code among them."""
-    from bench import measure, peers
+    from bench.measuring import NotMeasured
+    from bench.setting import Bench
 
     done: dict[str, Any] = {}
-    bench = measure.Bench(setting, folder, done)
-    code = hashlib.sha256(json.dumps([bench_hash(), asdict(setting), machine()]).encode()).hexdigest()[:16]
+    bench, files = Bench(setting, folder, done), kept_files(setting, folder)
     if os.getloadavg()[0] > 0.7:
         print(f"Something else is running (load average {os.getloadavg()[0]:.2f}): times will not be worth keeping.")
-    for name in SECTIONS:  # those left out now, if they were measured before
-        if name not in chosen and (folder / f"{name}-{code}.json").is_file():
-            done[name] = storage.read_json(folder / f"{name}-{code}.json")
+    for name, kept in files.items():  # those left out now, if they were measured before
+        if name not in chosen and kept.is_file():
+            done[name] = storage.read_json(kept)
     for number, name in enumerate(chosen, 1):
-        kept = folder / f"{name}-{code}.json"
-        ahead = f"[{number}/{len(chosen)}] {name}"
+        kept, ahead = files[name], f"[{number}/{len(chosen)}] {name}"
         if kept.is_file() and not fresh:
             done[name] = storage.read_json(kept)
             print(f"{ahead}: kept from {done[name]['run']['when']}", flush=True)
             continue
-        left = sum(SECTIONS[section] for section in chosen[number - 1 :])
-        load = os.getloadavg()[0]
-        when = f"about {SECTIONS[name]} s of {left} s ahead on two idle cores"
-        print(f"{ahead}: {when}; load average {load:.2f}", flush=True)
-        start, cpu = time.perf_counter(), cpu_seconds()
+        left = sum(SECTIONS[section].seconds for section in chosen[number - 1 :])
+        when = f"about {SECTIONS[name].seconds} s of {left} s ahead on two idle cores"
+        print(f"{ahead}: {when}; load average {os.getloadavg()[0]:.2f}", flush=True)
         try:
-            found = getattr(measure, name)(bench)
-        except peers.PeerError as error:
+            done[name] = measured(name, bench)
+        except NotMeasured as error:
             print(f"    not measured: {error}", flush=True)
             continue
-        used = {"seconds": time.perf_counter() - start, "cpu_seconds": cpu_seconds() - cpu}
-        used |= {"load_before": load, "load_after": os.getloadavg()[0]}
-        used |= {"when": datetime.now(UTC).isoformat(timespec="seconds")}
-        done[name] = json.loads(json.dumps(found)) | {"run": used}
         storage.write_json(kept, done[name])
-        short = ", ".join(f"{key} {value:.3g}" for key, value in found.items() if isinstance(value, float))
+        used, numbers = done[name]["run"], done[name].items()
+        short = ", ".join(f"{key} {value:.3g}" for key, value in numbers if isinstance(value, float))
         print(f"    {used['seconds']:.0f} s, {used['cpu_seconds']:.0f} s of processor time; {short}", flush=True)
     return done
 
 
+def measured(name: str, bench: Bench) -> dict[str, Any]:
+    """A section's result as JSON holds it, with what the measuring itself took."""
+    function = getattr(importlib.import_module(f"bench.{SECTIONS[name].module}"), name)
+    load, start, cpu = os.getloadavg()[0], time.perf_counter(), cpu_seconds()
+    found: dict[str, Any] = json.loads(json.dumps(function(bench)))
+    used = {"seconds": time.perf_counter() - start, "cpu_seconds": cpu_seconds() - cpu}
+    used |= {"load_before": load, "load_after": os.getloadavg()[0]}
+    return found | {"run": used | {"when": datetime.now(UTC).isoformat(timespec="seconds")}}
+
+
 def assembled(setting: Setting, quick: bool, done: Mapping[str, Any]) -> dict[str, Any]:
     """What `bench.json` holds: every key of the report, verdicts, and all sections in full."""
-    found = {key: value for name in done if name != "labels" for key, value in done[name].items() if key in KEYS}
-    found["labels_ratio_vs_recompute"] = done.get("labels", {}).get("ratio_vs_recompute")
-    result = {key: found.get(key) for key in KEYS}
+    result = report.top(done)
     result |= {"created": datetime.now(UTC).isoformat(timespec="seconds"), "engine": engine_hash(), "quick": quick}
     result |= {"code": bench_hash(), "machine": machine(), "setting": asdict(setting), "sections": done}
-    return result | {"targets": verdicts(result)}
+    return result | {"targets": report.verdicts(result)}
 
 
 def text() -> dict[str, str]:
@@ -192,7 +207,7 @@ def text() -> dict[str, str]:
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="a tiny model, tiny sizes, no peers: tests the bench")
+@click.option("--quick", is_flag=True, help="a tiny model, tiny sizes, no peers, no book: tests the bench")
 @click.option("--without-peers", is_flag=True, help="leave out llama.cpp and lm-eval")
 @click.option("--only", multiple=True, type=click.Choice(list(SECTIONS)), help="repeatable (scoring comes with it)")
 @click.option("--fresh", is_flag=True, help="measure again what an earlier run has kept")
@@ -212,9 +227,9 @@ def command(
 ) -> int:
     """Measure every section, write `_build/bench.json`, say which targets are met; status 1 if one is missed."""
     if child:
-        from bench import measure  # slow to import, and of no use to bad input
+        from bench import children  # slow to import, and of no use to bad input
 
-        print(json.dumps(measure.run_child(json.loads(child))))
+        print(json.dumps(children.run_child(json.loads(child))))
         return 0
     root = repository_root()
     output, stored = output or root / "_build" / "bench.json", root / "results" / "bench" / "bench.json"
@@ -224,15 +239,17 @@ def command(
         storage.require_writable(folder)
     if data_folder:
         os.environ["ICLGD_DATA"] = str(data_folder)
-    without = PEERS if quick or without_peers else ()
+    without = {
+        name for name, one in SECTIONS.items() if (one.peer and (quick or without_peers)) or (one.slow and quick)
+    }
     chosen = [name for name in SECTIONS if name in ("scoring", *(only or SECTIONS)) and name not in without]
     changed = {} if quick else text()
-    from bench.measure import Setting
+    from bench.setting import Setting
 
     setting = Setting.quick() if quick else Setting(**changed)
     result = assembled(setting, quick, run(setting, chosen, output.parent / "bench", fresh))
     storage.write_json(output, result)
-    print(f"\n{show(result['targets'])}\n\n{output}")
+    print(f"\n{report.show(result['targets'], result['left_out'])}\n\n{output}")
     if store and not quick:
         storage.write_bytes(stored, output.read_bytes())
     elif not quick:

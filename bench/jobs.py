@@ -1,40 +1,17 @@
-"""What the runner adds to a job: `python bench/jobs.py [jobs] [workers]` times empty jobs, plainly and on workers."""
+"""A cell of the simulated grid, which computes nothing. It imports next to nothing, as workers import it."""
 
-import sys
-import tempfile
-import time
+from __future__ import annotations
+
 from pathlib import Path
 
-from iclgd_helpers.experiments import dask_workers, performing, runner
+from iclgd_helpers import storage
+from iclgd_helpers.experiments.performing import STORED
 
 
-def empty(number: int) -> tuple[str, int]:
-    """A job that does nothing."""
-    return "", number
-
-
-def main(n: int = 1000, workers: int = 2) -> None:
-    """Print milliseconds a job, and the seconds until workers stand and are gone."""
-    with tempfile.TemporaryDirectory() as folder:
-        jobs = [
-            performing.Job(f"job {i}", "jobs:empty", {"number": i}, str(Path(folder, f"{i}.lock"))) for i in range(n)
-        ]
-        for on in ("here", "local"):
-            start = time.perf_counter()
-            with dask_workers.connected(on, workers=workers, gpus=()) as client:
-                begun = time.perf_counter()
-                assert runner.run(jobs, client, lambda line: None) == []
-                ended = time.perf_counter()
-            gone = time.perf_counter()
-            print(
-                f"{on}: {1000 * (ended - begun) / n:.1f} ms a job, "
-                f"start {begun - start:.1f} s, end {gone - ended:.1f} s"
-            )
-    start = time.perf_counter()
-    for i in range(n):
-        empty(i)
-    print(f"plain loop: {1000 * (time.perf_counter() - start) / n:.4f} ms a job")
-
-
-if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+def store(folder: str, number: int) -> tuple[str, int]:
+    """Look for the cell's record, else store one: what every job of a grid does."""
+    record = Path(folder, f"{number}.json")
+    if record.exists():
+        return STORED, number
+    storage.write_json(record, {"number": number})
+    return "stored", number

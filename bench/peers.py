@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from bench.measuring import NotMeasured
 from iclgd_helpers import pinned_downloads
 from iclgd_helpers.data import sources, tasks
 from iclgd_helpers.experiments import inputs
@@ -28,7 +29,7 @@ ENVIRONMENT = HERE / ".venv"
 PYTHON = ENVIRONMENT / ("Scripts" if os.name == "nt" else "bin") / "python"
 
 
-class PeerError(RuntimeError):
+class PeerError(NotMeasured):
     """A peer cannot be installed or does not run; what was measured without it stays."""
 
 

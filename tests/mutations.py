@@ -320,6 +320,13 @@ FAULTS = [
          "test_what_is_stored_costs_nothing"),
     ),
     *_faults(
+        "experiments/cost.py", "unit/test_cost.py",
+        ("A pass moves its matrices once for each token.", "(shape._matrices + head_read",
+         "(tokens * shape._matrices + head_read", "test_moved_bytes_are_those_of_the_models_own_tensors"),
+        ("A joint step reads the head once, however many rows it has.",
+         "-(-shape.n_layers * tokens // finetune.STEP_TOKENS)", "1", "test_moved_bytes_of_a_step"),
+    ),
+    *_faults(
         "experiments/performing.py", "grids/test_runner.py",
         ("A lock that another process holds is taken for ours.", "error.errno not in (errno.EAGAIN, errno.EACCES)",
          "True", "test_a_lock_is_held_once_and_removed"),

@@ -1,5 +1,5 @@
 """
-What a run costs before it is made: floating-point operations, bytes of memory, and time at a measured speed.
+What a run costs before it is made: floating-point operations, bytes of memory and moved, time at a measured speed.
 
 One multiply-add counts as two operations. Only matrix products are counted: norms, softmax and activations are left
 out. Attention counts the query-key pairs that the causal mask (and a sliding window) leaves; `full=True` counts whole
@@ -148,6 +148,11 @@ class Shape:
         return self.d_query * self.d_model
 
     @property
+    def _matrices(self) -> int:
+        """All that a token is multiplied with, the head left out."""
+        return self.n_layers * (self._qkv + self._out) + sum(self.feed_forward) + 2 * self._projections
+
+    @property
     def _projections(self) -> int:
         """Entries between a narrower embedding and the layers, in one direction (OPT 350M)."""
         return self.d_model * self.d_embedding if self.d_embedding != self.d_model else 0
@@ -201,8 +206,7 @@ def head(shape: Shape, rows: int) -> Work:
 
 def forward(shape: Shape, tokens: int, prefix: int = 0, rows: int = 0, full: bool = False) -> Work:
     """Forward pass of `tokens` tokens behind `prefix` cached ones, with the vocabulary projection at `rows`."""
-    matrices = shape.n_layers * (shape._qkv + shape._out) + sum(shape.feed_forward) + 2 * shape._projections
-    return Work(2 * tokens * matrices, _attention(shape, tokens, prefix, full)) + head(shape, rows)
+    return Work(2 * tokens * shape._matrices, _attention(shape, tokens, prefix, full)) + head(shape, rows)
 
 
 def recording(shape: Shape, tokens: int, n_classes: int) -> Work:
@@ -291,6 +295,76 @@ def training_bytes(shape: Shape, tokens: int, rows: int, dtype: str) -> int:
     kept = 6 * shape.d_model + 2 * (shape.d_query + shape.d_key) + (4 if shape.gated else 2) * shape.d_ff
     logits = rows * min(shape.vocabulary, finetune.WORDS_AT_ONCE)
     return shape.n_layers * tokens * kept * size + logits * (size + 8) + 3 * update_bytes(shape)
+
+
+# ------------------------------------------------------------------------------------------------------- bytes moved
+PASSES = {"standard": 2, "joint": 2, "sequential": 3}  # of a step through the layers' matrices: forward, back, again
+
+
+def pass_bytes(shape: Shape, tokens: int, prefix: int = 0, rows: int = 0, dtype: str = "float16") -> int:
+    """
+    Bytes that a forward pass moves between memory and processor, at least.
+
+    ``size (M + [rows > 0] d V + rows V + 2 L d_k (prefix + tokens))`` with M entries in the layers' matrices, which are
+    read once whatever the number of tokens; the head, d V, where a position is projected, and the logits; keys and
+    values of L layers, those of the prefix read and the pass's own written. What passes from product to product is
+    left out, for it may stay in a cache; of experts, those of one token are counted.
+    """
+    head_read = shape.d_embedding * shape.vocabulary if rows else 0
+    keys_values = 2 * shape.n_layers * shape.d_key * (prefix + tokens)
+    return ITEMSIZE[dtype] * (shape._matrices + head_read + rows * shape.vocabulary + keys_values)
+
+
+def step_bytes(shape: Shape, method: str, tokens: int, dtype: str = "float16") -> int:
+    """
+    Bytes that a finetuning step moves, at least: what each pass through the layers and the head reads, and the update.
+
+    ``size (passes M + heads d V) + 4 U``: see `PASSES`. The head is read once, with its gradient; by a sequential step
+    for each layer, by a joint one for as many layers as fit into `STEP_TOKENS` rows. U is `update_bytes`: gradients are
+    written and read, weights read and written.
+    """
+    turns = -(-shape.n_layers * tokens // finetune.STEP_TOKENS)
+    heads = {"standard": 1, "joint": turns, "sequential": shape.n_layers}[method]
+    read = PASSES[method] * shape._matrices + heads * shape.d_embedding * shape.vocabulary
+    return ITEMSIZE[dtype] * read + 4 * update_bytes(shape)
+
+
+def run_bytes(
+    shape: Shape,
+    prefix: int,
+    query_lengths: Sequence[int],
+    training_lengths: Sequence[int],
+    *,
+    n_compared: int | None = None,
+    controls: bool = True,
+    dtype: str = "float16",
+    bare: int = 1,
+    batch_tokens: int = 2**14,
+) -> dict[str, float]:
+    """Bytes that the stages of `run_cost` move, by the same names and parameters, in half precision by default."""
+    tuning = {method: sum(step_bytes(shape, method, tokens, dtype) for tokens in training_lengths) for method in STEPS}
+    moved: dict[str, float] = {f"finetune {method}": size for method, size in tuning.items()}
+    if controls:
+        moved["finetune controls"] = 2 * tuning["standard"]
+    compared = query_lengths[:n_compared]
+    before = [prefix if kind(name).in_context else bare for name in names(controls)]
+
+    def scoring(prefixes: Sequence[int], lengths: Sequence[int]) -> float:
+        return sum(_scoring_bytes(shape, tokens, lengths, dtype, batch_tokens) for tokens in prefixes)
+
+    moved["observe, all arms"] = scoring(before, compared)
+    moved["observe, other questions"] = scoring([bare, prefix], query_lengths[len(compared) :])
+    return moved
+
+
+def _scoring_bytes(shape: Shape, prefix: int, lengths: Sequence[int], dtype: str, batch_tokens: int) -> float:
+    """The prefix once, and then every batch: which reads the matrices, the head, and the prefix's keys and values."""
+    ordered, moved = sorted(lengths, reverse=True), float(pass_bytes(shape, prefix, dtype=dtype))
+    while ordered:
+        at_once = max(1, batch_tokens // ordered[0])
+        batch, ordered = ordered[:at_once], ordered[at_once:]
+        moved += pass_bytes(shape, sum(batch), prefix, len(batch), dtype)
+    return moved
 
 
 # --------------------------------------------------------------------------------------------------------------- run

@@ -123,6 +123,9 @@ class PageParameters(Schema):
     n_questions: Whole = Field(32, ge=2, description="page 76: test questions, at most")
     store: bool = Field(False, description="page 76: keep the summary under results/demonstration_attention")
     device_tflops: Number = Field(20.0, ge=1e-6, le=1e9, description="page 80: 10^12 operations a second, sustained")
+    device_bandwidth: Number = Field(
+        2.0, ge=1e-6, le=1e9, description="page 80: 10^12 bytes a second between memory and processor"
+    )
     bench_file: Text = Field("results/bench/bench.json", description="page 80: what `make bench` has stored")
     other_model: Text = Field("tiny-gpt2", description="page 90: the model that is compared on the same questions")
 

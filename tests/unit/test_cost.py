@@ -181,6 +181,47 @@ def test_bytes_by_hand():
     assert cost.batch_bytes(shape, tiny, 10, 1, "float32") < cost.batch_bytes(shape, large, 10, 1, "float32")
 
 
+def matrices(model) -> int:
+    """Entries of the matrices of a stock Llama's layers."""
+    return sum(module.weight.numel() for module in model.model.layers.modules() if isinstance(module, torch.nn.Linear))
+
+
+def test_moved_bytes_are_those_of_the_models_own_tensors():
+    config = CONFIGURATIONS["llama"]
+    shape, model = cost.Shape.of(config), stock(config)
+    weights, head = matrices(model), model.lm_head.weight.numel()
+    cache = model(torch.arange(TOKENS)[None], use_cache=True).past_key_values
+    keys_values = sum(layer.keys.numel() + layer.values.numel() for layer in cache.layers)
+    assert cost.pass_bytes(shape, 5, TOKENS - 5, dtype="float32") == 4 * (weights + keys_values)
+    assert cost.pass_bytes(shape, 5, TOKENS - 5, 2) == 2 * (weights + keys_values + head + 2 * config.vocab_size)
+    per_token = cost.pass_bytes(shape, 2) - cost.pass_bytes(shape, 1)
+    assert 0 < per_token < weights, "control: one more token reads no matrix again"
+
+
+def test_moved_bytes_of_a_step():
+    shape = cost.Shape.of(CONFIGURATIONS["llama"])
+    layers, head = matrices(stock(CONFIGURATIONS["llama"])), shape.d_embedding * shape.vocabulary
+    update = 4 * 4 * shape.n_kv
+    assert cost.step_bytes(shape, "standard", 12) == 2 * (2 * layers + head) + update
+    assert cost.step_bytes(shape, "sequential", 12) == 2 * (3 * layers + 3 * head) + update
+    assert cost.step_bytes(shape, "joint", 12) == cost.step_bytes(shape, "standard", 12)
+    many = finetune.STEP_TOKENS
+    assert cost.step_bytes(shape, "joint", many) == 2 * (2 * layers + 3 * head) + update, "control: no longer at once"
+    assert cost.step_bytes(shape, "standard", many) == cost.step_bytes(shape, "standard", 12)
+
+
+def test_moved_bytes_of_a_run_have_its_stages():
+    shape, sizes = cost.Shape.of(CONFIGURATIONS["llama"]), (50, [9, 12, 9, 7], [11, 13])
+    for options in ({}, {"controls": False}, {"n_compared": 2}):
+        planned = cost.run_cost(shape, *sizes, dtype="float16", **options)
+        moved = cost.run_bytes(shape, *sizes, **options)
+        assert list(moved) == list(planned.stages)
+    together, alone = (cost.run_bytes(shape, *sizes, batch_tokens=n)["observe, all arms"] for n in (100, 1))
+    passed = [cost.pass_bytes(shape, 50)] + [cost.pass_bytes(shape, n, 50, 1) for n in sizes[1]]
+    assert cost._scoring_bytes(shape, 50, sizes[1], "float16", 1) == sum(passed)
+    assert together < 0.5 * alone, "control: a batch of one question reads everything for each"
+
+
 def test_the_papers_model_and_unknown_ones():
     sizes = {"num_layers": 24, "d_model": 2048, "attention_heads": 32, "ffn_dim": 8192, "vocab_size": 51200}
     shape = cost.Shape.of(transformers.XGLMConfig(**sizes))

@@ -192,6 +192,7 @@ def test_what_a_page_has_of_its_own():
 
 
 OWN_WRONG = [("store", "yes"), ("store", 1), ("n_clip_values", 13), ("n_sweep_examples", 0), ("n_questions", 1)]
+OWN_WRONG += [("device_bandwidth", 0), ("device_bandwidth", "fast")]
 OWN_WRONG += [("device_tflops", 0), ("device_tflops", float("nan")), ("bench_file", None), ("other_model", 7)]
 
 
