@@ -25,10 +25,11 @@ FORMAT = 4  # of Jupyter's notebooks, since 2015
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: its text and its tags."""
+    """One cell: its text, its tags, and whether it is code."""
 
     source: str
     tags: tuple[str, ...]
+    is_code: bool = True
 
 
 def read_cells(path: Path) -> list[Cell]:
@@ -88,7 +89,7 @@ def _cell(where: str, cell: Any) -> Cell:
     _demand(_is_list_of(tags, str), f"the tags of {where} are none")
     _demand(_is_list_of(cell.get("outputs", []), dict), f"the outputs of {where} are none")
     "".join(lines).encode()  # half a character could not be written again
-    return Cell("".join(lines), tuple(tags))
+    return Cell("".join(lines), tuple(tags), cell["cell_type"] == "code")
 
 
 def _demand(condition: bool, fault: str) -> None:
