@@ -54,7 +54,7 @@ def stage(what: str) -> Iterator[None]:
         note("")
 
 
-class Bar(tqdm):  # type: ignore[type-arg]
+class Bar(tqdm):  # type: ignore[misc]
     """A bar of tqdm that notes how far it is, whether it is shown or not."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -68,7 +68,7 @@ class Bar(tqdm):  # type: ignore[type-arg]
             self._noted = now
             note(self._what, self._steps, self._of)
 
-    def update(self, n: float | None = 1) -> bool | None:
+    def update(self, n: float | None = 1) -> Any:
         """So many steps more."""
         self._steps += int(n or 0)
         self._note()

@@ -7,9 +7,12 @@ import logging
 import os
 import signal
 import tempfile
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from subprocess import Popen
 from typing import Any
@@ -20,18 +23,19 @@ from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
-from jupyter_client.provisioning import LocalProvisioner
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from nbclient.exceptions import DeadKernelError
 from nbformat import NotebookNode
 from papermill.exceptions import PapermillExecutionError
 
 from iclgd_helpers import progress, storage
 from iclgd_helpers.errors import CellError, InputError, reason, shortened
-from iclgd_helpers.experiments import notebook_files
+from iclgd_helpers.experiments import live_lines, notebook_files
 from iclgd_helpers.experiments.warm_kernels import Forked, Server
 from iclgd_helpers.paths import repository_root, resolve_path
 
 OPTIONS = {"kernel_name": "python3", "language": "python"}
+LONGEST_END = 1.5  # seconds that an execution has to end in
 
 
 class ThisInterpreter(AsyncKernelManager):
@@ -53,9 +57,12 @@ class Warm(LocalProvisioner):
         script = importlib.util.find_spec(cmd[module])
         argv = [str(script and script.origin), *cmd[module + 1 :]]
         forked = self.server.fork(argv, options["env"], str(options["cwd"]))
+        if self.server.ended:
+            raise RuntimeError("the command ends")
         if forked is None:
             return await super().launch_kernel(cmd, **options)
-        self.process, self.pid, self.pgid, self.cwd = forked, forked.pid, forked.pid, options["cwd"]
+        self.process: Any = forked
+        self.pid, self.pgid, self.cwd = forked.pid, forked.pid, options["cwd"]
         return self.connection_info
 
 
@@ -69,7 +76,6 @@ class Execution:
     notebook, target, parameters : what is executed, where it is written, and what is injected.
     server : to fork the kernel from; None starts an interpreter.
     environment : of the kernel, beside that of this process.
-    progress : whether papermill's bar of cells is shown.
     """
 
     notebook: Path
@@ -77,7 +83,6 @@ class Execution:
     parameters: Mapping[str, Any]
     server: Server | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
-    progress: bool = False
     made: list[ThisInterpreter] = field(default_factory=list)
     ended: bool = False
     cell: int = 0
@@ -116,7 +121,7 @@ class Execution:
         """Execute into `half`, which is written again after every cell."""
         name = self.notebook.name
         with self._kernels() as kind, storage.writing(f"the output of {name} to {half.parent}"):
-            options = OPTIONS | {"kernel_manager_class": kind, "progress_bar": self.progress}
+            options = OPTIONS | {"kernel_manager_class": kind, "progress_bar": False}
             options["on_cell_execute"] = self._on_cell
             try:
                 papermill.execute_notebook(_as_it_is(self.notebook), _as_it_is(half), dict(self.parameters), **options)
@@ -169,8 +174,8 @@ class Execution:
         self.cell += 1
 
     def _kill(self) -> None:
-        for process in filter(None, map(_process, self.made)):
-            if process.poll() is None:
+        for process in map(_process, self.made):
+            if process and process.poll() is None:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
 
@@ -184,8 +189,12 @@ class Execution:
         """What is being done, and how many of how many steps of it are."""
         if self.noted and (found := progress.noted(self.noted)):
             return found
-        n_cells = sum(cell.is_code for cell in notebook_files.read_cells(self.notebook)) + bool(self.parameters)
-        return ("cell", self.cell, n_cells) if self.cell else ("starting", 0, None)
+        return ("cell", self.cell, self.n_cells) if self.cell else ("starting", 0, None)
+
+    @cached_property
+    def n_cells(self) -> int:
+        """How many cells of code there are, the one that is injected among them."""
+        return sum(cell.is_code for cell in notebook_files.read_cells(self.notebook)) + bool(self.parameters)
 
     def resident(self) -> int:
         """Bytes of memory of its kernel and what that has started."""
@@ -224,9 +233,50 @@ def _how_it_ended(kernels: Sequence[ThisInterpreter]) -> str:
     return f"was ended by {name or f'signal {-status}'}" if status < 0 else f"ended with exit status {status}"
 
 
-def execute(notebook: Path, target: Path, parameters: Mapping[str, Any]) -> None:
-    """Execute `notebook` into `target`; errors as for `Execution.run`."""
-    Execution(notebook, target, parameters).run()
+class Running(threading.Thread):
+    """An execution in a thread of its own, so that whoever started it can look at it and end it."""
+
+    def __init__(self, execution: Execution) -> None:
+        super().__init__(daemon=True)
+        self.execution, self.started, self.peak = execution, time.monotonic(), 0
+        self.error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.execution.run()
+        except BaseException as error:
+            self.error = error
+
+    def look(self) -> str:
+        """What it does now, in words; its memory is measured on the way."""
+        self.peak = max(self.peak, self.execution.resident())
+        return live_lines.stage(*self.execution.doing())
+
+    def seconds(self) -> float:
+        """For how long it has been running."""
+        return time.monotonic() - self.started
+
+    def end(self) -> None:
+        """End it and wait for that, but not for ever: somebody has pressed `Ctrl-C`."""
+        latest = time.monotonic() + LONGEST_END
+        while self.is_alive() and time.monotonic() < latest:
+            self.execution.end()
+            self.join(0.05)
+
+
+def execute(notebook: Path, target: Path, parameters: Mapping[str, Any], progress: bool = False) -> None:
+    """Execute `notebook` into `target`; errors as for `Execution.run`. With `progress` a line says how far it is."""
+    lines, running = live_lines.LiveLines(progress), Running(Execution(notebook, target, parameters))
+    try:
+        while running.is_alive():
+            running.join(live_lines.SECONDS)
+            lines.draw([f"{notebook.stem}: {running.look()}, {live_lines.duration(running.seconds())}"])
+    finally:
+        lines.draw([])
+        running.end()
+    if running.error:
+        raise running.error
 
 
 def prepared(notebook: Path, parameters: Mapping[str, Any]) -> NotebookNode:

@@ -54,6 +54,7 @@ def run(notebook: Path, given: Mapping[str, Any], output: Path | None = None, pr
     identity = _looked_for(notebook, given, parameters) if isinstance(parameters, ExperimentParameters) else None
     existed = folder.exists()
     storage.require_writable(folder)
+    notebook_files.library()
     from iclgd_helpers.experiments import notebook_execution  # slow to import, and of no use to bad input
 
     try:

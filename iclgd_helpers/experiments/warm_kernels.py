@@ -23,6 +23,7 @@ from typing import Any
 from iclgd_helpers.experiments import notebook_files
 from iclgd_helpers.paths import repository_root
 
+LONGEST_END = 0.3  # seconds that the server has to end in
 LOST = -signal.SIGKILL  # of a kernel whose server is gone, and which has ended with it
 
 
@@ -44,7 +45,7 @@ class Server:
                 start_new_session=True,
             )  # fmt: skip
         self._answers = self._link.makefile("r", encoding="utf-8")
-        self._asked = 0
+        self._asked, self.ended = 0, False
         self._say({"imports": list(imports)})
 
     def _say(self, question: dict[str, Any]) -> None:
@@ -69,14 +70,16 @@ class Server:
         return Forked(self, answer["pid"]) if answer else None
 
     def end(self) -> None:
-        """End it; kernels that are still there end with it."""
-        self._answers.close()
-        self._link.close()
+        """End it; kernels that are still there end with it, and whoever waits for an answer gets none."""
+        self.ended = True
+        with suppress(OSError):
+            self._link.shutdown(socket.SHUT_RDWR)  # closing it would wait for a thread that reads
         try:
-            self.process.wait(0.5)
+            self.process.wait(LONGEST_END)
         except subprocess.TimeoutExpired:  # it imports
             self.process.kill()
             self.process.wait()
+        self._link.close()
 
 
 class Forked:
