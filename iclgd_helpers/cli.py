@@ -289,6 +289,8 @@ def book(preset: str, stored: bool, folder: Path) -> None:
     """Execute the pages that changed and build the HTML."""
     parameters.known_preset(preset)
     storage.require_writable(folder / "_build")
+    if sys.stderr.isatty():
+        print("starting", end="\r", file=sys.stderr, flush=True)  # the first of the lines takes its place
     notebook_files.library()
     _of_checkout("tools.build_book").book(folder, preset, stored)
 

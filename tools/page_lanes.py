@@ -69,9 +69,8 @@ def next_page(waiting: Sequence[Page], busy: Collection[str | None], stored: Col
     """The page to begin with, of those whose run is not being computed (`busy`); None if there is none."""
 
     def awaited(page: Page) -> float:
-        if page.run is None or page.run in stored:
-            return 0.0
-        return sum((other.expected or 0) + 1 for other in waiting if other.run == page.run and other is not page)
+        same = [other for other in waiting if other.run == page.run and page.run not in (None, *stored)]
+        return sum((other.expected or 0) + 1 for other in same) if len(same) > 1 else 0.0
 
     free = [page for page in waiting if page.run is None or page.run in stored or page.run not in busy]
     return max(free, key=lambda page: (awaited(page), page.expected or 0), default=None)
@@ -138,7 +137,8 @@ class Lanes:
             execution = notebook_execution.Execution(page.notebook, page.target, page.parameters, server, environment)
             self.running[page] = notebook_execution.Running(execution)
             if not self.lines.live:
-                print(f"{page.name:<40}begins{self._left(page, ' (', ')')}", flush=True)
+                about = f" (about {duration(seconds)})" if (seconds := self._seconds(page)) else ""
+                print(f"{page.name:<40}begins{about}", flush=True)
 
     def _take(self, page: Page) -> None:
         """Note what a page took that has ended; its error, if it has one."""
@@ -167,16 +167,11 @@ class Lanes:
         pace = self.spent / self.reference if self.reference else 1.0
         return None if page.expected is None else page.expected * pace
 
-    def _left(self, page: Page, before: str = ", ", after: str = "") -> str:
-        seconds = self._seconds(page)
-        if seconds is None:
-            return ""
-        left = seconds - (self.running[page].seconds() if page in self.running else 0)
-        return f"{before}about {duration(left)} left{after}" if left > 0 else ""
-
     def _line(self, page: Page) -> str:
-        running = self.running[page]
-        return f"{page.name:<40}{running.look():<36} {duration(running.seconds())}{self._left(page)}"
+        """What a page does, in 80 columns."""
+        running, seconds = self.running[page], self._seconds(page)
+        about = f" of {duration(seconds)}" if seconds else ""
+        return f"{duration(running.seconds())}{about}  {page.name[:24]}: {running.look()}"
 
     def _summary(self) -> str:
         """How much of the book is there, and how long the rest takes: the work that is left, or its longest page."""

@@ -58,12 +58,15 @@ def prepared(imports: list[str]) -> dict[str, Any]:
     _end_with_parent(signal.SIGKILL)
     os.environ.setdefault(*MATPLOTLIB)
     builtins.get_ipython = lambda: SimpleNamespace(kernel=None)  # type: ignore[attr-defined]  # pandas looks for one
-    said, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    said, nowhere = (os.dup(1), os.dup(2)), os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
     for line in ("import ipykernel.kernelapp, ipykernel.ipkernel", *imports):
         with suppress(Exception):
             exec(line, {"__name__": "imports"})
-    os.dup2(said, 2)
+    sys.stdout.flush()
+    for stream, before in zip((1, 2), said, strict=True):
+        os.dup2(before, stream)
     del builtins.get_ipython  # type: ignore[attr-defined]
     _end_with_parent(0)  # from here on, the end of the questions tells it
     gc.collect()

@@ -33,9 +33,9 @@ class LiveLines:
 
 
 def stage(what: str, done: int, total: int | None) -> str:
-    """What is being done, in words: `finetuning standard, step 3 of 64`."""
+    """What is being done, in words: `finetuning standard 3 of 64`."""
     steps = f" {done} of {total}" if total else ""
-    return f"finetuning {what}, step{steps}" if steps and what in ARMS else f"{what}{steps}"
+    return f"finetuning {what}{steps}" if what in ARMS else f"{what}{steps}"
 
 
 def duration(seconds: float) -> str:
