@@ -16,6 +16,7 @@ import random
 import signal
 import socket
 import sys
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -91,7 +92,10 @@ def ended(pid: int) -> int | None:
 def forked(asked: dict[str, Any]) -> int:
     """The process number of a new kernel, which leads a group of its own by now: so it can be ended."""
     waiting, told = os.pipe()
-    if not (pid := os.fork()):
+    with warnings.catch_warnings():  # from Python 3.12 on, of threads: those of allocators and of BLAS expect a fork
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if not pid:
         become_kernel(asked)
     os.close(told)
     os.read(waiting, 1)  # nothing: it returns when the child closes its end

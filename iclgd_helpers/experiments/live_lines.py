@@ -32,6 +32,12 @@ class LiveLines:
         print(line, flush=True)
 
 
+def starting() -> None:
+    """Say that something is coming, before seconds of imports; the first line that is drawn takes its place."""
+    if sys.stderr.isatty():
+        print("starting", end="\r", file=sys.stderr, flush=True)
+
+
 def stage(what: str, done: int, total: int | None) -> str:
     """What is being done, in words: `finetuning standard 3 of 64`."""
     steps = f" {done} of {total}" if total else ""
