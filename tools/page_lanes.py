@@ -111,7 +111,7 @@ class Lanes:
                     self._begin(notebook_execution, server)
                     time.sleep(live_lines.SECONDS)
                     self.lines.draw([*map(self._line, self.running), self._summary()])
-                    for page in [page for page, running in self.running.items() if not running.is_alive()]:
+                    for page in [page for page, running in self.running.items() if running.over.is_set()]:
                         self._take(page)
             finally:
                 self.lines.draw([])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import shutil
 import signal
 import tempfile
 import threading
@@ -35,7 +36,7 @@ from iclgd_helpers.experiments.warm_kernels import Forked, Server
 from iclgd_helpers.paths import repository_root, resolve_path
 
 OPTIONS = {"kernel_name": "python3", "language": "python"}
-LONGEST_END = 1.5  # seconds that an execution has to end in
+LONGEST_END = 1.2  # seconds that an execution has to end in
 
 
 class ThisInterpreter(AsyncKernelManager):
@@ -87,6 +88,7 @@ class Execution:
     ended: bool = False
     cell: int = 0
     noted: Path | None = None
+    half: Path | None = None
 
     def run(self) -> None:
         """
@@ -102,7 +104,7 @@ class Execution:
         notebook_files.demand_valid(self.notebook)
         storage.require_writable(self.target.parent)
         failed = resolve_path(self.target.with_name(f"{self.target.stem}.failed.ipynb"))
-        half = storage.part(self.target.parent, ".ipynb")
+        self.half = half = storage.part(self.target.parent, ".ipynb")
         os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")  # its notice would stay in the output
         logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what it would log is said in one line
         try:
@@ -185,6 +187,13 @@ class Execution:
         self.ended = True
         self._kill()
 
+    def remove(self) -> None:
+        """Remove what `run` would have removed, had it come to its end."""
+        if self.half:
+            self.half.unlink(missing_ok=True)
+        if self.noted:
+            shutil.rmtree(self.noted.parent, ignore_errors=True)
+
     def doing(self) -> tuple[str, int, int | None]:
         """What is being done, and how many of how many steps of it are."""
         if self.noted and (found := progress.noted(self.noted)):
@@ -240,6 +249,7 @@ class Running(threading.Thread):
         super().__init__(daemon=True)
         self.execution, self.started, self.peak = execution, time.monotonic(), 0
         self.error: BaseException | None = None
+        self.over = threading.Event()  # before Python 3.13, a thread whose `join` is interrupted seems to have ended
         self.start()
 
     def run(self) -> None:
@@ -247,6 +257,8 @@ class Running(threading.Thread):
             self.execution.run()
         except BaseException as error:
             self.error = error
+        finally:
+            self.over.set()
 
     def look(self) -> str:
         """What it does now, in words; its memory is measured on the way."""
@@ -260,17 +272,18 @@ class Running(threading.Thread):
     def end(self) -> None:
         """End it and wait for that, but not for ever: somebody has pressed `Ctrl-C`."""
         latest = time.monotonic() + LONGEST_END
-        while self.is_alive() and time.monotonic() < latest:
+        while not self.over.is_set() and time.monotonic() < latest:
             self.execution.end()
-            self.join(0.05)
+            self.over.wait(0.05)
+        if not self.over.is_set():  # Jupyter asks once a second whether its kernel is there
+            self.execution.remove()
 
 
 def execute(notebook: Path, target: Path, parameters: Mapping[str, Any], progress: bool = False) -> None:
     """Execute `notebook` into `target`; errors as for `Execution.run`. With `progress` a line says how far it is."""
     lines, running = live_lines.LiveLines(progress), Running(Execution(notebook, target, parameters))
     try:
-        while running.is_alive():
-            running.join(live_lines.SECONDS)
+        while not running.over.wait(live_lines.SECONDS):
             lines.draw([f"{notebook.stem}: {running.look()}, {live_lines.duration(running.seconds())}"])
     finally:
         lines.draw([])
