@@ -30,7 +30,7 @@ from iclgd_helpers.command_line import (
     typed_product,
 )
 from iclgd_helpers.errors import CellError, InputError
-from iclgd_helpers.experiments import parameters, protocol
+from iclgd_helpers.experiments import live_lines, notebook_files, parameters, protocol
 from iclgd_helpers.paths import records_folder, repository_root
 from iclgd_helpers.schemas import one_of
 
@@ -289,6 +289,8 @@ def book(preset: str, stored: bool, folder: Path) -> None:
     """Execute the pages that changed and build the HTML."""
     parameters.known_preset(preset)
     storage.require_writable(folder / "_build")
+    live_lines.starting()
+    notebook_files.library()
     _of_checkout("tools.build_book").book(folder, preset, stored)
 
 

@@ -592,6 +592,20 @@ FAULTS = [
         ("A rate that diverges gets an accuracy.", "if not np.isfinite(scores).all():", "if False:",
          "test_rates_that_diverge_are_marked_and_never_chosen"),
     ),
+    *_faults(
+        "experiments/kernel_server.py", "unit/test_warm_kernels.py",
+        ("All kernels draw the same numbers.", "    random.seed()", "    pass",
+         "test_each_kernel_draws_its_own_numbers"),
+        ("A kernel keeps the number of threads of its server.", "torch.set_num_threads(int(threads))", "pass",
+         "test_a_forked_kernel_is_like_one_that_was_started"),
+        ("A kernel leads no group, so what it starts outlives it.", "os.setsid()", "pass",
+         "test_a_server_that_imports_ends_at_once_and_its_kernels_end_with_it"),
+    ),
+    *_faults(
+        "progress.py", "unit/test_progress.py",
+        ("Steps are not noted.", "self._steps += int(n or 0)", "self._steps += 0",
+         "test_steps_are_noted_whether_the_bar_is_shown_or_not"),
+    ),
 ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import yaml
 
 from iclgd_helpers import storage
 from iclgd_helpers.errors import InputError, reason
+from iclgd_helpers.experiments.notebook_files import parameters_cell
 from iclgd_helpers.paths import repository_root
 
 ROOT = repository_root()
@@ -64,6 +65,12 @@ def _page(path: Path) -> Path:
 def notebooks() -> list[Path]:
     """The notebooks of the book, in the order of its table of contents."""
     return [path for path in pages() if path.suffix == ".ipynb"]
+
+
+def preset_values(notebook: Path, preset: str) -> dict[str, Any]:
+    """What to inject for `preset`: nothing for the notebooks' own default, or where a page has no presets."""
+    own = parameters_cell(notebook).get("preset", preset)
+    return {} if own == preset else {"preset": preset}
 
 
 def repository() -> tuple[str, str]:

@@ -2,100 +2,18 @@
 
 from __future__ import annotations
 
-import datetime
-import hashlib
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from iclgd_helpers import storage
-from iclgd_helpers.errors import CellError, InputError
-from iclgd_helpers.experiments.notebook_execution import execute
-from tools import claims_pages
-from tools.book_pages import ROOT, TABLES, notebooks, pages, read, write
-from tools.notebooks import preset_values
-from tools.status_page import status_page
-
-
-def page_key(notebook: Path, parameters: dict[str, Any]) -> str:
-    """Hash of all that a page's outputs depend on; downloads are pinned by the hashes in the helpers."""
-    content = [[cell.cell_type, cell.source, cell.metadata] for cell in read(notebook).cells]
-    digest = hashlib.sha256(json.dumps([content, parameters], sort_keys=True).encode())
-    helpers = [p for p in (ROOT / "iclgd_helpers").rglob("*") if p.suffix in {".py", ".yaml"}]
-    stored = [p for p in (ROOT / "results").rglob("*") if p.is_file() and ROOT / TABLES not in p.parents]
-    stored = [p for p in stored if not any(part.startswith(".") for part in p.relative_to(ROOT).parts)]  # half-written
-    for path in sorted([*helpers, *stored, ROOT / "requirements.lock"]):
-        digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-class PeakMemory(threading.Thread):
-    """Samples the resident memory of this process's descendants (the kernel and what it starts)."""
-
-    def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.peak, self._done = 0, threading.Event()
-
-    def run(self) -> None:
-        while not self._done.wait(0.2):
-            total = 0
-            for process in psutil.Process().children(recursive=True):
-                try:
-                    total += process.memory_info().rss
-                except psutil.Error:
-                    continue  # it ended meanwhile
-            self.peak = max(self.peak, total)
-
-    def __enter__(self) -> PeakMemory:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self.join()
-
-
-def execute_page(notebook: Path, target: Path, costs_file: Path, preset: str) -> dict[str, Any]:
-    """Execute a page unless its stored key is current; returns its costs, with `new` telling which."""
-    parameters = preset_values(notebook, preset)
-    key = page_key(notebook, parameters)
-    stored = known_costs(target, costs_file)
-    if stored and stored.get("key") == key:
-        return stored | {"new": False}
-    costs_file.unlink(missing_ok=True)
-    start = time.perf_counter()
-    with PeakMemory() as memory:
-        execute(notebook, target, parameters)
-    seconds = time.perf_counter() - start
-    executed = read(target)
-    for cell in executed.cells:
-        if "injected-parameters" in cell.metadata.get("tags", []):
-            cell.metadata.tags.append("remove-cell")
-    write(executed, target)
-    when = datetime.datetime.now(datetime.UTC).isoformat(timespec="minutes")
-    costs = {"key": key, "seconds": round(seconds, 1), "peak_gb": round(memory.peak / 1e9, 2), "when": when}
-    storage.write_json(costs_file, costs | {"sha256": hashlib.sha256(target.read_bytes()).hexdigest()})
-    return costs | {"new": True}
-
-
-def known_costs(target: Path, costs_file: Path) -> dict[str, Any] | None:
-    """The stored costs of the executed page; None if it is not there, or either file is no longer what was written."""
-    if not (target.is_file() and costs_file.is_file()):
-        return None
-    try:
-        costs = storage.read_json(costs_file)
-    except InputError:
-        return None
-    return costs if costs.get("sha256") == hashlib.sha256(target.read_bytes()).hexdigest() else None
+from iclgd_helpers.errors import CellError
+from tools import page_costs, page_lanes
+from tools.book_pages import ROOT, notebooks, pages, preset_values
 
 
 def render(build: Path) -> None:
@@ -124,29 +42,71 @@ def book(folder: Path, preset: str = "quick", stored: bool = False) -> Path:
         the folder of the HTML.
     """
     build = folder / "_build"
-    source = build / "source"
-    copy_prose(source)
-    os.environ["ICLGD_RECORDS"] = str(build / "records")
-    costs = {}
-    for notebook in notebooks():
-        target, costs_file = source / notebook.relative_to(ROOT), build / "pages" / f"{notebook.stem}.json"
-        if stored:
-            costs_file.unlink(missing_ok=True)
-            storage.write_bytes(target, notebook.read_bytes())
-            continue
-        print(f"{notebook.stem:<40}", end="", flush=True)
-        page = costs[notebook.stem] = execute_page(notebook, target, costs_file, preset)
-        made = "" if page["new"] else "   (unchanged since)"
-        print(f"{page['seconds']:8.1f} s {page['peak_gb']:6.2f} GB{made}", flush=True)
-    if costs:
-        seconds, memory = ([page[name] for page in costs.values()] for name in ("seconds", "peak_gb"))
-        print(f"{'all pages':<40}{sum(seconds):8.1f} s {max(memory):6.2f} GB")
-    generated = source / "book" / "_generated"
-    storage.write_text(generated / "status.md", status_page(costs, preset))
+    copy_prose(build / "source")
+    costs = take_stored(build) if stored else executed(build, preset)
+    from tools import claims_pages, status_page  # slow to import, and of no use before
+
+    generated = build / "source" / "book" / "_generated"
+    storage.write_text(generated / "status.md", status_page.status_page(costs, preset))
     claims_pages.write_pages(generated)
     render(build)
     print(f"The book: {build / 'html' / 'index.html'}")
     return build / "html"
+
+
+def places(build: Path, notebook: Path) -> tuple[Path, Path]:
+    """Where a page's executed copy is, and its costs."""
+    return build / "source" / notebook.relative_to(ROOT), build / "pages" / f"{notebook.stem}.json"
+
+
+def take_stored(build: Path) -> dict[str, dict[str, Any]]:
+    """Take all pages as they are stored in `notebooks/`; nothing is executed, so there are no costs."""
+    for notebook in notebooks():
+        target, costs_file = places(build, notebook)
+        costs_file.unlink(missing_ok=True)
+        storage.write_bytes(target, notebook.read_bytes())
+    return {}
+
+
+def executed(build: Path, preset: str) -> dict[str, dict[str, Any]]:
+    """
+    Execute the pages whose stored key is no longer theirs; the costs of all, in the order of the book.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        when a line has said what is kept.
+    """
+    os.environ["ICLGD_RECORDS"] = str(records := build / "records")
+    if page_lanes.n_lanes() > 1:
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a thread that waits leaves its core to the other page
+    changed, costs, common = [], {}, page_costs.common_key()
+    for notebook in notebooks():
+        target, costs_file = places(build, notebook)
+        parameters = preset_values(notebook, preset)
+        key = page_costs.page_key(notebook, parameters, common)
+        if (known := page_costs.known(target, costs_file)) and known.get("key") == key:
+            costs[notebook.stem] = known
+            print(page_lanes.line(notebook.stem, known, unchanged=True), flush=True)
+            continue
+        seconds, run = page_costs.expected(notebook, costs_file, preset), page_lanes.shown_run(notebook, parameters)
+        changed.append(page_lanes.Page(notebook, target, costs_file, parameters, key, *run, seconds))
+    before, lanes = _folders(records), page_lanes.Lanes(changed, preset, len(costs))
+    try:
+        costs |= lanes.work() if changed else {}
+    except KeyboardInterrupt:
+        n_new = len(_folders(records) - before)
+        n_pages = len(costs) + len(lanes.costs)
+        print(f"{n_pages} of {len(notebooks())} pages are done and stay; new records: {n_new}", file=sys.stderr)
+        raise
+    costs = {notebook.stem: costs[notebook.stem] for notebook in notebooks()}
+    spent, memory = ([page[name] for page in costs.values()] for name in ("seconds", "peak_gb"))
+    print(f"{'all pages':<40}{sum(spent):8.1f} s {max(memory):6.2f} GB")
+    return costs
+
+
+def _folders(records: Path) -> set[Path]:
+    return {path for path in records.glob("[!.]*") if path.is_dir()}
 
 
 def copy_prose(source: Path) -> None:

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 import nbformat
 
 from iclgd_helpers import storage
 from iclgd_helpers.command_line import Here, exit_status
-from iclgd_helpers.experiments.notebook_execution import execute, prepared
+from iclgd_helpers.experiments import warm_kernels
+from iclgd_helpers.experiments.notebook_execution import Execution, prepared
 from iclgd_helpers.experiments.notebook_files import parameters_cell
 from iclgd_helpers.experiments.parameters import ExperimentParameters
-from tools.book_pages import ROOT, TABLES, notebooks, read, repository, write
+from tools import page_costs
+from tools.book_pages import ROOT, TABLES, notebooks, preset_values, read, repository, write
 
 SETUP_MARK = "# Colab setup: "
 SETUP = (
@@ -51,12 +53,6 @@ def smoke_copies(folder: Path) -> None:
         write(prepared(notebook, preset_values(notebook, "smoke")), folder / notebook.name)
 
 
-def preset_values(notebook: Path, preset: str) -> dict[str, Any]:
-    """What to inject for `preset`: nothing for the notebooks' own default, or where a page has no presets."""
-    own = parameters_cell(notebook).get("preset", preset)
-    return {} if own == preset else {"preset": preset}
-
-
 def refresh(chosen: Iterable[Path]) -> None:
     """Execute at the default preset and store the outputs in `notebooks/`; nothing else writes there."""
     chosen = list(chosen)
@@ -64,11 +60,13 @@ def refresh(chosen: Iterable[Path]) -> None:
         parameters_cell(notebook)  # refuses what is no notebook, before anything runs
     os.environ["ICLGD_RECORDS"] = str(ROOT / "_build" / "records")
     os.environ["ICLGD_TABLES"] = str(ROOT / TABLES)
-    for notebook in chosen:
-        executed = ROOT / "_build" / "refresh" / notebook.name
-        execute(notebook, executed, {})
-        write(cleaned(read(executed)), notebook)
-        print(f"refreshed {notebook.name}", flush=True)
+    with warm_kernels.served(chosen) as server:
+        for notebook in chosen:
+            executed, began = ROOT / "_build" / "refresh" / notebook.name, time.perf_counter()
+            Execution(notebook, executed, {}, server).run()
+            page_costs.refer(notebook, time.perf_counter() - began)
+            write(cleaned(read(executed)), notebook)
+            print(f"refreshed {notebook.name}", flush=True)
 
 
 def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

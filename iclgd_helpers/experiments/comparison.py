@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from iclgd_helpers.data.token_layout import Query
 from iclgd_helpers.engine import checkpoints
@@ -24,6 +23,7 @@ from iclgd_helpers.experiments import provenance
 from iclgd_helpers.experiments.arms import COMPARISONS, METHODS
 from iclgd_helpers.experiments.runs import Run
 from iclgd_helpers.measures import intervals, metrics
+from iclgd_helpers.progress import Bar as tqdm
 
 Column = tuple[str, Any]  # what it holds, and of which arm or comparison
 Columns = dict[Column, NDArray[Any]]

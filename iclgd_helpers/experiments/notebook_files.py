@@ -8,10 +8,13 @@ last, by `demand_valid`, when a notebook is to be executed.
 from __future__ import annotations
 
 import ast
+import importlib
 import os
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from iclgd_helpers.errors import InputError, reason
@@ -25,10 +28,11 @@ FORMAT = 4  # of Jupyter's notebooks, since 2015
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: its text and its tags."""
+    """One cell: its text, its tags, and whether it is code."""
 
     source: str
     tags: tuple[str, ...]
+    is_code: bool = True
 
 
 def read_cells(path: Path) -> list[Cell]:
@@ -54,9 +58,27 @@ def _no_notebook(path: Path, error: Exception) -> InputError:
     return InputError(f"{path} is no notebook ({reason(error)}): name another, or save it anew in Jupyter")
 
 
+def library() -> ModuleType:
+    """
+    Jupyter's library of notebooks; whoever needs it later finds it imported.
+
+    What checks its schemas would compile the grammar of international addresses, of which a notebook has none: that
+    takes three quarters of the time.
+    """
+    grammar = "rfc3987_syntax"
+    absent = grammar not in sys.modules
+    if absent:
+        sys.modules[grammar] = None  # type: ignore[assignment]
+    try:
+        return importlib.import_module("nbformat")
+    finally:
+        if absent:
+            del sys.modules[grammar]
+
+
 def demand_valid(path: Path) -> None:
     """InputError unless Jupyter's own library finds every part of the notebook in its place."""
-    import nbformat
+    nbformat = library()
     from nbformat.warnings import MissingIDFieldWarning
 
     warnings.filterwarnings("ignore", category=MissingIDFieldWarning)  # no fault, and said again by whoever reads it
@@ -88,7 +110,7 @@ def _cell(where: str, cell: Any) -> Cell:
     _demand(_is_list_of(tags, str), f"the tags of {where} are none")
     _demand(_is_list_of(cell.get("outputs", []), dict), f"the outputs of {where} are none")
     "".join(lines).encode()  # half a character could not be written again
-    return Cell("".join(lines), tuple(tags))
+    return Cell("".join(lines), tuple(tags), cell["cell_type"] == "code")
 
 
 def _demand(condition: bool, fault: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from iclgd_helpers import storage
 from iclgd_helpers.engine import checkpoints
 from iclgd_helpers.errors import InputError
-from iclgd_helpers.experiments import inputs, notebook_files
+from iclgd_helpers.experiments import inputs, live_lines, notebook_files
 from iclgd_helpers.experiments.parameters import ExperimentParameters, own, validate_for_notebook
 from iclgd_helpers.experiments.provenance import engine_hash
 from iclgd_helpers.paths import records_folder, resolve_here, resolve_path
@@ -54,6 +54,8 @@ def run(notebook: Path, given: Mapping[str, Any], output: Path | None = None, pr
     identity = _looked_for(notebook, given, parameters) if isinstance(parameters, ExperimentParameters) else None
     existed = folder.exists()
     storage.require_writable(folder)
+    live_lines.starting()
+    notebook_files.library()
     from iclgd_helpers.experiments import notebook_execution  # slow to import, and of no use to bad input
 
     try:

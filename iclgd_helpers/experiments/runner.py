@@ -19,6 +19,7 @@ from typing import Any
 
 from iclgd_helpers.errors import InputError
 from iclgd_helpers.experiments.dask_workers import POLL_SECONDS, Workers
+from iclgd_helpers.experiments.live_lines import duration as duration
 from iclgd_helpers.experiments.performing import BUSY, DONE, FAILED, REFUSED, STORED, Job, identities, locked, perform
 
 BUSY_SECONDS = 2.0  # until a job that another process has in hand is asked for again
@@ -138,12 +139,6 @@ class _Board:
         ended = {*self.values, *self.failed, *self.untried}
         rest = sum(self._cost(name) for name in self.jobs if name not in ended)
         return f"; about {duration(rest * self.spent / self.done / self.at_once)} left" if self.done and rest else ""
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds, the larger two that count."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60:02} m" if minutes >= 60 else f"{minutes} m {rest:02} s"
 
 
 def run(

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from iclgd_helpers.data.demonstrations import shuffle_labels
 from iclgd_helpers.data.tasks import Example
@@ -19,6 +18,7 @@ from iclgd_helpers.engine.observe import Arm, observe
 from iclgd_helpers.experiments.arms import CHOSEN, METHODS
 from iclgd_helpers.experiments.parameters import ExperimentParameters
 from iclgd_helpers.experiments.runs import Run
+from iclgd_helpers.progress import Bar as tqdm
 
 # Conditioning: relative change of the starting weights (that of one float32 rounding), and queries it is read on.
 PERTURBATION, N_PERTURBED_QUERIES = 2.0**-23, 16

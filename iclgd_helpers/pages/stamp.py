@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 import torch
 
-from iclgd_helpers.engine import models
 from iclgd_helpers.experiments import provenance
 from iclgd_helpers.experiments.parameters import ExperimentParameters, TheoryParameters
 from iclgd_helpers.experiments.records import Record, is_current
@@ -31,10 +30,16 @@ def as_table(facts: Mapping[str, object], heading: str = "environment") -> pd.Da
     return pd.Series(facts).rename(heading).to_frame()
 
 
+def _device(name: str) -> str:
+    from iclgd_helpers.engine import models  # imports transformers, of which pages of theory have no need
+
+    return models.choose_device(name)
+
+
 def with_model(device: str) -> pd.DataFrame:
     """Environment of a page that runs a model on a device (`auto` or by name)."""
     facts = {"threads": torch.get_num_threads(), "helpers": provenance.engine_hash()}
-    return as_table(environment(MODELS, device=models.choose_device(device), **facts))
+    return as_table(environment(MODELS, device=_device(device), **facts))
 
 
 def theory_run(p: TheoryParameters, started: float) -> pd.DataFrame:
@@ -47,7 +52,7 @@ def print_environment(p: ExperimentParameters | None = None, apart: str = ", ") 
     """System, versions with `apart` between them, and helpers; with parameters, their device and precision as well."""
     print(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
     print(apart.join(f"{name} {version(name)}" for name in PRINTED))
-    device = f"device {models.choose_device(p.device)}, {p.dtype}, " if p else ""
+    device = f"device {_device(p.device)}, {p.dtype}, " if p else ""
     print(f"{device}helpers {provenance.engine_hash()}")
 
 

@@ -11,8 +11,10 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from iclgd_helpers.errors import CellError, InputError
+from iclgd_helpers.experiments import warm_kernels
+from iclgd_helpers.experiments.notebook_execution import Execution
 from iclgd_helpers.experiments.parameters import ExperimentParameters
-from tools import book_pages, build_book, notebooks, status_page
+from tools import book_pages, build_book, claims_pages, notebooks, page_costs, status_page
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "requirements.lock").write_text("a==1\n")
     (tmp_path / "book" / "index.md").write_text("# Index\n")
     save(tmp_path, "print('PASS', preset)")
-    for module in (book_pages, build_book, notebooks, status_page):
+    for module in (book_pages, build_book, notebooks, page_costs, status_page):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     for name in ("ICLGD_RECORDS", "ICLGD_TABLES"):
         monkeypatch.setenv(name, str(tmp_path))  # `refresh` sets them; afterwards they are as before
@@ -53,6 +55,10 @@ def page(project):
     return read(project / "_build" / "source" / "notebooks" / "00_small.ipynb")
 
 
+def page_key(project, **parameters):
+    return page_costs.page_key(project / "notebooks" / "00_small.ipynb", parameters, page_costs.common_key())
+
+
 def test_a_page_is_executed_once_and_again_when_anything_it_depends_on_changes(project, capsys):
     build_book.book(project)
     assert page(project).cells[2].outputs[0].text == "PASS quick\n"
@@ -63,7 +69,8 @@ def test_a_page_is_executed_once_and_again_when_anything_it_depends_on_changes(p
     assert "unchanged" in capsys.readouterr().out
     (project / "results" / ".part-1").mkdir()
     (project / "results" / ".part-1" / "record.json").write_text("half-written")
-    key = build_book.page_key(project / "notebooks" / "00_small.ipynb", {})
+    (project / "results" / "page_seconds.json").write_text("{}")
+    key = page_key(project)
     assert key == costs["key"]
     for change in (
         lambda: (project / "iclgd_helpers" / "helper.py").write_text("x = 2\n"),
@@ -73,10 +80,10 @@ def test_a_page_is_executed_once_and_again_when_anything_it_depends_on_changes(p
         lambda: save(project, "print('PASS')"),
     ):
         change()
-        new = build_book.page_key(project / "notebooks" / "00_small.ipynb", {})
+        new = page_key(project)
         assert new != key
         key = new
-    assert build_book.page_key(project / "notebooks" / "00_small.ipynb", {"preset": "smoke"}) != key
+    assert page_key(project, preset="smoke") != key
     build_book.book(project)
     assert page(project).cells[2].outputs[0].text == "PASS\n"
 
@@ -85,13 +92,14 @@ def test_a_page_is_executed_once_and_again_when_anything_it_depends_on_changes(p
 def no_kernel(monkeypatch):
     """A copy stands for an executed page, and nothing is generated."""
 
-    def copy(notebook, target, _parameters):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(notebook, target)
+    def copy(self):
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(self.notebook, self.target)
 
-    monkeypatch.setattr(build_book, "execute", copy)
-    monkeypatch.setattr(build_book, "status_page", lambda *_: "")
-    monkeypatch.setattr(build_book.claims_pages, "write_pages", lambda _folder: None)
+    monkeypatch.setattr(Execution, "run", copy)
+    monkeypatch.setattr(warm_kernels, "forks", lambda: False)
+    monkeypatch.setattr(status_page, "status_page", lambda *_: "")
+    monkeypatch.setattr(claims_pages, "write_pages", lambda _folder: None)
 
 
 @pytest.mark.usefixtures("no_kernel")
