@@ -23,7 +23,7 @@ from iclgd_helpers.experiments import provenance
 from iclgd_helpers.experiments.arms import COMPARISONS, METHODS
 from iclgd_helpers.experiments.runs import Run
 from iclgd_helpers.measures import intervals, metrics
-from iclgd_helpers.progress import Bar as tqdm
+from iclgd_helpers.progress import Bar
 
 Column = tuple[str, Any]  # what it holds, and of which arm or comparison
 Columns = dict[Column, NDArray[Any]]
@@ -63,7 +63,7 @@ def observed(
             columns[column] = np.zeros((len(queries), *array.shape[1:]), array.dtype)
         columns[column][indices] = array
 
-    with tqdm(total=len(queries), desc="queries", disable=not progress, leave=False) as bar:
+    with Bar(total=len(queries), desc="queries", disable=not progress, leave=False) as bar:
         for indices, seen in observe(run.model, queries, arms):
             for arm, observation in seen.items():
                 put(("log_probability", arm), indices, observation.label_log_probabilities)

@@ -18,7 +18,7 @@ from iclgd_helpers.engine.observe import Arm, observe
 from iclgd_helpers.experiments.arms import CHOSEN, METHODS
 from iclgd_helpers.experiments.parameters import ExperimentParameters
 from iclgd_helpers.experiments.runs import Run
-from iclgd_helpers.progress import Bar as tqdm
+from iclgd_helpers.progress import Bar
 
 # Conditioning: relative change of the starting weights (that of one float32 rounding), and queries it is read on.
 PERTURBATION, N_PERTURBED_QUERIES = 2.0**-23, 16
@@ -132,7 +132,7 @@ def _finetuned(
 ) -> tuple[dict[str, KVUpdate], Tuned]:  # fmt: skip
     """The weights of each learner, and what was seen of it."""
     n_steps = sum(len(learner.sequences) for learner in learners.values())
-    with timed(seconds, f"finetune_{stage}"), tqdm(total=n_steps, desc=stage, disable=not progress, leave=False) as bar:
+    with timed(seconds, f"finetune_{stage}"), Bar(total=n_steps, desc=stage, disable=not progress, leave=False) as bar:
         results = finetune.finetune_together(run.model, list(learners.values()), method, bar.update)
     updates = {name: result.update for name, result in zip(learners, results, strict=True)}
     tuned = {
