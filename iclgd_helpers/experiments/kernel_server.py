@@ -12,7 +12,6 @@ import ctypes
 import gc
 import json
 import os
-import random
 import signal
 import socket
 import sys
@@ -128,7 +127,7 @@ def become_kernel(asked: dict[str, Any]) -> NoReturn:
 
 def _draw_anew(threads: str) -> None:
     """What a process settles as it begins: its seeds, none of which is fixed, and its number of threads."""
-    random.seed()
+    # Python's `random` draws a seed by itself whenever a process is forked.
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()
     if torch := sys.modules.get("torch"):
