@@ -67,6 +67,8 @@ def prepared(imports: list[str]) -> dict[str, Any]:
     sys.stdout.flush()
     for stream, before in zip((1, 2), said, strict=True):
         os.dup2(before, stream)
+        os.close(before)
+    os.close(nowhere)
     del builtins.get_ipython  # type: ignore[attr-defined]
     _end_with_parent(0)  # from here on, the end of the questions tells it
     gc.collect()
