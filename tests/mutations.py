@@ -594,7 +594,7 @@ FAULTS = [
     ),
     *_faults(
         "experiments/kernel_server.py", "unit/test_warm_kernels.py",
-        ("All kernels draw the same numbers.", "    random.seed()", "    pass",
+        ("All kernels draw the same numbers.", "numpy.random.seed()", "pass",
          "test_each_kernel_draws_its_own_numbers"),
         ("A kernel keeps the number of threads of its server.", "torch.set_num_threads(int(threads))", "pass",
          "test_a_forked_kernel_is_like_one_that_was_started"),

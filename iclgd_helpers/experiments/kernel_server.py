@@ -12,7 +12,6 @@ import ctypes
 import gc
 import json
 import os
-import random
 import signal
 import socket
 import sys
@@ -68,6 +67,8 @@ def prepared(imports: list[str]) -> dict[str, Any]:
     sys.stdout.flush()
     for stream, before in zip((1, 2), said, strict=True):
         os.dup2(before, stream)
+        os.close(before)
+    os.close(nowhere)
     del builtins.get_ipython  # type: ignore[attr-defined]
     _end_with_parent(0)  # from here on, the end of the questions tells it
     gc.collect()
@@ -128,7 +129,7 @@ def become_kernel(asked: dict[str, Any]) -> NoReturn:
 
 def _draw_anew(threads: str) -> None:
     """What a process settles as it begins: its seeds, none of which is fixed, and its number of threads."""
-    random.seed()
+    # Python's `random` draws a seed by itself whenever a process is forked.
     if numpy := sys.modules.get("numpy"):
         numpy.random.seed()
     if torch := sys.modules.get("torch"):
