@@ -391,10 +391,10 @@ FAULTS = [
     ),
     *_faults(
         "data/token_layout.py", "exactness/test_labels.py",
-        ("A label is predicted where its own token stands.", "range(len(tokens), len(tokens) + len(label) - 1)",
-         "range(len(tokens) + 1, len(tokens) + len(label))", "test_observation_equals_naive[float64-llama-label-sum]"),
-        ("Labels stand one behind the other.", "depth += range(len(trunk), len(trunk) + len(shown))",
-         "depth += range(len(tokens), len(tokens) + len(shown))",
+        ("A label is predicted where its own token stands.", "range(len(depth), len(depth) + n_label - 1)",
+         "range(len(depth) + 1, len(depth) + n_label)", "test_observation_equals_naive[float64-llama-label-sum]"),
+        ("Labels stand one behind the other.", "depth += range(trunk, trunk + n_shown)",
+         "depth += range(len(depth), len(depth) + n_shown)",
          "test_observation_equals_naive[float64-llama-label-sum]"),
     ),
     *_faults(

@@ -46,20 +46,27 @@ class TokenTree:
         A label's last token predicts nothing, so it is left out. `whole`, which begins with the label of class 0,
         stands in that one's place.
         """
-        tokens, branch = list(trunk), [0] * len(trunk)
-        depth, places = list(range(len(trunk))), []
-        for number, label in enumerate(labels):
-            shown = whole if number == 0 and whole else label[:-1]
-            places.append((len(trunk) - 1, *range(len(tokens), len(tokens) + len(label) - 1)))
-            depth += range(len(trunk), len(trunk) + len(shown))
-            branch += [number + 1] * len(shown)
-            tokens += shown
-        return cls(tuple(tokens), tuple(depth), tuple(branch), tuple(places))
+        shown = [tuple(whole if number == 0 and whole else label[:-1]) for number, label in enumerate(labels)]
+        lengths = tuple(map(len, labels)), tuple(map(len, shown))
+        return cls((*trunk, *itertools.chain(*shown)), *_shape(len(trunk), *lengths))
 
     @property
     def is_branched(self) -> bool:
         """Whether two labels have tokens in it; else it is a plain sequence."""
         return len(set(self.branch) - {0}) > 1
+
+
+@functools.cache  # thousands of questions have some dozens of lengths
+def _shape(
+    trunk: int, labels: tuple[int, ...], shown: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[tuple[int, ...], ...]]:
+    """Depth, branch and places of a `TokenTree`: from the lengths of its trunk, its labels, and what stands of each."""
+    depth, branch, places = list(range(trunk)), [0] * trunk, []
+    for number, (n_label, n_shown) in enumerate(zip(labels, shown, strict=True), 1):
+        places.append((trunk - 1, *range(len(depth), len(depth) + n_label - 1)))
+        depth += range(trunk, trunk + n_shown)
+        branch += [number] * n_shown
+    return tuple(depth), tuple(branch), tuple(places)
 
 
 @dataclass(frozen=True)
