@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from iclgd_helpers import progress
 from iclgd_helpers.data.tasks import Example, Task, TaskData
 from iclgd_helpers.data.token_layout import Layout, Query
 from iclgd_helpers.engine import checkpoints, models
@@ -149,5 +150,6 @@ def _counts(data: TaskData, queries: list[Query], n_questions: int, n_demonstrat
 def prepare(given: ExperimentParameters, data: TaskData | None = None) -> Run:
     """The plan with its model loaded; parameters and errors as for `plan` and `models.load_model`."""
     planned = plan(given, data)
-    model = models.load_model(given.model, given.dtype, given.device, planned.layout.tokenizer)
+    with progress.stage("loading the model"):
+        model = models.load_model(given.model, given.dtype, given.device, planned.layout.tokenizer)
     return Run(**vars(planned), model=model)

@@ -75,7 +75,8 @@ def png(figure: Figure, dots_per_inch: int = DOTS_PER_INCH, formulas: bool = Fal
     drawn, small = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", dpi=dots_per_inch)
     image = PIL.Image.open(drawn).convert("RGB")  # 256 colours look the same and take a quarter of the space
-    image.quantize(256, PIL.Image.Quantize.MAXCOVERAGE, dither=PIL.Image.Dither.NONE).save(small, "png", compress_level=7)
+    image = image.quantize(256, PIL.Image.Quantize.MAXCOVERAGE, dither=PIL.Image.Dither.NONE)
+    image.save(small, "png", compress_level=7)
     plt.close(figure)
     return small.getvalue()
 
