@@ -82,8 +82,19 @@ def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         for name in ("papermill", "execution", "collapsed"):
             cell.metadata.pop(name, None)
         if cell.cell_type == "code":  # progress bars and warnings, which name paths of this machine
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = joined([output for output in cell.outputs if output.get("name") != "stderr"])
     return notebook
+
+
+def joined(outputs: Iterable[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """Outputs in which neighbouring pieces of a stream are one: where a kernel cuts it is a matter of time."""
+    found: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        if found and output.output_type == "stream" and found[-1].get("name") == output.name:
+            found[-1].text += output.text
+        else:
+            found.append(output)
+    return found
 
 
 def setup_source() -> str:

@@ -180,6 +180,15 @@ def test_refresh_stores_outputs_and_nothing_of_the_run(project):
     assert notebook.cells[2].metadata == {"keep": "this", "tags": []}
 
 
+def test_where_a_stream_was_cut_does_not_show():
+    def piece(text, name="stdout"):
+        return new_output("stream", name=name, text=text)
+
+    shown = new_output("display_data", {"text/plain": "a figure"})
+    found = notebooks.joined([piece("a"), piece("b"), shown, piece("c"), piece("d", "stderr")])
+    assert [output.get("text") for output in found] == ["ab", None, "c", "d"], "what stands between stays there"
+
+
 def test_refreshing_what_is_no_notebook_is_refused_before_anything_runs(project):
     before = read(project / "notebooks" / "00_small.ipynb")
     with pytest.raises(InputError, match="no notebook at 84"):
