@@ -18,6 +18,7 @@ import psutil
 from bench.measuring import NotMeasured
 from bench.setting import Bench
 from iclgd_helpers import storage
+from iclgd_helpers.experiments.notebook_execution import family
 from iclgd_helpers.paths import repository_root
 from tools import book_pages
 
@@ -96,14 +97,6 @@ def on_cores(n: int) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
-
-
-def family(pid: int) -> list[psutil.Process]:
-    """A process and all that it has started."""
-    with suppress(psutil.Error):
-        first = psutil.Process(pid)
-        return [first, *first.children(recursive=True)]
-    return []
 
 
 def held(pid: int) -> int:

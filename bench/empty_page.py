@@ -13,7 +13,8 @@ from nbformat import v4
 from bench.measuring import child, timed
 from bench.setting import Bench, Setting
 from iclgd_helpers import storage
-from iclgd_helpers.experiments import notebook_execution
+from iclgd_helpers.experiments import warm_kernels
+from iclgd_helpers.experiments.notebook_execution import Execution
 
 PARAMETERS = "seed = 0\nn_demonstrations = 4"
 IMPORTS = """\
@@ -36,7 +37,9 @@ def executed(setting: Setting, _job: Mapping[str, Any]) -> dict[str, Any]:
         page = Path(folder, "empty.ipynb")
         storage.write_text(page, notebook())
         targets = [Path(folder, f"{number}.ipynb") for number in range(setting.empty_pages)]
-        return {"seconds": [timed(lambda target=target: execute(page, target)) for target in targets]}
+        with warm_kernels.served([page]) as server:  # as the book has them executed
+            pages = [Execution(page, target, {"seed": 1}, server) for target in targets]
+            return {"seconds": [timed(one.run) for one in pages]}
 
 
 def notebook() -> str:
@@ -45,8 +48,3 @@ def notebook() -> str:
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     cells = [v4.new_markdown_cell("# 00 Empty"), parameters, v4.new_code_cell(IMPORTS)]
     return str(v4.writes(v4.new_notebook(cells=cells, metadata=kernel)))
-
-
-def execute(page: Path, target: Path) -> None:
-    """Execute a page as the book does. What the book keeps warm between pages is plugged in here, and nowhere else."""
-    notebook_execution.execute(page, target, {"seed": 1})

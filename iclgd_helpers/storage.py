@@ -157,7 +157,7 @@ def plain(value: Any) -> Any:
 
 
 def checksum(content: Mapping[str, Any]) -> str:
-    """SHA-256 of `content`, however its file is laid out: without blanks, which is written twenty times as fast."""
+    """SHA-256 of `content`, however its file is laid out; without indentation, which only slow code can write."""
     compact = json.dumps(content, separators=(",", ":"), sort_keys=True, allow_nan=False)
     return hashlib.sha256(compact.encode()).hexdigest()
 

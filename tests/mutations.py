@@ -64,6 +64,8 @@ FAULTS = [
          "test_linear_attention_is_a_sum_over_tokens"),
         ("The step in function space climbs.", "added = -learning_rate", "added = learning_rate",
          "test_a_kernel_step_is_a_step_in_its_features"),
+        ("A step of heads side by side is averaged over value entries.", "added = -learning_rate / residual.shape[-1]",
+         "added = -learning_rate / residual.shape[1]", "test_heads_side_by_side_are_the_heads_one_by_one"),
         ("The step in function space is not averaged.", "-learning_rate / residual.shape[-1] *", "-learning_rate *",
          "test_softmax_is_a_ratio_of_two_kernel_steps"),
         ("The kernel's query is not scaled.", "torch.exp(scale * keys.mT @ queries - shift)",

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import click
 import nbformat
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 from iclgd_helpers import storage
 from iclgd_helpers.command_line import Here, exit_status
@@ -78,23 +79,14 @@ def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         }
     )
     notebook.cells = [c for c in notebook.cells if "injected-parameters" not in c.metadata.get("tags", [])]
+    joined = CoalesceStreamsPreprocessor()  # where a kernel cuts a stream is a matter of time
     for cell in notebook.cells:
         for name in ("papermill", "execution", "collapsed"):
             cell.metadata.pop(name, None)
         if cell.cell_type == "code":  # progress bars and warnings, which name paths of this machine
-            cell.outputs = joined([output for output in cell.outputs if output.get("name") != "stderr"])
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            joined.preprocess_cell(cell, {}, 0)
     return notebook
-
-
-def joined(outputs: Iterable[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
-    """Outputs in which neighbouring pieces of a stream are one: where a kernel cuts it is a matter of time."""
-    found: list[nbformat.NotebookNode] = []
-    for output in outputs:
-        if found and output.output_type == "stream" and found[-1].get("name") == output.name:
-            found[-1].text += output.text
-        else:
-            found.append(output)
-    return found
 
 
 def setup_source() -> str:

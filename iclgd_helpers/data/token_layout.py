@@ -56,7 +56,7 @@ class TokenTree:
         return len(set(self.branch) - {0}) > 1
 
 
-@functools.cache  # thousands of questions have some dozens of lengths
+@functools.cache  # questions of one length keep it once
 def _shape(
     trunk: int, labels: tuple[int, ...], shown: tuple[int, ...]
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[tuple[int, ...], ...]]:

@@ -11,9 +11,9 @@ import torch
 from iclgd_helpers import storage
 from iclgd_helpers.errors import InputError
 from iclgd_helpers.experiments import cost, dask_workers, runner, runs
+from iclgd_helpers.experiments.live_lines import duration
 from iclgd_helpers.experiments.parameters import ExperimentParameters
 from iclgd_helpers.experiments.plans import Planned
-from iclgd_helpers.experiments.runner import duration
 
 
 def estimate(planned: Sequence[Planned], tflops: float | None) -> Iterator[str]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from iclgd_helpers.errors import InputError
 from iclgd_helpers.experiments.dask_workers import POLL_SECONDS, Workers
-from iclgd_helpers.experiments.live_lines import duration as duration
+from iclgd_helpers.experiments.live_lines import duration
 from iclgd_helpers.experiments.performing import BUSY, DONE, FAILED, REFUSED, STORED, Job, identities, locked, perform
 
 BUSY_SECONDS = 2.0  # until a job that another process has in hand is asked for again

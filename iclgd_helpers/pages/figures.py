@@ -66,7 +66,7 @@ def _take_literally(figure: Figure) -> None:
 
 def png(figure: Figure, dots_per_inch: int = DOTS_PER_INCH, formulas: bool = False) -> bytes:
     """
-    `figure` as one opaque PNG; the figure is closed. Level 9 would save 5 % of the bytes and take five times as long.
+    `figure` as one opaque PNG, compressed well below the slowest level; the figure is closed.
 
     Only with `formulas` is text between dollars set as mathematics: elsewhere it is part of somebody's name.
     """

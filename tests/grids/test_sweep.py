@@ -7,7 +7,17 @@ import pytest
 
 from iclgd_helpers import cli
 from iclgd_helpers.engine import models
-from iclgd_helpers.experiments import cost, experiment, grids, parameters, plans, records, run_notebook, runner, runs
+from iclgd_helpers.experiments import (
+    cost,
+    experiment,
+    grids,
+    live_lines,
+    parameters,
+    plans,
+    records,
+    run_notebook,
+    runs,
+)
 from iclgd_helpers.paths import repository_root
 
 GRID = ["grid", "--on", "here"]
@@ -124,7 +134,7 @@ def test_an_interrupt_keeps_what_is_recorded(records_folder, capfd, monkeypatch)
 
 
 def test_sums_and_durations():
-    assert [runner.duration(seconds) for seconds in (0.4, 59.6, 61, 3600, 7322)] == [
+    assert [live_lines.duration(seconds) for seconds in (0.4, 59.6, 61, 3600, 7322)] == [
         "0 m 00 s", "1 m 00 s", "1 m 01 s", "1 h 00 m", "2 h 02 m",
     ]  # fmt: skip
     fixed = {"preset": "smoke", "data_source": "generated"}

@@ -140,6 +140,22 @@ def test_softmax_is_a_ratio_of_two_kernel_steps(case, rate):
 
 @few
 @given(case=cases, rate=rates)
+def test_heads_side_by_side_are_the_heads_one_by_one(case, rate):
+    def heads(x):
+        return torch.stack([x, 0.5 * x, x.flip(-1)])  # three heads with keys, values and queries of their own
+
+    own, shown = ((heads(values), heads(keys)) for values, keys in (
+        (case.values, case.keys), (case.shown_values, case.shown_keys)))  # fmt: skip
+    queries = heads(case.queries)
+    together = softmax_by_one_step(own, shown, queries, rate)
+    for head in range(3):
+        alone = softmax_by_one_step(*(tuple(x[head] for x in pair) for pair in (own, shown)), queries[head], rate)
+        bound = 10 * TOLERANCE[alone.dtype] * (1 + rate / case.shown_keys.shape[1])
+        assert relative_error(together[head], alone) < bound
+
+
+@few
+@given(case=cases, rate=rates)
 def test_a_kernel_step_is_a_step_in_its_features(case, rate):
     """The step in function space equals autograd's step on the weights of explicit features (any feature map)."""
     keys, shown, queries = case.keys.double(), case.shown_keys.double(), case.queries.double()
