@@ -13,7 +13,7 @@ help:
 	@echo "make test      check everything (notebooks at the smoke preset, then the unit tests)"
 	@echo "make run       one notebook: make run NOTEBOOK=notebooks/50_prediction_alignment.ipynb ARGS='-p seed 3'"
 	@echo "make sweep     many runs: make sweep ARGS='--preset paper --task cb --cost-only' says what CB would cost"
-	@echo "make grid      the reproduction: what of results/ is not recorded; ARGS='--cost-only' says what it would cost"
+	@echo "make grid      the reproduction: what of results/ is not recorded (PLAN=confirmation: on new rows); ARGS='--cost-only' says the cost"
 	@echo "make rehearse  the 1.3 B model's exact shape with random weights, all arms on a few rows (DTYPE=bfloat16)"
 	@echo "make lab       open JupyterLab in the project's environment"
 	@echo "make bench     measure speed and memory beside peers: _build/bench.json (leave the machine alone meanwhile)"
@@ -34,8 +34,9 @@ refresh: environment
 run: environment
 	@$(PY) -m iclgd_helpers run "$$NOTEBOOK" $(ARGS)
 
+PLAN := reproduction
 grid: environment
-	@$(PY) -m iclgd_helpers grid --plan reproduction $(ARGS)
+	@$(PY) -m iclgd_helpers grid --plan $(PLAN) $(ARGS)
 
 SIX_TASKS := $(foreach task,cb sst2 sst5 subj mr agnews,--task $(task))
 sweep: environment

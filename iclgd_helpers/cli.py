@@ -85,7 +85,9 @@ def run(notebook: Path, preset: str | None, pairs: Pairs, output: Path | None) -
     "iclgd grid --preset smoke --on here -p n_demonstrations 2 -p n_demonstrations 4"
 )
 @click.option(
-    "--plan", type=click.Choice(("reproduction", "prompts")), help="what the book's pages show, into results/"
+    "--plan",
+    type=click.Choice(("reproduction", "confirmation", "prompts")),
+    help="what the book's pages show, into results/",
 )
 @PRESET
 @click.option("--task", "tasks", type=Given(), multiple=True, help="repeatable [the preset's or the plan's]")
@@ -179,12 +181,12 @@ def _dtype_of_workers(given: Mapping[str, Any], on: str) -> dict[str, Any]:
 
 def _plan(name: str, models: Sequence[str], tasks: Sequence[str], stages: Sequence[str]) -> list[Planned]:
     """The jobs of one of the book's plans."""
-    known = protocol.SEEDS if name == "reproduction" else protocol.PROMPT_SEEDS
+    known = protocol.PROMPT_SEEDS if name == "prompts" else protocol.SEEDS
     for task in tasks:
         one_of("task of the plan", task, known)
     for stage in stages:
         one_of("stage", stage, protocol.STAGES)
-    if name == "prompts":
+    if name != "reproduction":
         refuse({"--stage": stages}, "give it with --plan reproduction")
     named = [from_here(model) for model in models] or list(protocol.MODELS[: 1 if name == "prompts" else None])
     chosen = list(tasks) or list(known)
@@ -195,6 +197,8 @@ def _plan(name: str, models: Sequence[str], tasks: Sequence[str], stages: Sequen
 
     if name == "reproduction":
         return plans.reproduction(named, list(stages) or protocol.STAGES, chosen)
+    if name == "confirmation":
+        return plans.confirmation(named, chosen)
     return [job for model in named for job in plans.prompts(model, chosen)]
 
 

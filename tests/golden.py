@@ -47,7 +47,7 @@ def numbers(value: Any, name: str = "") -> Iterator[tuple[str, list[float | None
 def cell(family: str) -> dict[str, list[float | None]]:
     """The numbers of one cell: of its record, and the log-probabilities of its examples."""
     with float64.uncast():
-        given = parameters.resolve(SMALL | CELLS[family] | {"model": f"tiny-{family}"})
+        given = parameters.resolve(SMALL | CELLS[family] | {"model": f"tiny-{family}", "n_calibration_rows": 0})
         record = experiment.compute(runs.prepare(given), progress=False)
     kept = "arms comparisons finetuning n_demonstrations n_training_demonstrations prefix_tokens".split()
     found = dict(numbers({name: record.json[name] for name in kept}))

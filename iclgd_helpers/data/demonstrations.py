@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from iclgd_helpers.data.tasks import Example
 from iclgd_helpers.errors import InputError
+
+SET_ASIDE_SEED = 2022  # of the order of `set_aside`; no demonstrations are drawn with it in the protocol
 
 
 def select_demonstrations(train: Sequence[Example], n: int, seed: int, balanced: bool) -> list[Example]:
@@ -58,6 +60,12 @@ def reordered(demonstrations: Sequence[Example], order: int) -> list[Example]:
     if order == 0:
         return list(demonstrations)
     return [demonstrations[i] for i in np.random.default_rng(order).permutation(len(demonstrations))]
+
+
+def set_aside(train: Sequence[Example], drawn: Sequence[Example]) -> Iterator[Example]:
+    """Training rows that were not drawn, in an order that is the same for every draw."""
+    shown = {example.row for example in drawn}
+    return (train[i] for i in shuffled(len(train), SET_ASIDE_SEED) if train[i].row not in shown)
 
 
 def shuffle_labels(demonstrations: Sequence[Example], seed: int) -> list[Example]:

@@ -15,6 +15,7 @@ from iclgd_helpers.paths import PACKAGE
 
 OWN = "own"  # the task whose table, template and verbalizers are parameters
 LONGEST_PROMPT = 500_000  # characters; no supported model has a context for half of that
+WITHOUT_CONTENT = ("N/A", "[MASK]", "")
 HALF = "holds half a character (a lone surrogate)"
 # Without backtracking (the second plus): a label may be long, and nearly a number.
 _WHOLE = re.compile(r"([+-]?)(?=[0-9])0*+([0-9]*+)(?:\.0*+)?")
@@ -68,6 +69,17 @@ class TaskData:
     train: list[Example]
     evaluation: list[Example]
     checksum: str
+
+
+def without_content(task: Task) -> list[Example]:
+    """
+    Questions that say nothing: their rows are -1, -2 and -3, their label counts for nothing.
+
+    Source: the content-free inputs of Zhao et al. 2021: "N/A", "[MASK]" and the empty text. A template
+    without words of its own has no question of the last kind.
+    """
+    texts = [task.template.format(**dict.fromkeys(task.text_columns, text)) for text in WITHOUT_CONTENT]
+    return [Example(text, 0, -1 - place) for place, text in enumerate(texts) if text.strip()]
 
 
 def from_file(path: Path, name: str | None = None) -> tuple[Task, dict[str, Any]]:

@@ -53,6 +53,10 @@ class Observation:
     attention_output: Tensor
     attention_scores: Tensor
 
+    def of(self, places: Sequence[int]) -> Observation:
+        """That of some queries of the batch."""
+        return Observation(**{name: values[list(places)] for name, values in vars(self).items()})
+
 
 def batches(queries: Sequence[Query], batch_tokens: int) -> list[list[int]]:
     """Indices of `queries` in batches of similar length, longest first, at most `batch_tokens` padded tokens each."""

@@ -7,7 +7,7 @@ known of an arm stands here; experiments, costs, records and figures read it.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +80,27 @@ def label(name: str) -> str:
     return kind(name).label + (", chosen rate" if name.endswith(CHOSEN) else "")
 
 
-def names(controls: bool, chosen: Collection[str] = ()) -> list[str]:
-    """The arms of a run with these parameters; `chosen` are the methods that run at a chosen rate, too."""
+OPTIONAL = tuple(name for name in ARMS if name not in _TRAINED)  # every run has the other two
+NEEDED = {  # what an arm is made from, or compared with
+    "random_update": ("standard",),
+    "norm_matched": ("standard", "joint"),
+    "untrained_in_context": _UNTRAINED[:1],
+    "untrained_standard": _UNTRAINED,
+}
+
+
+def names(controls: bool, chosen: Collection[str] = (), only: Collection[str] | None = None) -> list[str]:
+    """
+    The arms of a run with these parameters.
+
+    `chosen` are the methods that run at a chosen rate, too; `only` are those to run beside zero-shot and in-context.
+    """
     found = [name for name, arm in ARMS.items() if controls or not arm.control]
-    return found + [method + CHOSEN for method in chosen]
+    if only is not None:
+        found = [name for name in found if name in _TRAINED or name in only]
+    return found + [method + CHOSEN for method in chosen if method in found]
+
+
+def among(chosen: Mapping[str, float] | None, only: Collection[str] | None) -> dict[str, float] | None:
+    """The chosen rates of the methods that are run."""
+    return chosen and {method: rate for method, rate in chosen.items() if only is None or method in only}

@@ -22,7 +22,7 @@ from iclgd_helpers.engine.observe import Arm, Observation, observe
 from iclgd_helpers.experiments import provenance
 from iclgd_helpers.experiments.arms import COMPARISONS, METHODS
 from iclgd_helpers.experiments.runs import Run
-from iclgd_helpers.measures import intervals, metrics
+from iclgd_helpers.measures import calibration, intervals, metrics
 from iclgd_helpers.progress import Bar
 
 Column = tuple[str, Any]  # what it holds, and of which arm or comparison
@@ -35,6 +35,7 @@ def observed(
     arms: Mapping[Any, Arm],
     compared: Mapping[Any, tuple[Any, Any, Any]],
     progress: bool = False,
+    n_compared: int | None = None,
 ) -> Columns:
     """
     Observe every arm on the queries, and compare arms with one another, batch by batch.
@@ -48,6 +49,7 @@ def observed(
     arms : by any name.
     compared : by any name, three of the arms: unchanged, in context, updated.
     progress : whether a bar is shown.
+    n_compared : on how many queries, from the first, arms are compared; by default on all.
 
     Returns
     -------
@@ -68,13 +70,22 @@ def observed(
             for arm, observation in seen.items():
                 put(("log_probability", arm), indices, observation.label_log_probabilities)
                 put(("lens", arm), indices, observation.lens_log_odds.argmax(-1))
-            rows = [queries[i].row for i in indices]
-            for name, (zero_shot, in_context, updated) in compared.items():
+            inside = [place for place, i in enumerate(indices) if n_compared is None or i < n_compared]
+            if 0 < len(inside) < len(indices):
+                seen = {arm: observation.of(inside) for arm, observation in seen.items()}
+            rows, places = [queries[indices[place]].row for place in inside], [indices[place] for place in inside]
+            for name, (zero_shot, in_context, updated) in compared.items() if inside else ():
                 values = similarities(seen[zero_shot], seen[in_context], seen[updated], run, rows)
                 for metric, value in values.items():
-                    put((metric, name), indices, value)
+                    put((metric, name), places, value)
             bar.update(len(indices))
     return columns
+
+
+def split(columns: Columns, n: int) -> tuple[Columns, Columns]:
+    """The columns of the first n queries, and the scores of the rest."""
+    rest = {column: values[n:] for column, values in columns.items() if column[0] == "log_probability"}
+    return {column: values[:n] for column, values in columns.items()}, rest
 
 
 def comparisons_of(arms: Collection[str]) -> dict[str, tuple[str, str, str]]:
@@ -147,7 +158,11 @@ def _row_means(values: NDArray[np.floating[Any]]) -> NDArray[Any]:
 
 # ------------------------------------------------------------------------------------------------------------ summary
 def summary(
-    run: Run, columns: Columns, tuned: Mapping[str, Mapping[str, Any]], seconds: Mapping[str, float]
+    run: Run,
+    columns: Columns,
+    priors: Columns,
+    tuned: Mapping[str, Mapping[str, Any]],
+    seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """
     The record's JSON.
@@ -155,6 +170,7 @@ def summary(
     Parameters
     ----------
     columns : as `observed` has them; shorter ones are of the first queries.
+    priors : scores of the queries of `run.calibration`.
     tuned : what was seen of each finetuning, as `updates` has it.
     seconds : of each stage.
     """
@@ -178,11 +194,28 @@ def summary(
         "n_layers": run.model.n_layers,
         "arms": {arm: arm_summary(values, lens[arm], labels[: len(values)]) for arm, values in scores.items()},
         "comparisons": {name: _comparison(name, columns, labels) for name in comparisons_of(scores)},
+        **_calibrated(run, scores, of_kind(priors, "log_probability"), labels),
         "finetuning": dict(tuned),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "timings": dict(seconds),
         "environment": environment(run.model),
     }
+
+
+def _calibrated(
+    run: Run, scores: Mapping[str, NDArray[Any]], priors: Mapping[str, NDArray[Any]], labels: NDArray[np.int64]
+) -> dict[str, Any]:
+    """Of the calibrated reading what `arms` and `comparisons` say of the raw one; nothing without texts for a prior."""
+    is_training = np.array([query.row >= 0 for query in run.calibration], bool)
+    if not is_training.any():
+        return {}
+    log_prior = {arm: calibration.log_prior(values[is_training]) for arm, values in priors.items()}
+    evidence = {arm: calibration.calibrated(values, log_prior[arm]) for arm, values in scores.items()}
+    arms = {arm: {**answers(values, labels[: len(values)]), "log_prior": log_prior[arm].tolist()}
+            for arm, values in evidence.items()}  # fmt: skip
+    comparisons = {name: indices(*(evidence[arm] for arm in triple), labels)
+                   for name, triple in comparisons_of(scores).items()}  # fmt: skip
+    return {"n_calibration_texts": int(is_training.sum()), "calibrated": {"arms": arms, "comparisons": comparisons}}
 
 
 def is_diverged(log_probabilities: NDArray[Any]) -> bool:
@@ -191,24 +224,30 @@ def is_diverged(log_probabilities: NDArray[Any]) -> bool:
 
 
 def arm_summary(log_probabilities: NDArray[Any], lens: NDArray[np.int64], labels: NDArray[np.int64]) -> dict[str, Any]:
+    """`answers`, and `lens_accuracy` by layer; `lens` is the class that the logit lens predicts, `[query, layer]`."""
+    found = answers(log_probabilities, labels)
+    accuracies = (lens == labels[:, None]).mean(0).tolist()
+    return found | {"lens_accuracy": [None] * lens.shape[1] if found["diverged"] else accuracies}
+
+
+def answers(log_probabilities: NDArray[Any], labels: NDArray[np.int64]) -> dict[str, Any]:
     """
-    What one arm reaches; of one that has diverged, only that and `n` are told, and everything else is undefined.
+    What one arm answers; of one that has diverged, only that and `n` are told, and everything else is undefined.
 
     Parameters
     ----------
     log_probabilities : `[query, class]`, nats.
-    lens : `[query, layer]`, the class that the logit lens predicts.
     labels : `[query]`, the right class.
 
     Returns
     -------
     dict
         `accuracy` (share of queries) and its interval; `predicted`: how often each class is; the entropy of that, in
-        bits; `label_log_probability`: mean of the right label's, nats; `lens_accuracy`: by layer.
+        bits; `label_log_probability`: mean of the right label's, nats.
     """
     if is_diverged(log_probabilities):
         undefined = dict.fromkeys(("accuracy", "prediction_entropy_bits", "label_log_probability"))
-        lists = {"accuracy_interval": (None, None), "predicted": [], "lens_accuracy": [None] * lens.shape[1]}
+        lists = {"accuracy_interval": (None, None), "predicted": []}
         return {"n": len(labels), "diverged": True, **undefined, **lists}
     predictions, n_classes = log_probabilities.argmax(-1), log_probabilities.shape[1]
     right = predictions == labels
@@ -220,20 +259,33 @@ def arm_summary(log_probabilities: NDArray[Any], lens: NDArray[np.int64], labels
         "predicted": np.bincount(predictions, minlength=n_classes).tolist(),
         "prediction_entropy_bits": metrics.prediction_entropy(predictions, n_classes),
         "label_log_probability": float(log_probabilities[np.arange(len(labels)), labels].mean()),
-        "lens_accuracy": (lens == labels[:, None]).mean(0).tolist(),
     }
 
 
 def _comparison(name: str, columns: Columns, labels: NDArray[np.int64]) -> dict[str, Any]:
     """Similarities and indices of one comparison; of an arm that has diverged, all undefined."""
     compared = {kind: values for (kind, of), values in columns.items() if of == name and kind.startswith("sim_")}
-    n = len(compared["sim_aou"])
-    scores = [columns["log_probability", arm][:n] for arm in COMPARISONS[name]]
-    diverged = any(map(is_diverged, scores))
-    predictions = (*(values.argmax(-1) for values in scores), labels[:n])
-    result: dict[str, Any] = {"diverged": diverged}
+    found = indices(*(columns["log_probability", arm] for arm in COMPARISONS[name]), labels)
     for metric, values in compared.items():
-        result[metric] = intervals.layer_means(np.full_like(values, np.nan) if diverged else values)
+        found[metric] = intervals.layer_means(np.full_like(values, np.nan) if found["diverged"] else values)
+    return found
+
+
+def indices(
+    unchanged: NDArray[Any], in_context: NDArray[Any], updated: NDArray[Any], labels: NDArray[np.int64]
+) -> dict[str, Any]:
+    """
+    Partition and indices of three arms' predictions, with intervals; of an arm that has diverged, all undefined.
+
+    Parameters
+    ----------
+    unchanged, in_context, updated : log-probabilities, `[query, class]`; the queries are the first of the longest.
+    labels : `[query]`, the right class.
+    """
+    scores = [values[: len(updated)] for values in (unchanged, in_context, updated)]
+    diverged = any(map(is_diverged, scores))
+    predictions = (*(values.argmax(-1) for values in scores), labels[: len(updated)])
+    result: dict[str, Any] = {"diverged": diverged}
     parts = metrics.partition(*predictions)
     result["partition"] = dict.fromkeys(parts) if diverged else parts
     for index, statistic in _INDICES.items():

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -405,8 +405,10 @@ def run_cost(
     training_lengths: Sequence[int],
     *,
     n_compared: int | None = None,
+    calibration_lengths: Sequence[int] = (),
     controls: bool = True,
     chosen: Sequence[str] = (),
+    only: Collection[str] | None = None,
     conditioning: bool = True,
     dtype: str = "float32",
     loss: str = "all",
@@ -425,7 +427,9 @@ def run_cost(
     query_lengths, training_lengths : tokens of each query (those of labels included), and of each training sequence
         (BOS and label included).
     n_compared : queries that all arms see, from the first; zero-shot and in-context see all of them.
+    calibration_lengths : tokens of each text on which priors are read; all arms see it.
     chosen : methods that are run at a chosen rate, too.
+    only : the arms that are run beside zero-shot and in-context; by default all, with controls if asked for.
     conditioning : whether each method is run again with perturbed weights (never below float32).
     query_rows, label_rows : positions of a query, and of a training sequence, that predict labels' tokens; more than 1
         for labels of several tokens.
@@ -433,7 +437,7 @@ def run_cost(
     batch_tokens : padded query tokens in a batch.
     """
     compared = query_lengths[:n_compared]
-    arms = {name: kind(name) for name in names(controls, chosen)}
+    arms = {name: kind(name) for name in names(controls, chosen, only)}
     before = {name: prefix if arm.in_context else bare for name, arm in arms.items()}
     steps = [(tokens, loss_rows(tokens, loss, label_rows)) for tokens in training_lengths]
     tuning = {method: sum((STEPS[method](shape, *step) for step in steps), Work()) for method in STEPS}
@@ -441,15 +445,16 @@ def run_cost(
     def observing(prefixes: Sequence[int], lengths: Sequence[int]) -> Work:
         return _observing(shape, prefixes, lengths, query_rows, n_classes)
 
-    stages = {f"finetune {method}": work for method, work in tuning.items()}
-    if controls:
-        stages["finetune controls"] = tuning["standard"] * 2  # shuffled labels; untrained weights
-    if chosen:
-        stages["finetune at chosen rates"] = sum((tuning[method] for method in chosen), Work())
+    methods = [method for method in STEPS if method in arms]
+    stages = {f"finetune {method}": tuning[method] for method in methods}
+    if trained := sum(name in arms for name in ("standard_shuffled", "untrained_standard")):
+        stages["finetune controls"] = tuning["standard"] * trained
+    if again := [method for method in chosen if method in methods]:
+        stages["finetune at chosen rates"] = sum((tuning[method] for method in again), Work())
     if conditioning and ITEMSIZE[dtype] >= 4:
-        read = observing([bare, bare], query_lengths[:N_PERTURBED_QUERIES]) * len(STEPS)
-        stages["conditioning"] = sum(tuning.values(), read)
-    stages["observe, all arms"] = observing(list(before.values()), compared) + _probe(shape)
+        read = observing([bare, bare], query_lengths[:N_PERTURBED_QUERIES]) * len(methods)
+        stages["conditioning"] = sum((tuning[method] for method in methods), read)
+    stages["observe, all arms"] = observing(list(before.values()), [*compared, *calibration_lengths]) + _probe(shape)
     stages["observe, other questions"] = observing([bare, prefix], query_lengths[len(compared) :])
     observing_bytes = _observing_bytes(shape, prefix, query_lengths, len(_trained(arms)), dtype, batch_tokens)
     memory = {
@@ -483,12 +488,12 @@ def _trained(arms: Mapping[str, ArmKind]) -> list[ArmKind]:
 
 def _changed_bytes(shape: Shape, arms: Mapping[str, ArmKind], dtype: str) -> int:
     """The updates of the trained arms, which are given up before random weights take the place of the model's own."""
-    controls = "random_update" in arms
     # While a control is made from another update, the change stands beside it, and so do the original values in
     # float32 where the model does not hold them itself.
-    beside = controls * (1 if ITEMSIZE[dtype] >= 4 else 2)
+    controls, untrained = {"random_update", "norm_matched"} & set(arms), "untrained_zero_shot" in arms
+    beside = bool(controls) * (1 if ITEMSIZE[dtype] >= 4 else 2)
     updates = (sum(arm.updated for arm in _trained(arms)) + beside) * update_bytes(shape)
-    return max(updates, weights_bytes(shape, dtype) + update_bytes(shape) if controls else 0)
+    return max(updates, weights_bytes(shape, dtype) + update_bytes(shape) if untrained else 0)
 
 
 def _observing_bytes(
@@ -520,8 +525,10 @@ def of_run(plan: Plan) -> Cost:
         Shape.of(plan.config),
         *lengths(plan),
         n_compared=plan.n_compared,
+        calibration_lengths=[len(query.tokens) for query in plan.calibration],
         controls=given.controls,
         chosen=tuple(given.chosen_rates or ()),
+        only=given.arms,
         conditioning=given.conditioning,
         dtype=given.dtype,
         loss=given.loss,

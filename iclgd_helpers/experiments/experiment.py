@@ -56,17 +56,23 @@ def compute(run: Run, progress: bool = True) -> Record:
     seconds: dict[str, float] = {}
     compared, rest = run.queries[: run.n_compared], run.queries[run.n_compared :]
     tuned, arms = updates.trained_arms(run, seconds, progress)
+    asked = [*compared, *run.calibration]  # one pass: what stands before the questions is read once
     with updates.timed(seconds, "observe"):
-        columns = comparison.observed(run, compared, arms, comparison.comparisons_of(arms), progress)
+        seen = comparison.observed(run, asked, arms, comparison.comparisons_of(arms), progress, len(compared))
+        columns, priors = comparison.split(seen, len(compared))
         two = {name: arms[name] for name in ("zero_shot", "in_context")}
         for column, values in comparison.observed(run, rest, two, {}, progress).items():
             columns[column] = np.concatenate([columns[column], values])
     arms.clear()  # the updates are as large as the K/V weights, and the untrained weights need the room
-    if run.parameters.controls:
+    if any(name.startswith("untrained") for name in run.arms):
         with run.model.untrained(updates.control_seed(run.parameters), run.parameters.untrained):
             more, arms = updates.untrained_arms(run, seconds, progress)
             tuned |= more
             with updates.timed(seconds, "observe_untrained"):
-                columns |= comparison.observed(run, compared, arms, comparison.comparisons_of(arms), progress)
-    found = storage.plain(comparison.summary(run, columns, tuned, seconds))  # the same whether computed or read back
-    return Record(found, comparison.frame(run.queries, columns))
+                seen = comparison.observed(run, asked, arms, comparison.comparisons_of(arms), progress, len(compared))
+                more_columns, more_priors = comparison.split(seen, len(compared))
+                columns, priors = columns | more_columns, priors | more_priors
+    found = comparison.summary(run, columns, priors, tuned, seconds)
+    examples = comparison.frame(run.queries, columns)
+    calibration = comparison.frame(run.calibration, priors) if run.calibration else None
+    return Record(storage.plain(found), examples, calibration)  # plain: the same whether computed or read back

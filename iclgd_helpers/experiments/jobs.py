@@ -9,7 +9,7 @@ from typing import Any
 from iclgd_helpers import storage
 from iclgd_helpers.data.tasks import TaskData
 from iclgd_helpers.engine import checkpoints, models
-from iclgd_helpers.experiments import clipping, experiment, fixed_prompt, learning_rates, runs, sweeps
+from iclgd_helpers.experiments import arms, clipping, experiment, fixed_prompt, learning_rates, runs, sweeps
 from iclgd_helpers.experiments.inputs import task_data
 from iclgd_helpers.experiments.parameters import ExperimentParameters, half_on_a_gpu
 from iclgd_helpers.experiments.performing import STORED
@@ -20,7 +20,7 @@ Done = tuple[str, Any]  # what is worth saying, and what jobs after this one nee
 def run(given: Mapping[str, Any], folder: str, needed: Mapping[str, Any] | None = None) -> Done:
     """One run with its record in `folder`, at the learning rates that a job before it has chosen, if there is one."""
     for chosen in (needed or {}).values():
-        given = {**given, "chosen_rates": chosen}
+        given = {**given, "chosen_rates": arms.among(chosen, given.get("arms"))}
     record, is_new = experiment.record_of(ExperimentParameters(**given), progress=False, folder=Path(folder))
     if not is_new:
         return STORED, None

@@ -7,16 +7,17 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
 from iclgd_helpers import paths
 from iclgd_helpers.data.task_files import names_a_file
 from iclgd_helpers.data.tasks import NAMES, OWN, SETTINGS, TASKS, from_file
 from iclgd_helpers.errors import InputError, shortened
 from iclgd_helpers.experiments import notebook_files
+from iclgd_helpers.experiments.arms import NEEDED, OPTIONAL
 from iclgd_helpers.schemas import Number, Schema, SomeText, Text, Whole, one_of
 
 PRESETS = paths.PACKAGE / "presets"
@@ -24,6 +25,11 @@ OWN_TABLE = ("data_file", "template", "verbalizers", "label_column", "label_valu
 PROMPT_FORMAT = ("separator", "label_prefix", "instruction", "chat", "label_score", "too_long")  # of the prompt
 CHAT_FORMAT = {"separator": "eos", "label_prefix": ""}  # with a chat template, neither is read
 DEVICE = r"auto|cpu|mps|(cuda|xpu)(:\d{1,2})?"  # what PyTorch computes on without a further package
+
+
+def _listed(value: Any) -> Any:
+    """Names that were written as one text, with commas, are a list; everything else stays what it is."""
+    return [name.strip() for name in value.split(",")] if isinstance(value, str) else value
 
 
 class TheoryParameters(Schema):
@@ -68,6 +74,10 @@ class ExperimentParameters(Schema):
     n_demonstrations: Whole = Field(ge=1, description="solved examples that are shown, or finetuned on")
     order: Whole = Field(0, ge=0, description="which permutation of the demonstrations; 0 is as drawn")
     max_examples: Whole = Field(ge=1, description="test questions, at most")
+    first_row: Whole = Field(0, ge=0, description="test questions to pass over, from the first")
+    n_calibration_rows: Whole = Field(
+        0, ge=0, description="training texts, labels unread, on which an arm's prior is the mean answer; 0: no prior"
+    )
     max_compared: Whole | None = Field(
         None, ge=1, description="test questions for the arms beside zero-shot and in-context, at most"
     )
@@ -112,6 +122,9 @@ class ExperimentParameters(Schema):
         "blocks", description="control with random blocks (blocks) or with everything random (everything)"
     )
     controls: bool = Field(True, description="whether the control arms are run")
+    arms: Annotated[list[Literal[OPTIONAL]], BeforeValidator(_listed)] | None = Field(  # type: ignore[valid-type]
+        None, description="arms that are run beside zero-shot and in-context (standard,joint); None: all"
+    )
     conditioning: bool = Field(True, description="whether finetuning is repeated from weights moved by one rounding")
 
 
@@ -286,6 +299,9 @@ def _check_combinations(given: ExperimentParameters) -> None:
         raise InputError(f"{foreign[0]} is given, but task={given.task!r} has its own: pass task=own")
     if given.chat and (other := [name for name, value in CHAT_FORMAT.items() if getattr(given, name) != value]):
         raise InputError(f"{other[0]} is given with chat=True, whose template writes that: leave it out")
+    for name in given.arms or ():
+        if missing := [other for other in NEEDED.get(name, ()) if other not in (given.arms or ())]:
+            raise InputError(f"arms has {name!r}, which needs {', '.join(missing)}: add it, or leave {name!r} out")
     if (given.clip == "none") != (given.clip_value is None):
         raise InputError(f"clip={given.clip!r} with clip_value={given.clip_value}: give both, or neither")
 

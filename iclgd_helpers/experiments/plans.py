@@ -1,13 +1,15 @@
 """
 What a grid consists of: lists of jobs with what each costs and whether it is stored.
 
-A product of parameters; the reproduction in its stages; finetuning behind fixed prompts. Nothing is computed here.
+A product of parameters; the reproduction in its stages; its confirmation on new rows; finetuning behind fixed prompts.
+Nothing is computed here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,17 @@ from iclgd_helpers import paths
 from iclgd_helpers.data.tasks import TaskData
 from iclgd_helpers.engine import checkpoints, models
 from iclgd_helpers.engine.finetune import LEARNER_BYTES
-from iclgd_helpers.experiments import clipping, cost, fixed_prompt, learning_rates, protocol, records, runs, sweeps
+from iclgd_helpers.experiments import (
+    arms,
+    clipping,
+    cost,
+    fixed_prompt,
+    learning_rates,
+    protocol,
+    records,
+    runs,
+    sweeps,
+)
 from iclgd_helpers.experiments.arms import METHODS
 from iclgd_helpers.experiments.inputs import data_folder, task_data
 from iclgd_helpers.experiments.parameters import ExperimentParameters, resolve
@@ -121,6 +133,7 @@ def _of_task(model: str, task: str) -> Iterator[Item]:
     def item(stage: str, seed: int, changed: Mapping[str, Any]) -> Item:
         sizes = {"max_examples": protocol.N_ROWS, "max_compared": protocol.MAX_COMPARED}
         given = {"preset": "quick", "model": model, "task": task, "seed": seed, "conditioning": True, **sizes}
+        given["n_calibration_rows"] = 0  # they were made before priors were read
         return Item(stage, resolve({**given, **changed}))
 
     yield item("rates", seeds[0], sweep)
@@ -177,10 +190,39 @@ class _Known:
         return self.plan if given.equal_demonstrations or self.unequal is None else self.unequal
 
 
-def _run(item: Item, known: _Known) -> Planned:
+def confirmation(names: Sequence[str], tasks: Sequence[str]) -> list[Planned]:
+    """The confirmatory runs of each model, seeds before tasks, at the learning rates of the reproduction."""
+    found = []
+    for model in dict.fromkeys(names):
+        known, several = {}, {task: _confirmatory(model, task) for task in dict.fromkeys(tasks)}
+        for task, items in several.items():
+            rates = next(_of_task(model, task))
+            known[task] = _Known.of([rates, items[0]])
+        for of_seed in zip_longest(*several.values()):  # a task may have fewer seeds
+            found += [_run(item, known[item.given.task], protocol.CONFIRMATION) for item in of_seed if item]
+    return found
+
+
+def _confirmatory(model: str, task: str) -> list[Item]:
+    """The confirmatory runs of a model and task."""
+    given = {
+        "preset": "quick",
+        "model": model,
+        "task": task,
+        "conditioning": False,
+        "arms": list(protocol.CONFIRMATORY_ARMS),
+        "first_row": protocol.first_row(task),
+        "max_examples": protocol.N_CONFIRMATORY_ROWS,
+        "max_compared": protocol.N_CONFIRMATORY_ROWS,
+        "n_calibration_rows": protocol.N_CALIBRATION_ROWS,
+    }
+    return [Item("confirmation", resolve({**given, "seed": seed})) for seed in protocol.CONFIRMATORY_SEEDS[task]]
+
+
+def _run(item: Item, known: _Known, records_folder: str = protocol.RECORDS) -> Planned:
     """A run, at the chosen learning rates where they are known, else after they are chosen."""
-    work, folder = _run_cost(item.given, known), paths.resolve_path(protocol.RECORDS)
-    given = item.given.model_copy(update={"chosen_rates": known.chosen})
+    work, folder = _run_cost(item.given, known), paths.resolve_path(records_folder)
+    given = item.given.model_copy(update={"chosen_rates": arms.among(known.chosen, item.given.arms)})
     identity = records.run_id(given, known.data.checksum, known.model_content)
     is_stored = known.chosen is not None and records.find(identity, folder) is not None
     after = () if known.chosen else (known.first,)
@@ -209,6 +251,8 @@ def _run_cost(given: ExperimentParameters, known: _Known) -> cost.Cost:
     plan = known.plan_of(given)
     prefix, queries, lengths = cost.lengths(plan)
     options: dict[str, Any] = {"controls": given.controls, "conditioning": given.conditioning, "chosen": METHODS}
+    options["only"] = given.arms
+    options["calibration_lengths"] = [len(query.tokens) for query in plan.calibration]
     return cost.run_cost(cost.Shape.of(plan.config), prefix, queries, lengths[: given.n_demonstrations], **options)
 
 

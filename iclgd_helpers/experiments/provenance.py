@@ -45,6 +45,7 @@ ENGINE = (
     "experiments/inputs",
     "experiments/runs",
     "experiments/updates",
+    "measures/calibration",
     "measures/intervals",
     "measures/metrics",
     "pinned_downloads",
@@ -58,6 +59,9 @@ AS_BEFORE: Mapping[str, Any] = {
     "instruction": None,
     "chat": False,
     "too_long": "error",
+    "first_row": 0,
+    "n_calibration_rows": 0,
+    "arms": None,
 }
 
 _LAYOUT = (token.COMMENT, token.NL, token.ENCODING, token.ENDMARKER)

@@ -1,4 +1,8 @@
-"""Run records: one folder a run, `record.json` beside `examples.parquet`, found by identity."""
+"""
+Run records: one folder a run, found by identity.
+
+`record.json` beside `examples.parquet` and, where priors were read, `calibration.parquet`.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +20,28 @@ from iclgd_helpers.experiments import arms, provenance
 from iclgd_helpers.experiments.parameters import ExperimentParameters
 from iclgd_helpers.paths import records_folder, resolve_path
 
-JSON, PARQUET = "record.json", "examples.parquet"
+JSON, PARQUET, CALIBRATION = "record.json", "examples.parquet", "calibration.parquet"
+TABLES = {PARQUET: "examples_sha256", CALIBRATION: "calibration_sha256"}  # where the JSON holds their checksums
 # Everything else in a record is determined by its identity, so two runs may differ in these keys alone.
 VOLATILE = ("created", "timings", "environment")
 
 
 @dataclass(frozen=True)
 class Record:
-    """A run's results: `json` (plain: parameters, arms, comparisons, finetuning, …); `examples`, one row a query."""
+    """
+    A run's results.
+
+    Parameters
+    ----------
+    json : plain: parameters, arms, comparisons, finetuning, …
+    examples : one row a query.
+    calibration : one row a text on which priors were read, those without content with a negative number; None where
+        that was not asked for.
+    """
 
     json: dict[str, Any]
     examples: pd.DataFrame
+    calibration: pd.DataFrame | None = None
 
     @property
     def arms(self) -> dict[str, Any]:
@@ -82,16 +97,22 @@ def save(record: Record, folder: Path | None = None) -> Path:
     final: Path = (folder or records_folder()) / record.json["id"]
     if _is_sound(final):
         return final
-    parquet = io.BytesIO()
-    record.examples.to_parquet(parquet, compression="zstd", index=False)
-    content = record.json | {"examples_sha256": hashlib.sha256(parquet.getvalue()).hexdigest()}
-    files = {PARQUET: parquet.getvalue(), JSON: storage.json_bytes(content)}
+    tables = {PARQUET: record.examples, CALIBRATION: record.calibration}
+    files = {name: _parquet(table) for name, table in tables.items() if table is not None}
+    checksums = {TABLES[name]: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    files[JSON] = storage.json_bytes(record.json | checksums)
     try:
         storage.write_folder(final, files, "free space, or set ICLGD_RECORDS")
     except InputError:
         if not _is_sound(final):
             raise
     return final
+
+
+def _parquet(table: pd.DataFrame) -> bytes:
+    file = io.BytesIO()
+    table.to_parquet(file, compression="zstd", index=False)
+    return file.getvalue()
 
 
 def _is_sound(path: Path) -> bool:
@@ -113,16 +134,22 @@ def load(path: Path) -> Record:
     before = _place(path)
     try:
         content = storage.checked_json((path / JSON).read_bytes())
-        parquet = (path / PARQUET).read_bytes()
-        if hashlib.sha256(parquet).hexdigest() != content["examples_sha256"]:
-            raise ValueError(f"{PARQUET} does not match its checksum")
-        record = Record(content, pd.read_parquet(io.BytesIO(parquet)))
+        content["examples_sha256"]  # KeyError: there are always examples
+        tables = {name: _table(path / name, content[key]) for name, key in TABLES.items() if key in content}
+        record = Record(content, tables[PARQUET], tables.get(CALIBRATION))
         _check(path, record)
         return record
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         if _place(path) != before:  # another process has just put a new one there
             return load(path)
         raise InputError(f"record {path} is damaged ({reason(error)}): delete that folder and run again") from None
+
+
+def _table(path: Path, checksum: str) -> pd.DataFrame:
+    parquet = path.read_bytes()
+    if hashlib.sha256(parquet).hexdigest() != checksum:
+        raise ValueError(f"{path.name} does not match its checksum")
+    return pd.read_parquet(io.BytesIO(parquet))
 
 
 def _place(path: Path) -> int | None:
@@ -137,10 +164,15 @@ def _check(path: Path, record: Record) -> None:
     found = provenance.run_id(parameters, content["engine"], content["data_checksum"], model)
     if not content["id"] == found == path.name:
         raise ValueError(f"its parameters are those of {found}")
-    wanted = set(arms.names(parameters["controls"], parameters.get("chosen_rates") or ()))
-    columns = {name.partition("/")[2] for name in record.examples if name.startswith("log_probability/")}
-    if not set(content["arms"]) == columns == wanted or len(record.examples) != content["n_examples"]:
+    chosen, only = parameters.get("chosen_rates") or (), parameters.get("arms")
+    wanted = set(arms.names(parameters["controls"], chosen, only))
+    tables = [table for table in (record.examples, record.calibration) if table is not None]
+    columns = [{name.partition("/")[2] for name in table if name.startswith("log_probability/")} for table in tables]
+    same_arms = all(found == wanted for found in (set(content["arms"]), *columns))
+    if not same_arms or len(record.examples) != content["n_examples"]:
         raise ValueError("its arms or rows are not those of its parameters")
+    if bool(parameters.get("n_calibration_rows")) != (record.calibration is not None):
+        raise ValueError("its texts for priors are not those of its parameters")
 
 
 def find(wanted: str, folder: Path | None = None) -> Record | None:
@@ -155,6 +187,6 @@ def load_all(folder: str | Path) -> list[Record]:
 
 
 def copy_to(wanted: str, folder: Path) -> None:
-    """Copy a stored record's two files into `folder`."""
-    for name in (PARQUET, JSON):
-        storage.write_bytes(folder / name, (records_folder() / wanted / name).read_bytes())
+    """Copy a stored record's files into `folder`."""
+    for path in sorted((records_folder() / wanted).iterdir()):
+        storage.write_bytes(folder / path.name, path.read_bytes())

@@ -6,18 +6,21 @@ A run is one (model, task, seed) with all its arms.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from iclgd_helpers import progress
-from iclgd_helpers.data.tasks import Example, Task, TaskData
+from iclgd_helpers.data.demonstrations import set_aside
+from iclgd_helpers.data.tasks import Example, Task, TaskData, without_content
 from iclgd_helpers.data.token_layout import Layout, Query
 from iclgd_helpers.engine import checkpoints, models
 from iclgd_helpers.engine.models import LanguageModel
 from iclgd_helpers.errors import InputError
-from iclgd_helpers.experiments import records
+from iclgd_helpers.experiments import arms, records
 from iclgd_helpers.experiments.inputs import drawn_demonstrations, missing_classes, task_data
 from iclgd_helpers.experiments.parameters import ExperimentParameters
 
@@ -28,8 +31,9 @@ class Plan:
     What a run will do, before any weights are loaded.
 
     `demonstrations` are those that fit into the context, in the order in which they are shown; `training` are those
-    that are finetuned on. `identity` is that of the record; checksum and content are what it depends on. `counts` tell
-    what else the record says of the texts, each only where there is something: see `_counts`.
+    that are finetuned on. `calibration` are the texts on which each arm's prior is read: see `calibration_queries`.
+    `identity` is that of the record; checksum and content are what it depends on. `counts` tell what else the record
+    says of the texts, each only where there is something: see `_counts`.
     """
 
     parameters: ExperimentParameters
@@ -41,12 +45,19 @@ class Plan:
     demonstrations: list[Example]
     training: list[Example]
     queries: list[Query]
+    calibration: list[Query]
     counts: dict[str, Any]
 
     @property
     def n_compared(self) -> int:
         """Number of queries, from the first, that every arm sees; zero-shot and in-context see all."""
         return min(self.parameters.max_compared or len(self.queries), len(self.queries))
+
+    @property
+    def arms(self) -> list[str]:
+        """Names of the arms, those at chosen rates last."""
+        given = self.parameters
+        return arms.names(given.controls, given.chosen_rates or (), given.arms)
 
 
 @dataclass(frozen=True)
@@ -87,7 +98,10 @@ def plan(given: ExperimentParameters, data: TaskData | None = None) -> Plan:
                 f"the demonstration in row {example.row + 1} has {length} tokens, the context holds {limit}: shorten "
                 "it, or pass equal_demonstrations=True, which leaves out what does not fit"
             )
-    model_content, asked = checkpoints.content(given.model), short[: given.max_examples]
+    model_content, asked = checkpoints.content(given.model), short[given.first_row :][: given.max_examples]
+    if not asked:
+        rows = f"{len(short)} row" + "s" * (len(short) != 1)
+        raise InputError(f"first_row={given.first_row} passes over all questions ({rows}): pass a smaller one")
     return Plan(
         parameters=given,
         identity=records.run_id(given, data.checksum, model_content),
@@ -98,8 +112,27 @@ def plan(given: ExperimentParameters, data: TaskData | None = None) -> Plan:
         demonstrations=fitting,
         training=training,
         queries=asked,
+        calibration=calibration_queries(given, data, layout, shown, max(query.length for query in short)),
         counts=_counts(data, asked, len(everything) - len(short), len(drawn) - len(shown)),
     )
+
+
+def calibration_queries(
+    given: ExperimentParameters, data: TaskData, layout: Layout, drawn: Sequence[Example], longest: int
+) -> list[Query]:
+    """
+    The texts on which the prior of each arm is read: training rows that are no demonstrations, then texts without
+    content (`tasks.without_content`), whose row is negative. No label of theirs is used for a prior.
+
+    Rows longer than the longest question are passed over, so that each fits behind the demonstrations. There are fewer
+    than asked for where the training split has no more.
+    """
+    if not given.n_calibration_rows:
+        return []
+    every = (layout.query(example, given.token_read) for example in set_aside(data.train, drawn))
+    rows = list(islice((query for query in every if query.length <= longest), given.n_calibration_rows))
+    empty = [layout.query(example, given.token_read) for example in without_content(data.task)]
+    return rows + [query for query in empty if query.length <= longest]
 
 
 def layout_of(given: ExperimentParameters, tokenizer: PreTrainedTokenizerBase, task: Task) -> Layout:

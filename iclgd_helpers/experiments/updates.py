@@ -56,13 +56,13 @@ def trained_arms(run: Run, seconds: dict[str, float], progress: bool) -> tuple[T
     tuple
         what was seen of each finetuning, and the arms by name.
     """
-    layout, model, seed = run.layout, run.model, control_seed(run.parameters)
+    layout, model, seed, wanted = run.layout, run.model, control_seed(run.parameters), run.arms
     demonstrations, training = run.demonstrations, run.training
     if run.parameters.controls:
         demonstrations, training = shuffle_labels(demonstrations, seed), shuffle_labels(training, seed)
     updates: dict[str, KVUpdate] = {}
     tuned: Tuned = {}
-    for method in METHODS:
+    for method in (method for method in METHODS if method in wanted):
         learners = _learners(run, method, training)
         new, seen = _finetuned(run, method, learners, method, seconds, progress)
         if (again := new.pop(PERTURBED, None)) is not None:
@@ -73,10 +73,13 @@ def trained_arms(run: Run, seconds: dict[str, float], progress: bool) -> tuple[T
     bare = layout.prefix()
     arms = {"zero_shot": Arm(bare), "in_context": Arm(layout.prefix(run.demonstrations))}
     arms |= {name: Arm(bare, update) for name, update in updates.items()}
-    if run.parameters.controls:
-        norm = finetune.update_norm(model, updates["standard"])
+    if "in_context_shuffled" in wanted:
         arms["in_context_shuffled"] = Arm(layout.prefix(demonstrations))
+    if {"random_update", "norm_matched"} & set(wanted):
+        norm = finetune.update_norm(model, updates["standard"])
+    if "random_update" in wanted:
         arms["random_update"] = Arm(bare, finetune.random_update(model, seed, norm))
+    if "norm_matched" in wanted:
         arms["norm_matched"] = Arm(bare, finetune.scaled_to(model, updates["joint"], norm))
     return tuned, arms
 
@@ -84,14 +87,14 @@ def trained_arms(run: Run, seconds: dict[str, float], progress: bool) -> tuple[T
 def untrained_arms(run: Run, seconds: dict[str, float], progress: bool) -> tuple[Tuned, dict[str, Arm]]:
     """The same three arms for a model with random weights (the caller has put them in place)."""
     name, bare = "untrained_standard", run.layout.prefix()
+    arms = {"untrained_zero_shot": Arm(bare)}
+    if "untrained_in_context" in run.arms:
+        arms["untrained_in_context"] = Arm(run.layout.prefix(run.demonstrations))
+    if name not in run.arms:
+        return {}, arms
     learner = {name: _learner(run, "standard", run.training)}
     updates, tuned = _finetuned(run, "standard", learner, name, seconds, progress)
-    arms = {
-        "untrained_zero_shot": Arm(bare),
-        "untrained_in_context": Arm(run.layout.prefix(run.demonstrations)),
-        name: Arm(bare, updates[name]),
-    }
-    return tuned, arms
+    return tuned, arms | {name: Arm(bare, updates[name])}
 
 
 def settings(given: ExperimentParameters, method: str) -> finetune.Settings:
@@ -110,10 +113,10 @@ def _learners(run: Run, method: str, shuffled: Sequence[Example]) -> dict[str, f
     given = run.parameters
     learners = {method: _learner(run, method, run.training)}
     for chosen, rate in (given.chosen_rates or {}).items():
-        if chosen == method:
+        if chosen == method:  # of a method that is run
             changed = replace(learners[method].settings, learning_rate=rate)
             learners[method + CHOSEN] = replace(learners[method], settings=changed)
-    if method == "standard" and given.controls:
+    if method == "standard" and "standard_shuffled" in run.arms:
         learners["standard_shuffled"] = _learner(run, method, shuffled)
     if given.conditioning and run.model.dtype.itemsize >= 4:
         start = finetune.perturbed(run.model, control_seed(given), PERTURBATION)

@@ -110,6 +110,23 @@ def jaccard(
     return float(shared.sum() / union) if union else float("nan")
 
 
+def jaccard_by_chance(zero_shot: Predictions, in_context: Predictions, finetuned: Predictions) -> float:
+    """
+    The Jaccard index (`rule="code"`, all changes) of two methods that change as many answers, from and to the same
+    classes, but blindly: of n answers z that one turns into c a times, and the other b times, they share a b / n.
+
+    In [0, 1]; NaN if nothing changed. Page 50 derives it.
+    """
+    shared = 0.0
+    for z in np.unique(zero_shot):
+        for c in np.unique(in_context):
+            able = (zero_shot == z) & (z != c)
+            turned = ((in_context == c) & able).sum(), ((finetuned == c) & able).sum()
+            shared += turned[0] * turned[1] / max(1, able.sum())
+    total = (in_context != zero_shot).sum() + (finetuned != zero_shot).sum()
+    return float(shared / (total - shared)) if total else float("nan")
+
+
 def rec2ftp(zero_shot: Predictions, in_context: Predictions, finetuned: Predictions, labels: Predictions) -> float:
     """Share, in [0, 1], of the examples that finetuning puts right which in-context learning puts right too."""
     fixed = (zero_shot != labels) & (finetuned == labels)

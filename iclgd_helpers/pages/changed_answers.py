@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from iclgd_helpers.experiments.records import Record
-from iclgd_helpers.pages import figures, paper_tables, published, quantities
+from iclgd_helpers.measures import metrics
+from iclgd_helpers.pages import figures, paper_tables, published, quantities, questions
 from iclgd_helpers.pages.selection import TASKS, mark
 
 PARTS = ("in_context_correct", "in_context_incorrect", "both_correct", "both_incorrect", "both_different",
@@ -94,3 +95,35 @@ def _point(ax: Axes, height: float, rows: pd.DataFrame, look: tuple[str, str]) -
         ax.plot([row.seeds_low, row.seeds_high], [height] * 2, color=colour, lw=0.8)
         ax.plot([row.examples_low, row.examples_high], [height] * 2, color=colour, lw=3, alpha=0.5)
         ax.plot(row.value, height, marker, color=colour, ms=5, label=row.model)
+
+
+def beside_chance(found: Sequence[Record], calibrated: Sequence[Record]) -> pd.DataFrame:
+    """
+    The Jaccard index of all changes, and the one of unrelated changes: a row for each record, reading and kind.
+
+    Columns: those of `quantities.table`, `reading`, and `kind`: `seen` or `chance`, which has no interval.
+    """
+    parts = [
+        quantities.table(several, what).assign(reading=reading, kind=kind)
+        for reading, several in (("raw", found), ("calibrated", calibrated))
+        for kind, what in (("seen", "jaccard_all_code/standard"), ("chance", _by_chance))
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _by_chance(record: Record) -> tuple[float, None, None, int]:
+    record.comparisons["standard"]  # KeyError
+    predictions = (questions.predicted(record, arm) for arm in ("zero_shot", "in_context", "standard"))
+    return metrics.jaccard_by_chance(*predictions), None, None, record.json["n_compared"]
+
+
+def chance_laid_out(table: pd.DataFrame) -> pd.DataFrame:
+    """The table of `beside_chance`: a row a model and task, mean over seeds, in percent."""
+    mean = table.groupby(["model", "task", "reading", "kind"], sort=False)["value"].mean().mul(100)
+    cells = mean.map(lambda value: "undefined" if pd.isna(value) else f"{value:.0f}")
+    wide = cells.unstack(["reading", "kind"])
+    order = [(reading, kind) for reading in ("raw", "calibrated") for kind in ("seen", "chance")]
+    places = list(TASKS)
+    rows = sorted(wide.index, key=lambda key: (key[0], places.index(key[1])))
+    wide = wide.reindex(index=rows, columns=pd.MultiIndex.from_tuples(order)).fillna("–")
+    return wide.rename(index=TASKS, level="task")

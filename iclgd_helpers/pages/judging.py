@@ -1,7 +1,7 @@
 """
-The judge of page 78: from what is stored of the reproduction to a verdict on each statement.
+The counting rule, a second opinion: from records to a status for each task and a verdict for each model.
 
-The statements and their effects stand on the page. The rule that is applied is that of `measures.verdicts`.
+The rule that is applied is that of `measures.verdicts`; the first opinion is that of `pages.decisions`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from iclgd_helpers.measures import verdicts
 from iclgd_helpers.measures.resampling import UNDEFINED, Effect
 from iclgd_helpers.pages import gates, selection
 from iclgd_helpers.pages.selection import TASKS, cell
+from iclgd_helpers.pages.statements import Statement
 
 SUFFIX = {"protocol": "", "chosen": CHOSEN}  # of the finetuned arms, for each of their learning rates
 VERDICTS = ("id", "model", "rate", "verdict", "without_the_gate", "states")
@@ -29,43 +30,19 @@ Sweeps = Mapping[tuple[str, str], Mapping[str, Any]]  # by (model, task)
 
 
 @dataclass(frozen=True)
-class Statement:
-    """
-    A statement with its test.
-
-    Parameters
-    ----------
-    id : its name, a letter and a number.
-    kind : who says it: paper, archive, or stricter.
-    says, source, test : in words: the statement, where it stands, what a positive effect is.
-    effect : gives (value, low, high), positive where the statement holds; `unit` says of what.
-    gated : whether only tasks count on which in-context learning helps on training rows.
-    unit : what one effect is made of. `seeds`: a record and a suffix of `SUFFIX`. `draws`: the records of all seeds of
-        a task. `orders`: those of all orders of its demonstrations. `clips`: a sweep of clipping.
-    rates : which learning rates the finetuned arms may have; keys of `SUFFIX`.
-    fewest : how many tasks have to be judged.
-    """
-
-    id: str
-    kind: str
-    says: str
-    source: str
-    test: str
-    effect: Callable[..., Effect]
-    gated: bool = True
-    unit: str = "seeds"
-    rates: tuple[str, ...] = ("protocol", "chosen")
-    fewest: int = 3
-
-
-@dataclass(frozen=True)
 class Stored:
-    """What is stored of the reproduction: records as drawn and in other orders; sweeps of learning rates, of clips."""
+    """
+    What is stored of the reproduction.
+
+    `found` is judged: records as drawn. Beside them: exploratory ones, for statements that ask for these; records in
+    other orders; sweeps of learning rates, and of clips.
+    """
 
     found: Sequence[Record]
     reordered: Sequence[Record] = ()
     rates: Sweeps = field(default_factory=dict)
     clips: Sweeps = field(default_factory=dict)
+    exploratory: Sequence[Record] = ()
 
 
 class Judged(NamedTuple):
@@ -141,6 +118,7 @@ def _of(found: Sequence[Record], key: tuple[str, str]) -> list[Record]:
 def _effect(statement: Statement, record: Record, suffix: str) -> Effect | None:
     """Undefined if an arm of the record has diverged, None if the record was made without it."""
     try:
-        return statement.effect(record, suffix)
+        effect = statement.effect(record, suffix)
+        return UNDEFINED if effect is None else effect.interval()
     except KeyError as missing:
         return UNDEFINED if missing.args[0] in record.json["arms"] else None

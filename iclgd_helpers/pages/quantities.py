@@ -8,9 +8,10 @@ from typing import Any
 import pandas as pd
 from IPython.display import HTML
 
+from iclgd_helpers.experiments import arms, readings
 from iclgd_helpers.experiments.records import Record
 from iclgd_helpers.measures import intervals
-from iclgd_helpers.pages import tables
+from iclgd_helpers.pages import questions, tables
 from iclgd_helpers.pages.selection import TASKS, cell, mark
 
 LONG = ("model", "task", "seed", "value", "low", "high", "n", "id")
@@ -19,6 +20,7 @@ CELL = (
     "Mean over seeds; s: Student's 95 % interval over seeds; q: 95 % interval over questions, its ends averaged over "
     "seeds; n: seeds times questions."
 )
+MAIN = ("zero_shot", "in_context", "in_context_shuffled", *arms.METHODS)
 # What is read from a record: (value, low, high, n), the interval being over questions.
 Quantity = Callable[[Record], tuple[float | None, float | None, float | None, int]]
 
@@ -110,3 +112,21 @@ def _cell(row: pd.Series, digits: int) -> str:
     pairs = {"s": (row["seeds_low"], row["seeds_high"]), "q": (row["examples_low"], row["examples_high"])}
     shown = [f"{key} [{low:.{digits}f}, {high:.{digits}f}]" for key, (low, high) in pairs.items() if low == low]
     return "\n".join([f"{row['value']:.{digits}f}", *shown, f"n {row['n_seeds']:.0f} × {row['n']:.0f}"])
+
+
+def by_prior(found: Sequence[Record]) -> pd.DataFrame:
+    """
+    Accuracy of the main arms, raw and by each source of the prior: a row for each model and source, mean over tasks.
+
+    A task's accuracy is the mean over its seeds.
+    """
+    rows = []
+    for record in filter(readings.has_priors, found):
+        sources = {"none (raw)": record} | {name: readings.with_prior(record, name) for name in readings.SOURCES}
+        for name, read in sources.items():
+            values = {arm: questions.right(read, arm).mean() for arm in MAIN if arm in read.arms}
+            rows.append({"model": mark(record), "task": cell(record)[1], "prior": name, **values})
+    frame = pd.DataFrame(rows, columns=["model", "task", "prior", *MAIN])
+    of_tasks = frame.groupby(["model", "prior", "task"], sort=False)[list(MAIN)].mean()
+    means = of_tasks.groupby(["model", "prior"], sort=False).mean().round(3)
+    return means.rename(columns=arms.label).reset_index()

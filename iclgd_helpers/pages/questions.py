@@ -17,7 +17,8 @@ from iclgd_helpers.measures import metrics
 
 
 def _column(record: Record, name: str) -> NDArray[Any]:
-    return np.stack([np.atleast_1d(one) for one in record.examples[name].iloc[: record.json["n_compared"]]])
+    values = record.examples[name].iloc[: record.json["n_compared"]].to_numpy()
+    return np.stack(list(values)) if values.dtype == object else values[:, None]
 
 
 def truth(record: Record) -> NDArray[Any]:

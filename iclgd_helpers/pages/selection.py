@@ -13,7 +13,16 @@ from iclgd_helpers import storage
 from iclgd_helpers.data import tasks
 from iclgd_helpers.experiments import parameters, provenance, records
 from iclgd_helpers.experiments.parameters import ExperimentParameters
-from iclgd_helpers.experiments.protocol import COLUMNS, MODELS, SEEDS
+from iclgd_helpers.experiments.protocol import (
+    COLUMNS,
+    CONFIRMATION,
+    CONFIRMATORY_SEEDS,
+    MODELS,
+    ORDERS,
+    RECORDS,
+    SEEDS,
+    first_row,
+)
 from iclgd_helpers.experiments.records import Record, is_current
 from iclgd_helpers.measures.resampling import Effect
 from iclgd_helpers.paths import resolve_path
@@ -22,7 +31,7 @@ from iclgd_helpers.paths import resolve_path
 TASKS = {name: tasks.TASKS[name].title for name in COLUMNS}
 # What may differ between runs of the grid. Any other parameter has to be the protocol's.
 FREE = set("preset model task seed data_source data_folder max_examples max_compared device dtype".split()) | set(
-    "controls chosen_rates conditioning".split()
+    "controls chosen_rates conditioning n_calibration_rows arms".split()
 )
 
 
@@ -42,10 +51,10 @@ def _protocol(task: str) -> dict[str, Any]:
     return parameters.resolve({"preset": "quick", "task": task, "data_source": "generated"}).model_dump(exclude=FREE)
 
 
-def in_grid(record: Record, **variant: Any) -> bool:
+def in_grid(record: Record, seeds: Mapping[str, Sequence[int]] = SEEDS, **variant: Any) -> bool:
     """Whether it is of one of the six tasks, at one of its seeds, with the protocol's settings or the given ones."""
     given = record.json["parameters"]
-    if given["task"] not in TASKS or given["seed"] not in SEEDS[given["task"]]:
+    if given["task"] not in TASKS or given["seed"] not in seeds[given["task"]]:
         return False
     fields = ExperimentParameters.model_fields  # a parameter that came later has its default in older records
     wanted = _protocol(given["task"]) | variant
@@ -54,10 +63,43 @@ def in_grid(record: Record, **variant: Any) -> bool:
 
 def grid() -> list[Record]:
     """The stored records of the grid: see `select`."""
-    return select(records.load_all("results/records"))
+    return select(records.load_all(RECORDS))
 
 
-def select(loaded: Iterable[Record], **variant: Any) -> list[Record]:
+def reordered(**variant: Any) -> list[Record]:
+    """The stored records of the grid's demonstrations in other orders; `variant` as for `select`."""
+    everything = records.load_all(RECORDS)
+    return [record for order in ORDERS for record in select(everything, order=order, **variant)]
+
+
+def confirmatory(**variant: Any) -> list[Record]:
+    """
+    The stored records of the confirmatory part: of each task the rows and seeds that the protocol names.
+
+    `variant` is as for `select`.
+    """
+    everything = records.load_all(CONFIRMATION)
+    of_task = {task: [record for record in everything if cell(record)[1] == task] for task in TASKS}
+    found = (select(of_task[task], CONFIRMATORY_SEEDS, first_row=first_row(task), **variant) for task in TASKS)
+    return sorted((record for several in found for record in several), key=lambda record: cell(record)[0])
+
+
+def counts(found: Iterable[Record]) -> dict[str, tuple[int, int]]:
+    """For each model with confirmatory runs, and each that is to have them: how many there are, and how many of all."""
+    models = [short(cell(record)[0]) for record in found]
+    wanted = sum(map(len, CONFIRMATORY_SEEDS.values()))
+    return {model: (models.count(model), wanted) for model in dict.fromkeys([*MODELS, *models])}
+
+
+def preferred(confirmatory: Sequence[Record], exploratory: Sequence[Record]) -> list[Record]:
+    """The confirmatory records of each model whose grid is complete, and the exploratory ones of the others."""
+    complete = {model for model, (there, wanted) in counts(confirmatory).items() if there == wanted}
+    chosen = [record for record in confirmatory if short(cell(record)[0]) in complete]
+    chosen += [record for record in exploratory if short(cell(record)[0]) not in complete]
+    return sorted(chosen, key=lambda record: cell(record)[0])
+
+
+def select(loaded: Iterable[Record], seeds: Mapping[str, Sequence[int]] = SEEDS, **variant: Any) -> list[Record]:
     """
     Of some records those of the grid, one for each (model, task, seed), whatever the model.
 
@@ -65,7 +107,7 @@ def select(loaded: Iterable[Record], **variant: Any) -> list[Record]:
     runs that were made with other parameters than the protocol's (`n_demonstrations=16`, …).
     """
     chosen: dict[tuple[str, str, int], Record] = {}
-    for record in (r for r in loaded if in_grid(r, **variant)):
+    for record in (r for r in loaded if in_grid(r, seeds, **variant)):
         other = chosen.setdefault(cell(record), record)
         if _rank(record) > _rank(other):
             chosen[cell(record)] = record
@@ -169,3 +211,11 @@ def title(record: Record) -> str:
     """Model, task and seed of a record as a line."""
     _model, task, seed = cell(record)
     return f"{mark(record)} on {TASKS[task]}, seed {seed}"
+
+
+def by_task(found: Sequence[Record]) -> dict[tuple[str, str], list[Record]]:
+    """(model, task) -> its records."""
+    grid: dict[tuple[str, str], list[Record]] = {}
+    for record in found:
+        grid.setdefault(cell(record)[:2], []).append(record)
+    return grid

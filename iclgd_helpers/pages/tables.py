@@ -14,6 +14,7 @@ import pandas as pd
 from IPython.display import HTML, Image, display
 from matplotlib.figure import Figure
 
+from iclgd_helpers.experiments import readings
 from iclgd_helpers.experiments.arms import ARMS
 from iclgd_helpers.experiments.records import Record, is_current
 from iclgd_helpers.pages import figures
@@ -133,6 +134,29 @@ def accuracy_table(record: Record) -> pd.DataFrame:
         for name, arm in ((name, arms[name]) for name in ARMS if name in arms)
     }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(f"run {record.json['id']}")
+
+
+def both_readings(record: Record) -> pd.DataFrame:
+    """
+    What is read from predictions, raw and calibrated side by side; an arm a row, with 95 % intervals over questions.
+
+    Columns: accuracy, largest share of one class; of arms that are compared with in-context learning, the Jaccard index
+    of changed answers and Rec2FTP. A record without priors has the raw ones alone.
+    """
+    kinds = [kind for kind in readings.READINGS if kind == readings.RAW or readings.has_priors(record)]
+    rows: dict[str, dict[tuple[str, str], str]] = {}
+    for kind in kinds:
+        read = readings.read(record, kind).json
+        for name in (name for name in ARMS if name in read["arms"]):
+            row, arm = rows.setdefault(ARMS[name].label, {}), read["arms"][name]
+            row["accuracy", kind] = with_interval(arm["accuracy"], arm["accuracy_interval"], 2, DIVERGED)
+            row["largest share", kind] = f"{max(arm['predicted']) / arm['n']:.2f}" if arm["predicted"] else ""
+            compared = read["comparisons"].get(name)
+            for index, title in (("jaccard_all_code", "Jaccard"), ("rec2ftp", "Rec2FTP")) if compared else ():
+                row[title, kind] = with_interval(compared[index]["value"], compared[index]["interval"], 2)
+    order = [(what, kind) for what in ("accuracy", "largest share", "Jaccard", "Rec2FTP") for kind in kinds]
+    table = pd.DataFrame.from_dict(rows, orient="index").reindex(columns=pd.MultiIndex.from_tuples(order)).fillna("")
+    return table.rename_axis(f"run {record.json['id']}")
 
 
 def records_table(records: Sequence[Record], columns: Mapping[str, Callable[[Record], Any]]) -> pd.DataFrame:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
-from iclgd_helpers.pages.judging import Statement
+from iclgd_helpers.pages import tables
+from iclgd_helpers.pages.statements import Statement
 
 COLUMNS = ("id", "statement", "kind", "model", "rate", "verdict", "tasks", "without_the_gate")
-DECIDED = ("reproduced", "not reproduced")
-NEEDED = "they need three tasks on which in-context learning was shown to help on training rows."
-DESCRIPTION = "(a description, and no verdict on learning) the rule would say “reproduced” for every model and rate of"
 
 
 def counted(states: Iterable[str]) -> str:
@@ -33,13 +32,55 @@ def spread_out(table: pd.DataFrame, rows: Sequence[str], columns: str | list[str
     if not len(table):
         return table
     spread = table.pivot(index=list(rows), columns=columns, values="found")
-    return spread.reindex(sorted(spread.index, key=lambda key: int(key[0][1:]))).fillna(missing)
+    return spread.reindex(sorted(spread.index, key=lambda key: _number(key[0]))).fillna(missing)
+
+
+def _number(name: str) -> tuple[int, str]:
+    """An id in its order: R2 before R10, R18 before R18b."""
+    digits = "".join(filter(str.isdigit, name))
+    return int(digits), name
 
 
 def statements_table(statements: Sequence[Statement]) -> pd.DataFrame:
     """Statements, and what a positive effect is for each."""
-    rows = [(one.id, one.kind, one.says, one.source, one.test, "yes" if one.gated else "no") for one in statements]
-    return pd.DataFrame(rows, columns=["id", "kind", "statement", "source", "positive effect", "gated"])
+    rows = [
+        (one.id, one.kind, one.says, one.source, one.test, one.bound, "yes" if one.gated else "no")
+        for one in statements
+    ]
+    return pd.DataFrame(rows, columns=["id", "kind", "statement", "source", "positive effect", "bound", "gated"])
+
+
+def decided(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """The verdicts of `decisions.decide`, one row each, as a page shows them."""
+    shown = [
+        {
+            "id": row["id"],
+            "model": row["model"],
+            "rate": row["rate"],
+            "reading": row["reading"],
+            "verdict": row["verdict"] if row["effect"] is not None else "not judged",
+            "effect": tables.with_interval(row["effect"], (row["low"], row["high"]), missing="–"),
+            "adjusted p": "–" if row["adjusted_p"] is None else f"{row['adjusted_p']:.2g}",
+            "tasks": row["n_tasks"],
+            "new seeds alone": tables.with_interval(*_parts(row["new_seeds"]), missing="–"),
+            "would decide": _needed(row["needed"]),
+        }
+        for row in rows
+    ]
+    return pd.DataFrame(shown)
+
+
+def _parts(found: Sequence[float] | None) -> tuple[float | None, Sequence[float]]:
+    return (None, ()) if found is None else (found[0], found[1:])
+
+
+def _needed(found: Mapping[str, int | None] | None) -> str:
+    """What would decide an effect, in words."""
+    if found is None:
+        return "–"
+    words = {"n_seeds": "seeds", "n_questions": "questions"}
+    ways = [f"{n} {words[name]}" for name, n in found.items() if n is not None]
+    return " or ".join(ways) + " a task" if ways else "no larger number of one alone"
 
 
 def long(verdicts: pd.DataFrame, statements: Sequence[Statement]) -> pd.DataFrame:
@@ -61,41 +102,5 @@ def by_model(table: pd.DataFrame, statements: Sequence[Statement]) -> pd.DataFra
     return shown.sort_index(axis=1, ascending=[True, False]) if len(table) else shown  # the protocol's rate first
 
 
-def in_short(table: pd.DataFrame, statements: Sequence[Statement], n_open: pd.Series) -> list[tuple[str, str]]:
-    """
-    The decided verdicts of `long`, and what the gate has to do with the others, as leads with their lines.
-
-    Parameters
-    ----------
-    n_open : model -> on how many tasks the gate is open, in words.
-    """
-    n, n_gated = len(statements), sum(one.gated for one in statements)
-    others = n - table.loc[table["verdict"].isin(DECIDED), "id"].nunique()
-    counts = ", ".join(f"{count} of {model}" for model, count in n_open.items()) or "none measured"
-    everywhere = _without_the_gate(table, statements) or "none"
-    return [
-        *_decided(table, statements),
-        ("Inconclusive or not run:", f"the other {others} of {n} statements."),
-        ("Gated", f"are {n_gated} statements: {NEEDED} Such tasks: {counts}."),
-        ("Without the gate", f"{DESCRIPTION}: {everywhere}."),
-    ]
-
-
 def _gated(table: pd.DataFrame, statements: Sequence[Statement]) -> pd.Series:
     return table["id"].isin([one.id for one in statements if one.gated])
-
-
-def _decided(table: pd.DataFrame, statements: Sequence[Statement]) -> Iterator[tuple[str, str]]:
-    said = {one.id: one for one in statements}
-    for kind in DECIDED:
-        for name, rows in table[table["verdict"] == kind].groupby("id", sort=False):
-            rates = rows.groupby("model", sort=False)["rate"].agg(" and ".join)
-            where = "; ".join(f"{model}, {rate} rate{'s' * (' ' in rate)}" for model, rate in rates.items())
-            yield f"{kind.capitalize()}:", f"{said[name].says[:-1]} ({name}, {said[name].kind}). {where}."
-
-
-def _without_the_gate(table: pd.DataFrame, statements: Sequence[Statement]) -> str:
-    """The gated statements that the rule would call reproduced everywhere."""
-    said = {one.id: one for one in statements}
-    words = table[_gated(table, statements)].groupby("id", sort=False)["without_the_gate"].agg(set)
-    return "; ".join(f"{said[name].says[:-1]} ({name})" for name, found in words.items() if found == {"reproduced"})

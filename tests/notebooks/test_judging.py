@@ -9,15 +9,17 @@ import pytest
 from test_reproduction import MODEL, a_grid, diverged, made_up
 
 from iclgd_helpers.measures import resampling
+from iclgd_helpers.measures.hierarchical import OfMeans
 from iclgd_helpers.pages import gates, judging, selection, verdict_maps, verdict_tables
-from iclgd_helpers.pages.judging import Statement, Stored
+from iclgd_helpers.pages.judging import Stored
+from iclgd_helpers.pages.statements import Statement
 from iclgd_helpers.pages.verdict_maps import Mark, Panel
 
-UP, WIDE = (0.2, 0.1, 0.3), (0.1, -0.1, 0.3)
+UP = OfMeans(lambda mean: mean, ([0.2] * 9,))  # 0.2, whatever is resampled
 
 
 def statement(name: str = "R1", effect: Callable[..., Any] = lambda *_: UP, **given: Any) -> Statement:
-    given = {"kind": "paper", "gated": False, "rates": ("protocol",)} | given
+    given = {"kind": "paper", "gated": False, "rates": ("protocol",), "bound": 0.1} | given
     return Statement(name, says=f"Statement {name} holds.", source="here", test="a number", effect=effect, **given)
 
 
@@ -45,9 +47,15 @@ def test_the_judge_applies_the_rule_that_it_is_given() -> None:
 
 
 def test_an_effect_belongs_to_the_seeds_of_its_task() -> None:
-    seen = statement(effect=lambda record, suffix: (record.json["parameters"]["seed"], suffix, record.json["id"]))
-    found = judging.effects_of(seen, (MODEL, "cb"), "chosen", Stored(a_grid()))
-    assert found == [((seed, "_chosen", f"{MODEL}-cb-{seed}"), f"{MODEL}-cb-{seed}") for seed in (3, 4, 5)]
+    suffixes = []
+
+    def effect(record: Any, suffix: str) -> OfMeans:
+        suffixes.append(suffix)
+        return OfMeans(lambda mean: mean, ([float(record.json["parameters"]["seed"])] * 4,))
+
+    found = judging.effects_of(statement(effect=effect), (MODEL, "cb"), "chosen", Stored(a_grid()))
+    assert found == [((seed, seed, seed), f"{MODEL}-cb-{seed}") for seed in (3, 4, 5)] and set(suffixes) == {"_chosen"}
+    seen = statement()
     assert judging.effects_of(seen, ("another", "cb"), "chosen", Stored(a_grid())) == []
 
 
@@ -58,7 +66,7 @@ def test_an_absent_arm_has_no_effect_and_a_diverged_one_an_undefined() -> None:
     found = Stored([without, diverged(made_up(MODEL, "cb", 4), "joint"), made_up(MODEL, "cb", 5)])
     effects = judging.effects_of(asked, (MODEL, "cb"), "protocol", found)
     assert [run for _effect, run in effects] == [f"{MODEL}-cb-4", f"{MODEL}-cb-5"]
-    assert effects[0][0] == resampling.UNDEFINED and effects[1][0] == UP
+    assert effects[0][0] == resampling.UNDEFINED and effects[1][0] == pytest.approx((0.2, 0.2, 0.2))
 
 
 @pytest.mark.parametrize(("unit", "n"), [("draws", 3), ("orders", 3), ("clips", None)])
@@ -116,18 +124,6 @@ def test_wide_table_has_the_statements_in_order_and_the_protocol_first() -> None
     assert wide.iloc[1].tolist() == ["not reproduced\n1 against, 5 for", ""], "not gated, and not run at the other rate"
     empty = verdict_tables.long(SAID.iloc[:0], ASKED)
     assert len(verdict_tables.by_model(empty, ASKED)) == 0 and list(empty) == list(verdict_tables.COLUMNS)
-
-
-def test_short_list_names_what_is_decided_and_what_the_gate_holds_back() -> None:
-    lines = dict(verdict_tables.in_short(verdict_tables.long(SAID, ASKED), ASKED, pd.Series({"m": "2 of 6"})))
-    assert lines["Reproduced:"] == "Statement R2 holds (R2, paper). m, chosen rate."
-    assert lines["Not reproduced:"] == "Statement R10 holds (R10, stricter). m, protocol rate."
-    assert lines["Inconclusive or not run:"] == "the other 0 of 2 statements."
-    assert lines["Gated"].startswith("are 1 statements") and lines["Gated"].endswith("Such tasks: 2 of 6 of m.")
-    assert lines["Without the gate"].endswith("of: Statement R2 holds (R2).")
-    nothing = verdict_tables.in_short(verdict_tables.long(SAID.iloc[:0], ASKED), ASKED, pd.Series(dtype=str))
-    assert [lead for lead, _rest in nothing] == ["Inconclusive or not run:", "Gated", "Without the gate"]
-    assert nothing[1][1].endswith("none measured.") and nothing[2][1].endswith("none.")
 
 
 # --------------------------------------------------------------------------------------------------------------- maps

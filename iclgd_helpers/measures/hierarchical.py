@@ -1,0 +1,228 @@
+"""
+One effect from questions within seeds within tasks, its interval, and a verdict.
+
+The tasks are the paper's six and stay fixed: the effect is their plain mean. Seeds (draws of demonstrations) and
+questions are samples, crossed within a task, for every seed answers the same questions. The variance of a crossed mean
+is estimated from mean squares (Searle, Casella and McCulloch 1992, section 4.3), degrees of freedom are Satterthwaite's
+(1946). A bootstrap of five seeds would be too narrow (its variance is 4/5 of theirs); a mixed model from a library
+takes seconds for each of hundreds of effects, and page 77 simulates them a thousand times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from iclgd_helpers.measures import intervals, resampling
+from iclgd_helpers.measures.resampling import UNDEFINED, Effect
+
+Floats = NDArray[np.float64]
+REPRODUCED, REFUTED, EQUIVALENT, UNDECIDED = "reproduced", "refuted", "equivalent to none", "undecided"
+DECIDED = (REPRODUCED, REFUTED, EQUIVALENT)
+MOST_SEEDS, MOST_QUESTIONS = 1000, 100_000  # of a task; a plan for more is no plan
+NORMAL = float(stats.norm.ppf((1 + intervals.LEVEL) / 2))
+STEP = 1e-5  # of the central differences; columns are shares, cosines and the like
+
+
+@dataclass(frozen=True)
+class OfMeans:
+    """
+    An effect of one run: a function of means over its questions.
+
+    Parameters
+    ----------
+    statistic : takes one mean a column (numbers, or arrays of one shape) and gives one value for each.
+    columns : `[column][question]`; NaN where a question has no value.
+    """
+
+    statistic: Callable[..., Any]
+    columns: tuple[ArrayLike, ...]
+
+    def interval(self, seed: int = 0) -> Effect:
+        """Value and bootstrap interval over the questions of this run alone, NaN where there are no questions."""
+        if len(np.asarray(self.columns[0])) == 1:
+            return float(self.statistic(*(np.asarray(column, float)[0] for column in self.columns))), *UNDEFINED[1:]
+        return resampling.of_means(self.statistic, *self.columns, seed=seed)
+
+
+@dataclass(frozen=True)
+class TaskEffect:
+    """
+    The effect in one task, and what its variance is made of.
+
+    `variances`: of the mean, by source: seeds, questions, and both (the rest); `mean_squares`: the same three with what
+    each weighs in the variance, and its degrees of freedom.
+    """
+
+    value: float
+    n_seeds: int
+    n_questions: int
+    variances: tuple[float, float, float]
+    mean_squares: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An effect over tasks with its 95 % interval, p value (two-sided, of no effect) and degrees of freedom."""
+
+    value: float
+    low: float
+    high: float
+    p: float
+    degrees: float
+    tasks: Mapping[str, TaskEffect]
+
+    @property
+    def n_seeds(self) -> int:
+        """Of the task with the fewest."""
+        return min((task.n_seeds for task in self.tasks.values()), default=0)
+
+    @property
+    def n_questions(self) -> int:
+        """Of all tasks together."""
+        return sum(task.n_questions for task in self.tasks.values())
+
+
+def of_task(runs: Sequence[OfMeans]) -> TaskEffect | None:
+    """
+    The effect of one task from its runs, one a seed, over the same questions.
+
+    It is the statistic of the means over all seeds and questions, so that a ratio whose denominator is small with one
+    seed weighs as little as it says; its linear part (delta method) gives every answer its share of the variance.
+
+    Returns
+    -------
+    None if the statistic is undefined there, or fewer than two seeds have a value.
+    """
+    if len(runs) < 2:
+        return None
+    values = np.array([np.array(run.columns, float) for run in runs])  # [seed, column, question]
+    values = values[:, :, ~np.isnan(values).any((0, 1))]
+    if not values.shape[2]:
+        return None
+    means, statistic = values.mean((0, 2)), runs[0].statistic
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value = float(statistic(*means))
+        steps = STEP * np.eye(len(means))
+        gradient = np.array([(statistic(*(means + s)) - statistic(*(means - s))) / (2 * STEP) for s in steps], float)
+    if not (np.isfinite(value) and np.isfinite(gradient).all()):
+        return None
+    return crossed(value, np.einsum("scq,c->sq", values - means[:, None], gradient))
+
+
+def crossed(value: float, shares: Floats) -> TaskEffect:
+    """
+    The variance of the mean of `shares`, `[seed, question]`, both crossed and random; at least two seeds.
+
+    With one question only (an effect that has no questions), seeds alone.
+    """
+    n_seeds, n_questions = shares.shape
+    by_seed, by_question = shares.mean(1), shares.mean(0)
+    if n_questions == 1:
+        variance = float(by_seed.var(ddof=1) / n_seeds)
+        return TaskEffect(value, n_seeds, 1, (variance, 0.0, 0.0), ((variance, n_seeds - 1.0),))
+    rest = shares - by_seed[:, None] - by_question + shares.mean()
+    degrees = (n_seeds - 1, n_questions - 1, (n_seeds - 1) * (n_questions - 1))
+    squares = (n_questions * by_seed.var(ddof=1), n_seeds * by_question.var(ddof=1), (rest**2).sum() / degrees[2])
+    n = n_seeds * n_questions
+    seeds, questions = (max(0.0, float(square - squares[2])) / n for square in squares[:2])
+    residual = float(squares[2]) / n
+    parts = ((seeds + residual, degrees[0]), (questions + residual, degrees[1]), (-residual, degrees[2]))
+    return TaskEffect(value, n_seeds, n_questions, (seeds, questions, residual), parts)
+
+
+def from_interval(effect: Effect, n_seeds: int, n_questions: int) -> TaskEffect | None:
+    """An effect that was given with its 95 % interval over questions; None if it is undefined."""
+    value, low, high = effect
+    if np.isnan(effect).any():
+        return None
+    variance = ((high - low) / (2 * NORMAL)) ** 2
+    return TaskEffect(value, n_seeds, n_questions, (0.0, variance, 0.0), ((variance, n_questions - 1.0),))
+
+
+def over_tasks(runs: Mapping[str, Sequence[OfMeans]]) -> Estimate | None:
+    """The mean over the tasks in which the effect is defined, with its interval; None if it is in none."""
+    found = {task: effect for task, of_seeds in runs.items() if (effect := of_task(of_seeds)) is not None}
+    return estimate(found) if found else None
+
+
+def estimate(tasks: Mapping[str, TaskEffect]) -> Estimate:
+    """The plain mean of some tasks' effects."""
+    value = float(np.mean([task.value for task in tasks.values()]))
+    variance, degrees = _variance(tasks)
+    if variance == 0:  # the same in every answer: nothing is left to be unsure of
+        return Estimate(value, value, value, float(value == 0), float("inf"), tasks)
+    half = float(stats.t.ppf((1 + intervals.LEVEL) / 2, degrees) * np.sqrt(variance))
+    p = float(2 * stats.t.sf(abs(value) / np.sqrt(variance), degrees))
+    return Estimate(value, value - half, value + half, p, degrees, tasks)
+
+
+def _variance(tasks: Mapping[str, TaskEffect]) -> tuple[float, float]:
+    """Variance of the mean over tasks, and Satterthwaite's degrees of freedom."""
+    variance = sum(sum(task.variances) for task in tasks.values()) / len(tasks) ** 2
+    parts = [part for task in tasks.values() for part in task.mean_squares]
+    spread = sum((size / len(tasks) ** 2) ** 2 / degrees for size, degrees in parts)
+    return variance, variance**2 / spread if spread else float("inf")
+
+
+# ------------------------------------------------------------------------------------------------------------ verdicts
+def verdict(found: Estimate | None, adjusted_p: float, bound: float) -> str:
+    """
+    What an estimate says of a statement whose effect is positive where it holds.
+
+    Parameters
+    ----------
+    found : None is undecided.
+    adjusted_p : its p value after `false_discovery` over all statements.
+    bound : effects within it, to either side, are as good as none.
+    """
+    if found is None:
+        return UNDECIDED
+    if -bound < found.low and found.high < bound:
+        return EQUIVALENT
+    if adjusted_p > 1 - intervals.LEVEL:
+        return UNDECIDED
+    return REPRODUCED if found.value > 0 else REFUTED
+
+
+def false_discovery(p: ArrayLike) -> Floats:
+    """P values adjusted by Benjamini and Hochberg (1995): at most 5 % of what is decided is expected to be false."""
+    values = np.asarray(p, float)
+    adjusted: Floats = np.asarray(stats.false_discovery_control(values)) if len(values) else values
+    return adjusted
+
+
+def needed(found: Estimate, bound: float) -> dict[str, int | None]:
+    """
+    How many seeds, or else questions, a task would need so that an effect of this size is decided.
+
+    Decided is an interval on one side of 0, or within the bound. None: more than `MOST_SEEDS` or `MOST_QUESTIONS` would
+    be, for what one leaves open the other does not close.
+    """
+    distance = max(abs(found.value), bound - abs(found.value))
+
+    def is_enough(seeds: float, questions: float) -> bool:
+        parts = [_with(task, seeds, questions) for task in found.tasks.values()]
+        return NORMAL * np.sqrt(sum(parts)) / len(parts) < distance
+
+    n_seeds = next((n for n in _counts(found.n_seeds, MOST_SEEDS) if is_enough(n, 0)), None)
+    fewest = min(task.n_questions for task in found.tasks.values())
+    n_questions = next((n for n in _counts(fewest, MOST_QUESTIONS) if is_enough(0, n)), None)
+    return {"n_seeds": n_seeds, "n_questions": n_questions}
+
+
+def _with(task: TaskEffect, n_seeds: float, n_questions: float) -> float:
+    """The variance of a task's effect with more seeds or questions; 0 stands for as many as there are."""
+    seeds, questions = (n_seeds or task.n_seeds) / task.n_seeds, (n_questions or task.n_questions) / task.n_questions
+    by_seed, by_question, rest = task.variances
+    return by_seed / seeds + by_question / questions + rest / (seeds * questions)
+
+
+def _counts(start: int, most: int) -> list[int]:
+    """Whole numbers from `start` to `most`, each about a tenth larger."""
+    return sorted({*(int(round(start * 1.1**step)) for step in range(200) if start * 1.1**step <= most)})

@@ -1,0 +1,140 @@
+"""
+The verdicts of the reproduction: one effect a statement, from all of its evidence, by the rule of `book/protocol.md`.
+
+The rule itself is `measures.hierarchical`; here it meets the records.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from iclgd_helpers.experiments import readings
+from iclgd_helpers.experiments.readings import RAW, READINGS
+from iclgd_helpers.experiments.records import Record
+from iclgd_helpers.measures import hierarchical
+from iclgd_helpers.measures.hierarchical import Estimate, TaskEffect
+from iclgd_helpers.pages import gates, selection
+from iclgd_helpers.pages.gates import SHUT, Gate
+from iclgd_helpers.pages.judging import SUFFIX, Stored
+from iclgd_helpers.pages.selection import TASKS, cell
+from iclgd_helpers.pages.statements import Statement
+
+# Of `verdicts.json`; `n_examples` are the questions of all tasks together, `n_seeds` those of the task with the fewest.
+COLUMNS = (
+    "id statement reading model rate effect low high n_seeds n_examples verdict needed p adjusted_p n_tasks by_task "
+    "new_seeds"
+).split()
+Grid = Mapping[tuple[str, str], Sequence[Record]]  # (model, task) -> records, one a seed, in one reading
+
+
+class Asked(NamedTuple):
+    """One question to the records: a statement for a model, at one learning rate, in one reading."""
+
+    statement: Statement
+    model: str
+    rate: str
+    reading: str
+
+
+def decide(statements: Sequence[Statement], found: Sequence[Record], stored: Stored) -> list[dict[str, Any]]:
+    """
+    A verdict for each statement, model, learning rate and reading; in `COLUMNS`, as plain data.
+
+    Parameters
+    ----------
+    found : records with trained weights and real text (others are left out), of any seeds.
+    stored : of it, sweeps of clipping and records in other orders, for the statements that are made of these.
+    """
+    evidence = [record for record in found if selection.is_evidence(record)]
+    grids = {reading: selection.by_task(readings.of(evidence, reading)) for reading in READINGS}
+    opened = {(reading, *key): gates.gate(of_task) for reading, grid in grids.items() for key, of_task in grid.items()}
+    asked = list(_asked(statements, list(dict.fromkeys(cell(record)[0] for record in evidence))))
+    estimates = [_estimate(one, grids[one.reading], opened, stored) for one in asked]
+    judged = [place for place, one in enumerate(estimates) if one is not None]
+    p_values = hierarchical.false_discovery([one.p for one in estimates if one is not None])
+    adjusted = dict(zip(judged, p_values.tolist(), strict=True))
+    new = [{key: _new(of_task) for key, of_task in grids[one.reading].items()} for one in asked]
+    return [
+        _row(one, estimate, adjusted.get(place, np.nan), _estimate(one, new[place], opened, stored))
+        for place, (one, estimate) in enumerate(zip(asked, estimates, strict=True))
+    ]
+
+
+def _asked(statements: Sequence[Statement], models: Sequence[str]) -> Iterator[Asked]:
+    """Both readings where they can differ: in the answers, or in the gate."""
+    for statement, model in itertools.product(statements, models):
+        both = statement.answers or statement.gated
+        for rate, reading in itertools.product(statement.rates, READINGS if both else (RAW,)):
+            yield Asked(statement, model, rate, reading)
+
+
+def _new(of_task: Sequence[Record]) -> list[Record]:
+    """The records of seeds that no exploratory run had."""
+    return [record for record in of_task if cell(record)[2] not in selection.SEEDS[cell(record)[1]]]
+
+
+# ------------------------------------------------------------------------------------------------------------ estimates
+def _estimate(one: Asked, grid: Grid, opened: Mapping[Any, Gate], stored: Stored) -> Estimate | None:
+    """The estimate over the tasks that count; None if there are fewer than the statement needs."""
+    found = {}
+    for task in TASKS:
+        if one.statement.gated and not opened.get((one.reading, one.model, task), SHUT).is_open:
+            continue
+        if (effect := task_effect(one, task, grid.get((one.model, task), []), stored)) is not None:
+            found[task] = effect
+    return hierarchical.estimate(found) if len(found) >= one.statement.fewest else None
+
+
+def task_effect(one: Asked, task: str, of_task: Sequence[Record], stored: Stored) -> TaskEffect | None:
+    """The effect in one task, from its records in one reading; sweeps and orders are the exploratory ones."""
+    effect, key = one.statement.effect, (one.model, task)
+    if one.statement.unit == "clips":
+        sweep = stored.clips.get(key)
+        return sweep and hierarchical.from_interval(effect(sweep), 1, sweep["points"][0]["n"])
+    if one.statement.exploratory:
+        of_task = [record for record in stored.exploratory if cell(record)[:2] == key]
+    if one.statement.unit == "orders":
+        of_task = readings.of([record for record in stored.reordered if cell(record)[:2] == key], one.reading)
+    if one.statement.unit in ("draws", "orders"):
+        n = min((record.json["n_compared"] for record in of_task), default=0)
+        return hierarchical.from_interval(effect(of_task), len(of_task), n) if len(of_task) > 1 else None
+    made = []
+    for record in of_task:
+        try:
+            made.append(effect(record, SUFFIX[one.rate]))
+        except KeyError:  # an arm is missing there, or has diverged
+            continue
+    return hierarchical.of_task([found for found in made if found is not None])
+
+
+def _row(one: Asked, found: Estimate | None, adjusted_p: float, of_new_seeds: Estimate | None) -> dict[str, Any]:
+    statement, bound = one.statement, one.statement.bound
+    row: dict[str, Any] = {
+        "id": statement.id,
+        "statement": statement.says,
+        "reading": one.reading,
+        "model": selection.short(one.model),
+        "rate": one.rate,
+        "verdict": hierarchical.verdict(found, adjusted_p, bound),
+    }
+    if found is None:
+        empty = dict.fromkeys(("effect", "low", "high", "needed", "p", "adjusted_p", "new_seeds"))
+        return row | empty | {"n_seeds": 0, "n_examples": 0, "n_tasks": 0, "by_task": {}}
+    is_open = row["verdict"] == hierarchical.UNDECIDED
+    return row | {
+        "effect": found.value,
+        "low": found.low,
+        "high": found.high,
+        "n_seeds": found.n_seeds,
+        "n_examples": found.n_questions,
+        "needed": hierarchical.needed(found, bound) if is_open else None,
+        "p": found.p,
+        "adjusted_p": adjusted_p,
+        "n_tasks": len(found.tasks),
+        "by_task": {task: effect.value for task, effect in found.tasks.items()},
+        "new_seeds": of_new_seeds and [of_new_seeds.value, of_new_seeds.low, of_new_seeds.high],
+    }

@@ -1,0 +1,119 @@
+"""All verdicts on one screen: a sentence a statement; for each model and reading a word, a colour, an interval."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from IPython.display import HTML
+
+from iclgd_helpers.measures.hierarchical import EQUIVALENT, REFUTED, REPRODUCED, UNDECIDED
+from iclgd_helpers.pages.statements import BY_ID, STATEMENTS
+
+Row = Mapping[str, Any]  # of `decisions.decide`
+SIGNS = {REPRODUCED: "▲", REFUTED: "▼", EQUIVALENT: "＝", UNDECIDED: "?"}
+CLASSES = {REPRODUCED: "reproduced", REFUTED: "refuted", EQUIVALENT: "none", UNDECIDED: "undecided"}
+REACH = 5.0  # bounds to either side of the axis; what lies further off is drawn at its end
+WIDTH, HEIGHT = 120, 14
+NO_EVIDENCE = "not judged"
+
+
+def table(rows: Sequence[Row], rate: str = "protocol", caption: str = "") -> HTML:
+    """
+    One line a statement, one column a model and reading.
+
+    A statement about attention or gradients has one reading, and its cell spans both. The axis of every interval is in
+    units of the statement's bound, which is drawn as a band: a statement about shares and one about similarities can
+    be read side by side.
+    """
+    mine = [row for row in rows if row["rate"] == rate]
+    models = list(dict.fromkeys(row["model"] for row in mine))
+    head = "".join(f'<th scope="colgroup" colspan="2">{html.escape(model)}</th>' for model in models)
+    second = "".join('<th scope="col">raw</th><th scope="col">calibrated</th>' for _model in models)
+    found = {(row["id"], row["model"], row["reading"]): row for row in mine}
+    lines = []
+    for statement in STATEMENTS:
+        cells = [_cells(found, statement.id, model) for model in models]
+        said = f'<th scope="row"><b>{statement.id}</b> {html.escape(statement.says)} <i>{statement.kind}</i></th>'
+        lines.append(f"<tr>{said}{''.join(cells)}</tr>")
+    title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
+    first = '<th scope="col" rowspan="2">statement</th>'
+    return HTML(
+        f'<div class="verdicts"><table>{title}<thead><tr>{first}{head}</tr><tr>{second}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _cells(found: Mapping[tuple[str, str, str], Row], name: str, model: str) -> str:
+    readings = [found.get((name, model, reading)) for reading in ("raw", "calibrated")]
+    if readings[1] is None:
+        return _cell(readings[0], f"{model}, both readings", span=2)
+    return "".join(_cell(row, f"{model}, {row['reading']}") for row in readings if row)
+
+
+def _cell(row: Row | None, label: str, span: int = 1) -> str:
+    """A chip above its interval; `label` is what a narrow screen shows for the column's head."""
+    start = f'<td colspan="{span}" data-label="{html.escape(label)}">'
+    if row is None or row["effect"] is None:
+        return f'{start}<span class="chip">{NO_EVIDENCE}</span></td>'
+    chip = f'<span class="chip {CLASSES[row["verdict"]]}">{SIGNS[row["verdict"]]} {row["verdict"]}</span>'
+    return f"{start}{chip}{drawn(row)}</td>"
+
+
+def drawn(row: Row) -> str:
+    """Effect and interval on an axis in units of the bound, as a picture that can be read aloud."""
+    bound = BY_ID[row["id"]].bound
+    place = {name: (1 + min(1, max(-1, row[name] / bound / REACH))) * WIDTH / 2 for name in ("low", "effect", "high")}
+    band, middle = WIDTH / 2 / REACH, HEIGHT / 2
+    words = f"{row['effect']:+.3f}, 95 % interval {row['low']:+.3f} to {row['high']:+.3f}"
+    line = f'<line x1="{place["low"]:.1f}" x2="{place["high"]:.1f}" y1="{middle}" y2="{middle}" class="interval"/>'
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="{words}">'
+        f"<title>{words}</title>"
+        f'<rect x="{WIDTH / 2 - band:.1f}" width="{2 * band:.1f}" y="0" height="{HEIGHT}" class="bound"/>'
+        f'<line x1="{WIDTH / 2}" x2="{WIDTH / 2}" y1="0" y2="{HEIGHT}" class="zero"/>{line}'
+        f'<circle cx="{place["effect"]:.1f}" cy="{middle}" r="3.5" class="effect"/></svg>'
+    )
+
+
+def counted(rows: Iterable[Row]) -> dict[str, int]:
+    """How many verdicts of each kind, all four words named."""
+    said = [row["verdict"] for row in rows]
+    return {word: said.count(word) for word in SIGNS}
+
+
+def lines(rows: Sequence[Row], n_runs: Mapping[str, tuple[int, int]]) -> list[tuple[str, str]]:
+    """
+    The outcome in a few sentences, as pairs of a lead and the rest.
+
+    Parameters
+    ----------
+    n_runs : model -> how many of its runs there are, and how many there should be.
+    """
+    said = []
+    for model, (there, wanted) in n_runs.items():
+        mine = [row for row in rows if row["model"] == model]
+        counts = ", ".join(f"{n} {word}" for word, n in counted(mine).items())
+        interim = "" if there == wanted else f" Interim: {there} of {wanted} runs."
+        said.append((f"{model}:", f"{counts}, of {len(mine)} verdicts in both readings and at both rates.{interim}"))
+    for word in (REPRODUCED, REFUTED, EQUIVALENT):
+        if names := always(rows, word):
+            said.append((f"{word.capitalize()} everywhere:", "; ".join(f"{BY_ID[n].says} ({n})" for n in names)))
+    if names := bias_only(rows):
+        said.append(("Raw and calibrated differ in sign or verdict:", ", ".join(names) + "."))
+    return said
+
+
+def always(rows: Sequence[Row], word: str) -> list[str]:
+    """Statements whose every verdict is that word."""
+    return [one.id for one in STATEMENTS if {r["verdict"] for r in rows if r["id"] == one.id} == {word}]
+
+
+def bias_only(rows: Sequence[Row]) -> list[str]:
+    """Statements that are decided otherwise in the one reading than in the other, for a model and learning rate."""
+    said: dict[tuple[str, str, str], set[str]] = {}
+    for row in rows:
+        said.setdefault((row["id"], row["model"], row["rate"]), set()).add(row["verdict"])
+    differing = {name for (name, _model, _rate), words in said.items() if len(words - {UNDECIDED}) > 1}
+    return [one.id for one in STATEMENTS if one.id in differing]

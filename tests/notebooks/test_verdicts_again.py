@@ -1,0 +1,145 @@
+"""The stored verdicts, once more: from the Parquet files alone, in a few lines that share nothing with the helpers."""
+
+import itertools
+import json
+from collections import defaultdict
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from iclgd_helpers.paths import repository_root
+
+ROOT = repository_root()
+STORED = ROOT / "results" / "verdicts.json"
+# Statement -> effect of one task from answers `[arm][seed, question]`, or from columns; whether it is gated, its bound.
+ANSWERS: dict[str, tuple[Any, bool]] = {
+    "R1": (lambda a, y, end: right(a, "in_context", y) - right(a, "zero_shot", y), False),
+    "R2": (lambda a, y, end: right(a, "standard" + end, y) - right(a, "zero_shot", y), False),
+    "R3": (lambda a, y, end: right(a, "in_context", y) - right(a, "standard" + end, y), True),
+    "R4": (lambda a, y, end: moved(a, "in_context") - moved(a, "standard" + end), True),
+}
+COLUMNS = {
+    "R13": ("sim_aou/joint*", "sim_aou/standard*"),
+    "R15": ("sim_am_direct/standard*", "sim_am_direct/joint*"),
+}
+
+
+def right(answers: Any, arm: str, y: Any) -> Any:
+    return (answers[arm] == y).astype(float)
+
+
+def moved(answers: Any, arm: str) -> Any:
+    return (answers[arm] != answers["zero_shot"]).astype(float)
+
+
+@cache
+def records() -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """(model, task) -> its runs: two tables and a seed each."""
+    found = defaultdict(list)
+    for folder in sorted((ROOT / "results" / "confirmation").glob("*/")):
+        given = json.loads((folder / "record.json").read_text())["parameters"]
+        run = {name: pd.read_parquet(folder / f"{name}.parquet") for name in ("examples", "calibration")}
+        found[given["model"], given["task"]].append(run | {"seed": given["seed"]})
+    return {key: sorted(runs, key=lambda run: run["seed"]) for key, runs in found.items()}
+
+
+def answers(runs: list[dict[str, Any]], table: str, reading: str) -> tuple[dict[str, Any], Any, list[Any]]:
+    """Predictions `[arm][seed, row]` with all arms that every seed has, labels, and rows of each seed."""
+    found, rows = defaultdict(list), []
+    for run in runs:
+        training = run["calibration"][run["calibration"]["row"] >= 0]
+        asked = training if table == "calibration" else run["examples"]
+        rows.append(asked["row"].tolist())
+        for name in (name for name in asked if name.startswith("log_probability/")):
+            scores, texts = (np.stack(one[name].tolist()).astype(float) for one in (asked, training))
+            shares = np.exp(texts - texts.max(1, keepdims=True))
+            prior = np.log((shares / shares.sum(1, keepdims=True)).mean(0))
+            found[name.split("/")[1]].append((scores - prior * (reading == "calibrated")).argmax(1))
+    whole = {arm: one for arm, one in found.items() if len(one) == len(runs)}
+    return whole, runs[0]["examples"]["label"].to_numpy(), rows
+
+
+def variance(x: Any) -> list[tuple[float, int]]:
+    """Of the mean of `[seed, question]`: parts with their degrees of freedom."""
+    s, q = x.shape
+    a, b = x.mean(1), x.mean(0)
+    e = ((x - a[:, None] - b + x.mean()) ** 2).sum() / ((s - 1) * (q - 1))
+    by = (max(q * a.var(ddof=1), e), s - 1), (max(s * b.var(ddof=1), e), q - 1), (-e, (s - 1) * (q - 1))
+    return [(size / x.size, degrees) for size, degrees in by]
+
+
+def estimate(tasks: list[Any]) -> tuple[float, float, float]:
+    parts = [(size / len(tasks) ** 2, degrees) for x in tasks for size, degrees in variance(x)]
+    whole = sum(size for size, _ in parts)
+    degrees = whole**2 / sum(size**2 / degrees for size, degrees in parts)
+    value, half = np.mean([x.mean() for x in tasks]), stats.t.ppf(0.975, degrees) * np.sqrt(whole)
+    return float(value), float(value - half), float(value + half)
+
+
+def is_open(runs: list[dict[str, Any]], reading: str) -> bool:
+    found, _labels, rows = answers(runs, "calibration", reading)
+    shared = set.intersection(*map(set, rows))
+    gain = []
+    for i, run in enumerate(runs):
+        texts = run["calibration"][run["calibration"]["row"] >= 0]
+        y, kept = texts["label"].to_numpy(), texts["row"].isin(shared).to_numpy()
+        gain.append(((found["in_context"][i] == y) * 1.0 - (found["zero_shot"][i] == y))[kept])
+    return estimate([np.array(gain)])[1] > 0
+
+
+def again(name: str, model: str, reading: str, end: str) -> tuple[float, float, float] | None:
+    tasks = []
+    for task in ("sst2", "sst5", "mr", "subj", "agnews", "cb"):
+        runs = records().get((model, task), [])
+        if len(runs) < 2 or ((name not in ANSWERS or ANSWERS[name][1]) and not is_open(runs, reading)):
+            continue
+        if name in ANSWERS:
+            found, y, _rows = answers(runs, "examples", reading)
+            x = ANSWERS[name][0]({arm: np.array(one) for arm, one in found.items()}, y, end)
+        else:
+            over, under = (
+                np.array(
+                    [[np.nanmean(np.array(v, float)) for v in run["examples"][c.replace("*", end)]] for run in runs]
+                )
+                for c in COLUMNS[name]
+            )
+            x = over - under
+        tasks.append(x[:, ~np.isnan(x).any(0)])
+    return estimate(tasks) if len(tasks) >= 3 else None
+
+
+def test_verdicts_are_those_of_the_parquet_files() -> None:
+    rows = {(r["id"], r["model"], r["reading"], r["rate"]): r for r in json.loads(STORED.read_text())}
+    compared = 0
+    models = {model for model, _task in records()}
+    for name, model, reading, rate in itertools.product(
+        [*ANSWERS, *COLUMNS], models, ("raw", "calibrated"), ("protocol", "chosen")
+    ):
+        if (row := rows.get((name, model, reading, rate))) is None:
+            continue
+        found = again(name, model, reading, {"protocol": "", "chosen": "_chosen"}[rate])
+        if found is None:
+            assert row["effect"] is None, (name, model, reading, rate)
+            continue
+        assert (row["effect"], row["low"], row["high"]) == pytest.approx(
+            found, abs=2e-3
+        )  # similarities: half precision
+        compared += 1
+        word = row["verdict"]
+        if word == "equivalent to none":
+            assert max(-found[1], found[2]) < (0.05 if name in ANSWERS else 0.02)
+        elif word != "undecided":
+            assert (found[1] > 0) == (word == "reproduced") and (found[2] < 0) == (word == "refuted")
+    complete = {model for model in models if sum(len(runs) for (m, _t), runs in records().items() if m == model) == 26}
+    assert compared >= 20 * len(complete)
+
+
+def test_control_answers_of_another_arm_give_other_numbers() -> None:
+    """The comparison above could not pass with the wrong arms."""
+    x = np.random.default_rng(0).random((5, 40))
+    assert estimate([x, x + 0.1])[0] == pytest.approx(x.mean() + 0.05)
+    assert estimate([x])[2] - estimate([x])[1] > estimate([x.repeat(4, 0)])[2] - estimate([x.repeat(4, 0)])[1]
