@@ -103,4 +103,6 @@ def names(controls: bool, chosen: Collection[str] = (), only: Collection[str] | 
 
 def among(chosen: Mapping[str, float] | None, only: Collection[str] | None) -> dict[str, float] | None:
     """The chosen rates of the methods that are run."""
-    return chosen and {method: rate for method, rate in chosen.items() if only is None or method in only}
+    if chosen is None:
+        return None
+    return {method: rate for method, rate in chosen.items() if only is None or method in only}

@@ -213,7 +213,7 @@ def _calibrated(
     evidence = {arm: calibration.calibrated(values, log_prior[arm]) for arm, values in scores.items()}
     arms = {arm: {**answers(values, labels[: len(values)]), "log_prior": log_prior[arm].tolist()}
             for arm, values in evidence.items()}  # fmt: skip
-    comparisons = {name: indices(*(evidence[arm] for arm in triple), labels)
+    comparisons = {name: indices([evidence[arm] for arm in triple], labels)
                    for name, triple in comparisons_of(scores).items()}  # fmt: skip
     return {"n_calibration_texts": int(is_training.sum()), "calibrated": {"arms": arms, "comparisons": comparisons}}
 
@@ -265,26 +265,25 @@ def answers(log_probabilities: NDArray[Any], labels: NDArray[np.int64]) -> dict[
 def _comparison(name: str, columns: Columns, labels: NDArray[np.int64]) -> dict[str, Any]:
     """Similarities and indices of one comparison; of an arm that has diverged, all undefined."""
     compared = {kind: values for (kind, of), values in columns.items() if of == name and kind.startswith("sim_")}
-    found = indices(*(columns["log_probability", arm] for arm in COMPARISONS[name]), labels)
+    found = indices([columns["log_probability", arm] for arm in COMPARISONS[name]], labels)
     for metric, values in compared.items():
         found[metric] = intervals.layer_means(np.full_like(values, np.nan) if found["diverged"] else values)
     return found
 
 
-def indices(
-    unchanged: NDArray[Any], in_context: NDArray[Any], updated: NDArray[Any], labels: NDArray[np.int64]
-) -> dict[str, Any]:
+def indices(three: Sequence[NDArray[Any]], labels: NDArray[np.int64]) -> dict[str, Any]:
     """
     Partition and indices of three arms' predictions, with intervals; of an arm that has diverged, all undefined.
 
     Parameters
     ----------
-    unchanged, in_context, updated : log-probabilities, `[query, class]`; the queries are the first of the longest.
+    three : log-probabilities of the unchanged, the in-context and the updated arm, `[query, class]`; the first queries.
     labels : `[query]`, the right class.
     """
-    scores = [values[: len(updated)] for values in (unchanged, in_context, updated)]
+    n = min(map(len, three))
+    scores = [values[:n] for values in three]
     diverged = any(map(is_diverged, scores))
-    predictions = (*(values.argmax(-1) for values in scores), labels[: len(updated)])
+    predictions = (*(values.argmax(-1) for values in scores), labels[:n])
     result: dict[str, Any] = {"diverged": diverged}
     parts = metrics.partition(*predictions)
     result["partition"] = dict.fromkeys(parts) if diverged else parts

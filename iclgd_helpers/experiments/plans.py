@@ -199,7 +199,7 @@ def confirmation(names: Sequence[str], tasks: Sequence[str]) -> list[Planned]:
             rates = next(_of_task(model, task))
             known[task] = _Known.of([rates, items[0]])
         for of_seed in zip_longest(*several.values()):  # a task may have fewer seeds
-            found += [_run(item, known[item.given.task], protocol.CONFIRMATION) for item in of_seed if item]
+            found += [_run(item, known[item.given.task]) for item in of_seed if item]
     return found
 
 
@@ -219,15 +219,20 @@ def _confirmatory(model: str, task: str) -> list[Item]:
     return [Item("confirmation", resolve({**given, "seed": seed})) for seed in protocol.CONFIRMATORY_SEEDS[task]]
 
 
-def _run(item: Item, known: _Known, records_folder: str = protocol.RECORDS) -> Planned:
+def _run(item: Item, known: _Known) -> Planned:
     """A run, at the chosen learning rates where they are known, else after they are chosen."""
-    work, folder = _run_cost(item.given, known), paths.resolve_path(records_folder)
+    work, folder = _run_cost(item.given, known), paths.resolve_path(_folder(item.stage))
     given = item.given.model_copy(update={"chosen_rates": arms.among(known.chosen, item.given.arms)})
     identity = records.run_id(given, known.data.checksum, known.model_content)
     is_stored = known.chosen is not None and records.find(identity, folder) is not None
     after = () if known.chosen else (known.first,)
     job = _run_job(item.name, given, folder, identity, work.flops, after)
     return Planned(job, f"{given.model} {item.stage}", work.peak_memory_bytes, is_stored)
+
+
+def _folder(stage: str) -> str:
+    """Where the records of a stage lie."""
+    return protocol.CONFIRMATION if stage == "confirmation" else protocol.RECORDS
 
 
 def _sweep(item: Item, known: _Known) -> Planned:

@@ -208,7 +208,7 @@ def needed(found: Estimate, bound: float) -> dict[str, int | None]:
 
     def is_enough(seeds: float, questions: float) -> bool:
         parts = [_with(task, seeds, questions) for task in found.tasks.values()]
-        return NORMAL * np.sqrt(sum(parts)) / len(parts) < distance
+        return bool(NORMAL * np.sqrt(sum(parts)) / len(parts) < distance)
 
     n_seeds = next((n for n in _counts(found.n_seeds, MOST_SEEDS) if is_enough(n, 0)), None)
     fewest = min(task.n_questions for task in found.tasks.values())

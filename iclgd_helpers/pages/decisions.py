@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from iclgd_helpers.experiments import readings
+from iclgd_helpers.experiments.protocol import SEEDS
 from iclgd_helpers.experiments.readings import RAW, READINGS
 from iclgd_helpers.experiments.records import Record
 from iclgd_helpers.measures import hierarchical
@@ -74,7 +75,7 @@ def _asked(statements: Sequence[Statement], models: Sequence[str]) -> Iterator[A
 
 def _new(of_task: Sequence[Record]) -> list[Record]:
     """The records of seeds that no exploratory run had."""
-    return [record for record in of_task if cell(record)[2] not in selection.SEEDS[cell(record)[1]]]
+    return [record for record in of_task if cell(record)[2] not in SEEDS[cell(record)[1]]]
 
 
 # ------------------------------------------------------------------------------------------------------------ estimates
@@ -94,7 +95,7 @@ def task_effect(one: Asked, task: str, of_task: Sequence[Record], stored: Stored
     effect, key = one.statement.effect, (one.model, task)
     if one.statement.unit == "clips":
         sweep = stored.clips.get(key)
-        return sweep and hierarchical.from_interval(effect(sweep), 1, sweep["points"][0]["n"])
+        return hierarchical.from_interval(effect(sweep), 1, sweep["points"][0]["n"]) if sweep else None
     if one.statement.exploratory:
         of_task = [record for record in stored.exploratory if cell(record)[:2] == key]
     if one.statement.unit == "orders":

@@ -96,8 +96,15 @@ def both(confirmatory: Sequence[Record], rates: Mapping[tuple[str, str], Mapping
     places = {task: place for place, task in enumerate(TASKS)}
     rows.sort(key=lambda row: (row[0], row[2], places[row[1]]))
     lines = [
-        (selection.short(model), TASKS[task], kind, "open" if helps else "closed", tables.with_interval(*gain, 2), n)
-        for model, task, kind, helps, *gain, n in rows
+        (
+            selection.short(model),
+            TASKS[task],
+            kind,
+            "open" if helps else "closed",
+            tables.with_interval(gain, ends, 2),
+            n,
+        )
+        for model, task, kind, helps, gain, ends, n in rows
     ]
     return pd.DataFrame(lines, columns=list(COLUMNS))
 

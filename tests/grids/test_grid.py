@@ -112,7 +112,7 @@ def test_other_models_compare_rates_with_half_as_many_demonstrations():
 @pytest.mark.parametrize("task", protocol.SEEDS)
 def test_cells_have_the_protocols_settings(task: str):
     usual = parameters.resolve({"preset": "quick", "task": task})
-    differs = {"seed", "max_examples", "max_compared", "model", "chosen_rates", "conditioning"}
+    differs = {"seed", "max_examples", "max_compared", "model", "chosen_rates", "conditioning", "n_calibration_rows"}
     for job in plans.items(protocol.MODELS, ["runs"], [task]):
         assert job.given.model_dump(exclude=differs) == usual.model_dump(exclude=differs)
         assert job.given.max_examples == protocol.N_ROWS

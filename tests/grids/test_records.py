@@ -25,6 +25,7 @@ from iclgd_helpers.experiments.records import Record
 from iclgd_helpers.paths import repository_root
 
 SMOKE = parameters.resolve({"preset": "smoke"})
+PLAIN = parameters.resolve({"preset": "smoke", "n_calibration_rows": 0})
 
 
 @pytest.fixture
@@ -36,15 +37,15 @@ def folder(records_folder: Path) -> Path:
 def a_record(accuracy: float = 0.5, **changed: object) -> Record:
     """A record as a run of the smoke preset would store it, but for its numbers; `changed` goes into its JSON."""
     values = np.arange(6, dtype=np.float16).reshape(3, 2)
-    names = sorted(arms.names(SMOKE.controls))
+    names = sorted(arms.names(PLAIN.controls))
     columns = {f"log_probability/{arm}": list(-np.ones((3, 2), np.float32)) for arm in names}
     examples = pd.DataFrame({"row": [4, 2, 9], "sim_aou/joint": list(values), **columns})
-    content = {"parameters": SMOKE.model_dump(), "engine": "e", "data_checksum": "d", "n_examples": 3}
+    content = {"parameters": PLAIN.model_dump(), "engine": "e", "data_checksum": "d", "n_examples": 3}
     content |= {"arms": {arm: {"accuracy": accuracy} for arm in names}, "undefined": float("nan")}
     return Record(content | {"id": ID} | changed, examples)
 
 
-ID = provenance.run_id(SMOKE.model_dump(), "e", "d", SMOKE.model)
+ID = provenance.run_id(PLAIN.model_dump(), "e", "d", PLAIN.model)
 FILES = [ID, f"{ID}/examples.parquet", f"{ID}/record.json"]
 
 
@@ -307,7 +308,7 @@ OTHER = {
     "equal_demonstrations": False, "max_context": 99, "untrained": "everything", "controls": False,
     "order": 1, "label_score": "mean", "label_prefix": "", "instruction": "Answer.", "chat": True, "too_long": "drop",
     "chosen_rates": {"joint": 0.1}, "conditioning": False, "template": "{a} b", "verbalizers": "x,y",
-    "label_column": "c", "label_values": "0,1",
+    "label_column": "c", "label_values": "0,1", "first_row": 3, "n_calibration_rows": 2, "arms": ["joint"],
 }  # fmt: skip
 WHERE_DATA_LIES = {"preset": "quick", "data_source": "folder", "data_folder": "elsewhere", "data_file": "elsewhere.csv"}
 WHERE_DATA_LIES |= {"device": "cuda", "task_file": "/elsewhere/a_task.yaml"}
@@ -415,4 +416,4 @@ def test_stored_record_is_not_computed_again(folder: Path, monkeypatch: pytest.M
     given = parameters.resolve(GIVEN)
     stored = experiment.run(given, progress=False)
     monkeypatch.setattr(runs, "prepare", lambda _given: pytest.fail("computed again"))
-    assert experiment.run(given).json == stored.json | {"examples_sha256": ANY}
+    assert experiment.run(given).json == stored.json | {"examples_sha256": ANY, "calibration_sha256": ANY}

@@ -227,3 +227,18 @@ def test_zero_vectors_are_undefined_not_zero():
     finetuned[0, 0] = 0
     value = metrics.sim_am(in_context, finetuned)
     assert value[0, 0].isnan() and int(value.isnan().sum()) == 1
+
+
+# ------------------------------------------------------------------------------------------------------------- chance
+def test_jaccard_by_chance_is_that_of_shuffled_questions() -> None:
+    rng = np.random.default_rng(0)
+    z, c, f = rng.integers(0, 3, (3, 300))
+    expected = metrics.jaccard_by_chance(z, c, f)
+    order = np.argsort(z, kind="stable")
+    draws = []
+    for _ in range(400):
+        shuffled = np.lexsort((rng.random(300), z))  # within the questions of one zero-shot answer
+        draws.append(metrics.jaccard(z[order], c[order], f[shuffled], z, "all"))
+    assert np.mean(draws) == pytest.approx(expected, abs=0.01)
+    assert metrics.jaccard(z, c, c, z, "all") > expected + 0.3, "control: the same changes share more"
+    assert np.isnan(metrics.jaccard_by_chance(z, z, z))
