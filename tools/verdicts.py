@@ -17,8 +17,11 @@ DIGITS = 6  # significant; the rest differs between processors
 
 def verdicts() -> list[dict[str, Any]]:
     """One object a statement, model, learning rate and reading; see `decisions.COLUMNS`."""
-    stored = judging.Stored([], selection.reordered(), clips=selection.sweeps("clips"), exploratory=selection.grid())
-    return [_rounded(row) for row in decisions.decide(STATEMENTS, selection.confirmatory(), stored)]
+    exploratory = selection.grid()
+    found = selection.preferred(selection.confirmatory(), exploratory)
+    sweeps = (selection.sweeps("rates"), selection.sweeps("clips"))
+    stored = judging.Stored(found, selection.reordered(), *sweeps, exploratory)
+    return [_rounded(row) for row in decisions.decide(STATEMENTS, found, stored)]
 
 
 def _rounded(value: Any) -> Any:

@@ -10,6 +10,7 @@ takes seconds for each of hundreds of effects, and page 77 simulates them a thou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from iclgd_helpers.measures.resampling import UNDEFINED, Effect
 Floats = NDArray[np.float64]
 REPRODUCED, REFUTED, EQUIVALENT, UNDECIDED = "reproduced", "refuted", "equivalent to none", "undecided"
 DECIDED = (REPRODUCED, REFUTED, EQUIVALENT)
-MOST_SEEDS, MOST_QUESTIONS = 1000, 100_000  # of a task; a plan for more is no plan
+MOST_TIMES = 100  # as many seeds or questions; a plan for more is no plan
 NORMAL = float(stats.norm.ppf((1 + intervals.LEVEL) / 2))
 STEP = 1e-5  # of the central differences; columns are shares, cosines and the like
 
@@ -201,28 +202,26 @@ def needed(found: Estimate, bound: float) -> dict[str, int | None]:
     """
     How many seeds, or else questions, a task would need so that an effect of this size is decided.
 
-    Decided is an interval on one side of 0, or within the bound. None: more than `MOST_SEEDS` or `MOST_QUESTIONS` would
-    be, for what one leaves open the other does not close.
+    Decided is an interval on one side of 0, or within the bound; every task gets as many times more, and the number is
+    that of the task with the fewest. None: `MOST_TIMES` as many would not do, for what one leaves open the other does
+    not close.
     """
     distance = max(abs(found.value), bound - abs(found.value))
+    quantile = stats.t.ppf((1 + intervals.LEVEL) / 2, found.degrees)
 
-    def is_enough(seeds: float, questions: float) -> bool:
-        parts = [_with(task, seeds, questions) for task in found.tasks.values()]
-        return bool(NORMAL * np.sqrt(sum(parts)) / len(parts) < distance)
+    def times(of_seeds: bool) -> float | None:
+        for more in np.geomspace(1.05, MOST_TIMES, 100):
+            parts = [_with(task, *((more, 1.0) if of_seeds else (1.0, more))) for task in found.tasks.values()]
+            if quantile * np.sqrt(sum(parts)) / len(parts) < distance:
+                return float(more)
+        return None
 
-    n_seeds = next((n for n in _counts(found.n_seeds, MOST_SEEDS) if is_enough(n, 0)), None)
-    fewest = min(task.n_questions for task in found.tasks.values())
-    n_questions = next((n for n in _counts(fewest, MOST_QUESTIONS) if is_enough(0, n)), None)
-    return {"n_seeds": n_seeds, "n_questions": n_questions}
+    fewest = {"n_seeds": found.n_seeds, "n_questions": min(task.n_questions for task in found.tasks.values())}
+    wanted = {name: times(name == "n_seeds") for name in fewest}
+    return {name: None if more is None else math.ceil(more * fewest[name]) for name, more in wanted.items()}
 
 
-def _with(task: TaskEffect, n_seeds: float, n_questions: float) -> float:
-    """The variance of a task's effect with more seeds or questions; 0 stands for as many as there are."""
-    seeds, questions = (n_seeds or task.n_seeds) / task.n_seeds, (n_questions or task.n_questions) / task.n_questions
+def _with(task: TaskEffect, seeds: float, questions: float) -> float:
+    """The variance of a task's effect with so many times as many seeds and questions."""
     by_seed, by_question, rest = task.variances
     return by_seed / seeds + by_question / questions + rest / (seeds * questions)
-
-
-def _counts(start: int, most: int) -> list[int]:
-    """Whole numbers from `start` to `most`, each about a tenth larger."""
-    return sorted({*(int(round(start * 1.1**step)) for step in range(200) if start * 1.1**step <= most)})

@@ -27,8 +27,9 @@ from iclgd_helpers.pages.statements import Statement
 # Of `verdicts.json`; `n_examples` are the questions of all tasks together, `n_seeds` those of the task with the fewest.
 COLUMNS = (
     "id statement reading model rate effect low high n_seeds n_examples verdict needed p adjusted_p n_tasks by_task "
-    "new_seeds"
+    "new_seeds part"
 ).split()
+CONFIRMATORY, EXPLORATORY = "confirmatory", "exploratory"
 Grid = Mapping[tuple[str, str], Sequence[Record]]  # (model, task) -> records, one a seed, in one reading
 
 
@@ -47,20 +48,26 @@ def decide(statements: Sequence[Statement], found: Sequence[Record], stored: Sto
 
     Parameters
     ----------
-    found : records with trained weights and real text (others are left out), of any seeds.
-    stored : of it, sweeps of clipping and records in other orders, for the statements that are made of these.
+    found : records with trained weights and real text (others are left out), of each model one part of the protocol.
+    stored : of it, what the exploratory statements are made of, and the gates of records without priors.
     """
     evidence = [record for record in found if selection.is_evidence(record)]
     grids = {reading: selection.by_task(readings.of(evidence, reading)) for reading in READINGS}
-    opened = {(reading, *key): gates.gate(of_task) for reading, grid in grids.items() for key, of_task in grid.items()}
+    opened = {
+        (reading, *key): gates.gate(of_task, selection.gate(stored.rates, *key))
+        for reading, grid in grids.items()
+        for key, of_task in grid.items()
+    }
     asked = list(_asked(statements, list(dict.fromkeys(cell(record)[0] for record in evidence))))
     estimates = [_estimate(one, grids[one.reading], opened, stored) for one in asked]
     judged = [place for place, one in enumerate(estimates) if one is not None]
     p_values = hierarchical.false_discovery([one.p for one in estimates if one is not None])
     adjusted = dict(zip(judged, p_values.tolist(), strict=True))
+    parts = {cell(r)[0]: CONFIRMATORY if readings.has_priors(r) else EXPLORATORY for r in evidence}
     new = [{key: _new(of_task) for key, of_task in grids[one.reading].items()} for one in asked]
     return [
         _row(one, estimate, adjusted.get(place, np.nan), _estimate(one, new[place], opened, stored))
+        | {"part": EXPLORATORY if one.statement.exploratory else parts[one.model]}
         for place, (one, estimate) in enumerate(zip(asked, estimates, strict=True))
     ]
 

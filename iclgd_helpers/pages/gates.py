@@ -46,13 +46,16 @@ class Gate:
 SHUT = Gate(False, None)
 
 
-def gate(of_task: Sequence[Record]) -> Gate:
+def gate(of_task: Sequence[Record], exploratory: bool | None = None) -> Gate:
     """
     The gate of a model and task, from the training rows that its records were calibrated on, in the records' reading.
 
-    The same rows for all seeds: those that are a demonstration of none. Open: the 95 % interval lies above 0.
+    The same rows for all seeds: those that are a demonstration of none. Open: the 95 % interval lies above 0. Records
+    without priors have the `exploratory` gate, as `selection.gate` has it.
     """
     read = [record.calibration for record in of_task if record.calibration is not None]
+    if not read:
+        return Gate(bool(exploratory), None)
     if len(read) < 2:
         return SHUT
     rows = set.intersection(*(set(table["row"][table["row"] >= 0]) for table in read))

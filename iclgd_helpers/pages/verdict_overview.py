@@ -9,6 +9,7 @@ from typing import Any
 from IPython.display import HTML
 
 from iclgd_helpers.measures.hierarchical import EQUIVALENT, REFUTED, REPRODUCED, UNDECIDED
+from iclgd_helpers.pages.decisions import EXPLORATORY
 from iclgd_helpers.pages.statements import BY_ID, STATEMENTS
 
 Row = Mapping[str, Any]  # of `decisions.decide`
@@ -93,10 +94,11 @@ def lines(rows: Sequence[Row], n_runs: Mapping[str, tuple[int, int]]) -> list[tu
     """
     said = []
     for model, (there, wanted) in n_runs.items():
-        mine = [row for row in rows if row["model"] == model]
+        mine = [row for row in rows if row["model"] == model and row["effect"] is not None]
+        parts = {row["part"] for row in rows if row["model"] == model} - {EXPLORATORY}
+        where = "" if parts else f" on exploratory rows (confirmatory runs: {there} of {wanted})"
         counts = ", ".join(f"{n} {word}" for word, n in counted(mine).items())
-        interim = "" if there == wanted else f" Interim: {there} of {wanted} runs."
-        said.append((f"{model}:", f"{counts}, of {len(mine)} verdicts in both readings and at both rates.{interim}"))
+        said.append((f"{model}:", f"{counts}, of {len(mine)} verdicts{where}."))
     for word in (REPRODUCED, REFUTED, EQUIVALENT):
         if names := always(rows, word):
             said.append((f"{word.capitalize()} everywhere:", "; ".join(f"{BY_ID[n].says} ({n})" for n in names)))
@@ -106,8 +108,9 @@ def lines(rows: Sequence[Row], n_runs: Mapping[str, tuple[int, int]]) -> list[tu
 
 
 def always(rows: Sequence[Row], word: str) -> list[str]:
-    """Statements whose every verdict is that word."""
-    return [one.id for one in STATEMENTS if {r["verdict"] for r in rows if r["id"] == one.id} == {word}]
+    """Statements whose every verdict is that word, wherever they are judged."""
+    judged = [row for row in rows if row["effect"] is not None]
+    return [one.id for one in STATEMENTS if {r["verdict"] for r in judged if r["id"] == one.id} == {word}]
 
 
 def bias_only(rows: Sequence[Row]) -> list[str]:

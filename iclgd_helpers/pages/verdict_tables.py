@@ -61,6 +61,7 @@ def decided(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
             "verdict": row["verdict"] if row["effect"] is not None else "not judged",
             "effect": tables.with_interval(row["effect"], (row["low"], row["high"]), missing="–"),
             "adjusted p": "–" if row["adjusted_p"] is None else f"{row['adjusted_p']:.2g}",
+            "rows": row["part"],
             "tasks": row["n_tasks"],
             "new seeds alone": tables.with_interval(*_parts(row["new_seeds"]), missing="–"),
             "would decide": _needed(row["needed"]),

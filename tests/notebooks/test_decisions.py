@@ -65,6 +65,7 @@ def test_the_gate_reads_the_texts_that_all_seeds_share() -> None:
     found = gates.gate(cut)
     assert found.estimate is not None and found.estimate.n_questions == planted.N_TEXTS - len(few) + 1
     assert gates.gate(few[:1]) == gates.SHUT == gates.gate([dataclasses.replace(r, calibration=None) for r in few])
+    assert gates.gate([dataclasses.replace(few[0], calibration=None)], exploratory=True).is_open
 
 
 def test_a_gated_statement_needs_three_open_tasks() -> None:
@@ -184,10 +185,12 @@ def test_overview_has_a_word_and_an_interval_for_each_model_and_reading() -> Non
 
 def test_lines_count_and_say_what_is_interim() -> None:
     rows = decisions.decide(FEW, a_grid(), NOTHING)
+    rows += [row | {"model": "other", "part": "exploratory"} for row in rows]
     lines = dict(verdict_overview.lines(rows, {MODEL: (26, 26), "other": (2, 26)}))
     numbers = [int(n) for n in re.findall(r"(\d+) [a-z]", lines[f"{MODEL}:"])]
-    assert sum(numbers[:4]) == numbers[4] == len(rows) and "Interim" not in lines[f"{MODEL}:"]
-    assert lines["other:"].endswith("Interim: 2 of 26 runs.")
+    assert sum(numbers[:4]) == numbers[4] == sum(row["effect"] is not None for row in rows) // 2
+    assert "exploratory" not in lines[f"{MODEL}:"]
+    assert lines["other:"].endswith("on exploratory rows (confirmatory runs: 2 of 26).")
     assert "R1" in lines["Reproduced everywhere:"]
 
 

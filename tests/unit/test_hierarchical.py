@@ -133,13 +133,13 @@ def test_false_discoveries_are_held_down_over_all_statements() -> None:
 
 def test_needed_is_what_decides() -> None:
     generator = np.random.default_rng(0)
-    tasks = {str(task): runs(0.03 + crossed(generator, (3, 40), (0.1, 0.0, 0.8))) for task in range(6)}
+    tasks = {str(task): runs(0.1 + crossed(generator, (3, 40), (0.25, 0.0, 0.8))) for task in range(6)}
     found = hierarchical.over_tasks(tasks)
     assert found is not None and hierarchical.verdict(found, found.p, 0.01) == UNDECIDED
     wanted = hierarchical.needed(found, 0.01)
     assert wanted["n_seeds"] is not None and wanted["n_seeds"] > 3
-    distance = max(abs(found.value), 0.01 - abs(found.value))
-    enough = sum(hierarchical._with(task, wanted["n_seeds"], 0) for task in found.tasks.values())
-    assert 1.96 * np.sqrt(enough) / 6 < distance
+    distance, more = max(abs(found.value), 0.01 - abs(found.value)), wanted["n_seeds"] / 3
+    variances = [sum(np.divide(task.variances, (more, 1, more))) for task in found.tasks.values()]
+    assert 1.96 * np.sqrt(sum(variances)) / 6 < distance
     hopeless = {"a": runs(0.001 + crossed(generator, (3, 40), (0.0, 3.0, 0.1)))}
     assert hierarchical.needed(hierarchical.over_tasks(hopeless), 0.0)["n_seeds"] is None  # type: ignore[arg-type]
