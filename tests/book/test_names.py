@@ -102,7 +102,7 @@ def test_html_is_made_in_one_place() -> None:
     sources = {path.stem: path.read_text() for path in (ROOT / "iclgd_helpers").rglob("*.py")}
     for path in book_pages.notebooks():
         sources |= {f"{path.stem} {c.id}": c.source for c in book_pages.read(path).cells if c.cell_type == "code"}
-    assert set(html_made_by_hand(sources)) == {"tables", "figures"}
+    assert set(html_made_by_hand(sources)) == {"tables", "figures", "verdict_overview"}
     assert not any("escape=False" in source for source in sources.values())
     assert html_made_by_hand({"the control": 'share("x", "<b>" + model + "</b>")'})
 

@@ -183,6 +183,14 @@ def test_overview_has_a_word_and_an_interval_for_each_model_and_reading() -> Non
     assert lines[-1].find_all("td")[0].text == "not judged"
 
 
+def test_a_models_name_is_text() -> None:
+    name = "<img src=x onerror=alert(1)>\"'"
+    rows = [row | {"model": name} for row in decisions.decide(FEW, a_grid(), NOTHING)]
+    soup = BeautifulSoup(verdict_overview.table(rows).data, "html.parser")
+    assert not soup.find("img") and soup.thead.find_all("th")[1].text == name  # type: ignore[union-attr]
+    assert soup.tbody.find("td")["data-label"] == f"{name}, raw"  # type: ignore[union-attr, index]
+
+
 def test_lines_count_and_say_what_is_interim() -> None:
     rows = decisions.decide(FEW, a_grid(), NOTHING)
     rows += [row | {"model": "other", "part": "exploratory"} for row in rows]
