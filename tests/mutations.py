@@ -386,7 +386,7 @@ FAULTS = [
     ),
     *_faults(
         "measures/hierarchical.py", "unit/test_hierarchical.py",
-        ("Answers are taken one by one.", "(seeds + residual, degrees[0])", "(residual, degrees[0])",
+        ("Answers are taken one by one.", "max(0.0, float(square - squares[2])) / n", "0.0 * float(square) / n",
          "test_intervals_cover"),
         ("Questions add nothing to the variance.", "(seeds, questions, residual), parts)",
          "(seeds, 0.0, residual), parts)",
@@ -407,16 +407,16 @@ FAULTS = [
          "test_what_is_undefined_has_no_effect"),
     ),
     *_faults(
-        "experiments/readings.py", "exactness/test_calibration.py",
+        "experiments/readings.py", "exactness/test_priors.py",
         ("Texts without content enter the prior.", 'table[table["row"] >= 0]', "table", "test_priors_of_other_sources"),
     ),
     *_faults(
-        "data/demonstrations.py", "exactness/test_calibration.py",
+        "data/demonstrations.py", "exactness/test_priors.py",
         ("Demonstrations are texts of the prior.", "if train[i].row not in shown)", ")",
          "test_texts_are_neither_demonstrations_nor_questions"),
     ),
     *_faults(
-        "experiments/comparison.py", "exactness/test_calibration.py",
+        "experiments/comparison.py", "exactness/test_priors.py",
         ("Texts without content enter the calibrated reading.", "query.row >= 0 for query in run.calibration",
          "True for query in run.calibration", "test_calibrated_predictions_equal_naive"),
     ),

@@ -325,7 +325,7 @@ SHOWN = """(selector => {
 LINKS = {
     "primary": "#pst-primary-sidebar-modal a[href$='how_to_use.html'], .bd-sidebar-primary a[href$='how_to_use.html']"
 }
-LINKS["secondary"] = "a.nav-link[href='#verdicts']"
+LINKS["secondary"] = "a.nav-link[href='#numbers']"
 # A bar like the theme's above the page, with buttons of the same kinds, hidden; there before the theme's scripts run.
 BAR = """document.addEventListener("readystatechange", () => document.body.insertAdjacentHTML("afterbegin",
   ["primary", "secondary"].map(name => `<button hidden class="${name}-toggle"></button>`).join("")), {once: true})"""

@@ -173,6 +173,7 @@ def test_page_with_its_record(tmp_path, records_folder):
         PAGE.name,
         "record.json",
         "examples.parquet",
+        "calibration.parquet",
     }
     parameters = json.loads((tmp_path / "out" / "record.json").read_text())["parameters"]
     assert (parameters["seed"], parameters["preset"], parameters["model"]) == (3, "smoke", "tiny-llama")

@@ -11,7 +11,9 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from iclgd_helpers import storage
 from iclgd_helpers.paths import repository_root
+from tools import verdicts
 
 ROOT = repository_root()
 STORED = ROOT / "results" / "verdicts.json"
@@ -161,6 +163,19 @@ def test_verdicts_are_those_of_the_parquet_files() -> None:
         elif word != "undecided":
             assert (found[1] > 0) == (word == "reproduced") and (found[2] < 0) == (word == "refuted")
     assert compared >= (20 if any("calibration" in runs[0] for runs in records().values()) else 3)
+
+
+def test_the_stored_file_is_what_the_records_give() -> None:
+    """`python -m tools.verdicts` would write the same."""
+    stored, made = json.loads(STORED.read_text()), json.loads(json.dumps(storage.plain(verdicts.verdicts())))
+    numbers = ("effect", "low", "high", "p", "adjusted_p", "new_seeds", "by_task")
+    assert len(stored) == len(made) > 100
+    for one, other in zip(stored, made, strict=True):
+        assert {k: v for k, v in one.items() if k not in numbers} == {
+            k: v for k, v in other.items() if k not in numbers
+        }
+        for name in ("effect", "low", "high"):
+            assert one[name] == pytest.approx(other[name], rel=1e-3, abs=1e-6)
 
 
 def test_control_answers_of_another_arm_give_other_numbers() -> None:
