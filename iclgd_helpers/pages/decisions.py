@@ -27,7 +27,7 @@ from iclgd_helpers.pages.statements import Statement
 # Of `verdicts.json`; `n_examples` are the questions of all tasks together, `n_seeds` those of the task with the fewest.
 COLUMNS = (
     "id statement reading model rate effect low high n_seeds n_examples verdict needed p adjusted_p n_tasks by_task "
-    "new_seeds part"
+    "new_seeds part without_the_gate"
 ).split()
 CONFIRMATORY, EXPLORATORY = "confirmatory", "exploratory"
 Grid = Mapping[tuple[str, str], Sequence[Record]]  # (model, task) -> records, one a seed, in one reading
@@ -68,6 +68,7 @@ def decide(statements: Sequence[Statement], found: Sequence[Record], stored: Sto
     return [
         _row(one, estimate, adjusted.get(place, np.nan), _estimate(one, new[place], opened, stored))
         | {"part": EXPLORATORY if one.statement.exploratory else parts[one.model]}
+        | {"without_the_gate": _numbers(_estimate(one, grids[one.reading], None, stored))}
         for place, (one, estimate) in enumerate(zip(asked, estimates, strict=True))
     ]
 
@@ -86,11 +87,11 @@ def _new(of_task: Sequence[Record]) -> list[Record]:
 
 
 # ------------------------------------------------------------------------------------------------------------ estimates
-def _estimate(one: Asked, grid: Grid, opened: Mapping[Any, Gate], stored: Stored) -> Estimate | None:
-    """The estimate over the tasks that count; None if there are fewer than the statement needs."""
+def _estimate(one: Asked, grid: Grid, opened: Mapping[Any, Gate] | None, stored: Stored) -> Estimate | None:
+    """The estimate over the tasks that count (all of them without gates); None if the statement needs more of them."""
     found = {}
     for task in TASKS:
-        if one.statement.gated and not opened.get((one.reading, one.model, task), SHUT).is_open:
+        if opened is not None and one.statement.gated and not opened.get((one.reading, one.model, task), SHUT).is_open:
             continue
         if (effect := task_effect(one, task, grid.get((one.model, task), []), stored)) is not None:
             found[task] = effect
@@ -144,5 +145,9 @@ def _row(one: Asked, found: Estimate | None, adjusted_p: float, of_new_seeds: Es
         "adjusted_p": adjusted_p,
         "n_tasks": len(found.tasks),
         "by_task": {task: effect.value for task, effect in found.tasks.items()},
-        "new_seeds": of_new_seeds and [of_new_seeds.value, of_new_seeds.low, of_new_seeds.high],
+        "new_seeds": _numbers(of_new_seeds),
     }
+
+
+def _numbers(found: Estimate | None) -> list[float] | None:
+    return None if found is None else [found.value, found.low, found.high]

@@ -26,7 +26,7 @@ def table(rows: Sequence[Row], rate: str = "protocol", caption: str = "") -> HTM
 
     A statement about attention or gradients has one reading, and its cell spans both. The axis of every interval is in
     units of the statement's bound, which is drawn as a band: a statement about shares and one about similarities can
-    be read side by side.
+    be read side by side. A hollow dot describes all tasks together where the gate leaves too few to judge.
     """
     mine = [row for row in rows if row["rate"] == rate]
     models = list(dict.fromkeys(row["model"] for row in mine))
@@ -57,24 +57,35 @@ def _cell(row: Row | None, label: str, span: int = 1) -> str:
     """A chip above its interval; `label` is what a narrow screen shows for the column's head."""
     start = f'<td colspan="{span}" data-label="{html.escape(label)}">'
     if row is None or row["effect"] is None:
-        return f'{start}<span class="chip">{NO_EVIDENCE}</span></td>'
+        described = row and row["without_the_gate"]
+        picture = drawn(described, BY_ID[row["id"]].bound, "described") if row and described else ""
+        return f'{start}<span class="chip">{NO_EVIDENCE}</span>{picture}</td>'
     chip = f'<span class="chip {CLASSES[row["verdict"]]}">{SIGNS[row["verdict"]]} {row["verdict"]}</span>'
-    return f"{start}{chip}{drawn(row)}</td>"
+    numbers = [row["effect"], row["low"], row["high"]]
+    return f"{start}{chip}{drawn(numbers, BY_ID[row['id']].bound, 'effect')}</td>"
 
 
-def drawn(row: Row) -> str:
-    """Effect and interval on an axis in units of the bound, as a picture that can be read aloud."""
-    bound = BY_ID[row["id"]].bound
-    place = {name: (1 + min(1, max(-1, row[name] / bound / REACH))) * WIDTH / 2 for name in ("low", "effect", "high")}
+def drawn(numbers: Sequence[float], bound: float, kind: str) -> str:
+    """
+    An effect and its interval on an axis in units of the bound, as a picture that can be read aloud.
+
+    `kind` is `effect`, or `described` for all tasks together where the gate lets too few through.
+    """
+    names = ("effect", "low", "high")
+    place = {
+        name: (1 + min(1, max(-1, value / bound / REACH))) * WIDTH / 2
+        for name, value in zip(names, numbers, strict=True)
+    }
     band, middle = WIDTH / 2 / REACH, HEIGHT / 2
-    words = f"{row['effect']:+.3f}, 95 % interval {row['low']:+.3f} to {row['high']:+.3f}"
+    words = "{:+.3f}, 95 % interval {:+.3f} to {:+.3f}".format(*numbers)
+    words += ", all tasks, a description" if kind == "described" else ""
     line = f'<line x1="{place["low"]:.1f}" x2="{place["high"]:.1f}" y1="{middle}" y2="{middle}" class="interval"/>'
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" role="img" aria-label="{words}">'
         f"<title>{words}</title>"
         f'<rect x="{WIDTH / 2 - band:.1f}" width="{2 * band:.1f}" y="0" height="{HEIGHT}" class="bound"/>'
         f'<line x1="{WIDTH / 2}" x2="{WIDTH / 2}" y1="0" y2="{HEIGHT}" class="zero"/>{line}'
-        f'<circle cx="{place["effect"]:.1f}" cy="{middle}" r="3.5" class="effect"/></svg>'
+        f'<circle cx="{place["effect"]:.1f}" cy="{middle}" r="3.5" class="{kind}"/></svg>'
     )
 
 

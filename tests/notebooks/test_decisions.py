@@ -72,6 +72,9 @@ def test_a_gated_statement_needs_three_open_tasks() -> None:
     (open_, *_), (shut, *_) = said(a_grid(), id="R3"), said(a_grid(False), id="R3")
     assert open_["n_tasks"] == 6 and open_["verdict"] == "reproduced"
     assert shut["effect"] is None and shut["verdict"] == "undecided" and shut["n_tasks"] == 0
+    assert shut["without_the_gate"] and open_["without_the_gate"][0] == pytest.approx(open_["effect"])
+    soup = BeautifulSoup(verdict_overview.table([shut]).data, "html.parser")
+    assert soup.find("circle")["class"] == ["described"] and "a description" in soup.find("svg")["aria-label"]  # type: ignore[index]
     two = [r for r in a_grid() if selection.cell(r)[1] in ("mr", "cb")]
     assert said(two, id="R3")[0]["effect"] is None
 
