@@ -16,7 +16,7 @@ Row = Mapping[str, Any]  # of `decisions.decide`
 SIGNS = {REPRODUCED: "▲", REFUTED: "▼", EQUIVALENT: "＝", UNDECIDED: "?"}
 CLASSES = {REPRODUCED: "reproduced", REFUTED: "refuted", EQUIVALENT: "none", UNDECIDED: "undecided"}
 REACH = 5.0  # bounds to either side of the axis; what lies further off is drawn at its end
-WIDTH, HEIGHT = 120, 14
+WIDTH, HEIGHT, MARGIN = 100, 14, 5  # of the axis; a dot at its end is drawn whole
 NO_EVIDENCE = "not judged"
 
 
@@ -73,10 +73,10 @@ def drawn(numbers: Sequence[float], bound: float, kind: str) -> str:
     """
     names = ("effect", "low", "high")
     place = {
-        name: (1 + min(1, max(-1, value / bound / REACH))) * WIDTH / 2
+        name: WIDTH / 2 + min(1, max(-1, value / bound / REACH)) * (WIDTH / 2 - MARGIN)
         for name, value in zip(names, numbers, strict=True)
     }
-    band, middle = WIDTH / 2 / REACH, HEIGHT / 2
+    band, middle = (WIDTH / 2 - MARGIN) / REACH, HEIGHT / 2
     words = "{:+.3f}, 95 % interval {:+.3f} to {:+.3f}".format(*numbers)
     words += ", all tasks, a description" if kind == "described" else ""
     line = f'<line x1="{place["low"]:.1f}" x2="{place["high"]:.1f}" y1="{middle}" y2="{middle}" class="interval"/>'

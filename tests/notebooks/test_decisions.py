@@ -179,10 +179,9 @@ def test_overview_has_a_word_and_an_interval_for_each_model_and_reading() -> Non
     row = said(a_grid(), id="R1", reading="raw")[0]
     assert first[0].svg["aria-label"] == f"{row['effect']:+.3f}, 95 % interval {row['low']:+.3f} to {row['high']:+.3f}"
     x = float(first[0].svg.circle["cx"])
-    scale = verdict_overview.WIDTH / 2 / verdict_overview.REACH
-    assert x == pytest.approx(
-        min(verdict_overview.WIDTH, verdict_overview.WIDTH / 2 + scale * row["effect"] / 0.05), abs=0.06
-    )
+    reach = verdict_overview.WIDTH / 2 - verdict_overview.MARGIN
+    shift = min(1, row["effect"] / 0.05 / verdict_overview.REACH) * reach
+    assert x == pytest.approx(verdict_overview.WIDTH / 2 + shift, abs=0.06)
     assert lines[-1].find_all("td")[0].text == "not judged"
 
 
