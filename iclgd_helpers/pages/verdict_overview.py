@@ -112,7 +112,9 @@ def lines(rows: Sequence[Row], n_runs: Mapping[str, tuple[int, int]]) -> list[tu
         said.append((f"{model}:", f"{counts}, of {len(mine)} verdicts{where}."))
     for word in (REPRODUCED, REFUTED, EQUIVALENT):
         if names := always(rows, word):
-            said.append((f"{word.capitalize()} everywhere:", "; ".join(f"{BY_ID[n].says} ({n})" for n in names)))
+            said.append(
+                (f"{word.capitalize()} everywhere:", "; ".join(f"{BY_ID[n].says[:-1]} ({n})" for n in names) + ".")
+            )
     if names := bias_only(rows):
         said.append(("Raw and calibrated differ in sign or verdict:", ", ".join(names) + "."))
     return said

@@ -47,7 +47,8 @@ def test_a_committed_record_is_what_the_present_engine_computes():
     wanted = {"model": "SmolLM2-135M-Instruct", "task": "subj", "seed": 4, "order": 0}
     loaded = records.load_all("results/records")
     record = next(r for r in loaded if wanted.items() <= r.json["parameters"].items())
-    given = parameters.resolve(record.json["parameters"] | {"data_folder": folder})
+    before = {"n_calibration_rows": 0}  # the record is older than this parameter
+    given = parameters.resolve(before | record.json["parameters"] | {"data_folder": folder})
     assert inputs.check([given]) == [record.json["id"]]
     cell = runs.prepare(given)
     arms = {"zero_shot": Arm(cell.layout.prefix()), "in_context": Arm(cell.layout.prefix(cell.demonstrations))}
