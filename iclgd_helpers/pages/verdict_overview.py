@@ -8,9 +8,11 @@ from typing import Any
 
 from IPython.display import HTML
 
+from iclgd_helpers import storage
 from iclgd_helpers.measures.hierarchical import EQUIVALENT, REFUTED, REPRODUCED, UNDECIDED
 from iclgd_helpers.pages.decisions import EXPLORATORY
 from iclgd_helpers.pages.statements import BY_ID, STATEMENTS
+from iclgd_helpers.paths import resolve_path
 
 Row = Mapping[str, Any]  # of `decisions.decide`
 SIGNS = {REPRODUCED: "▲", REFUTED: "▼", EQUIVALENT: "＝", UNDECIDED: "?"}
@@ -18,6 +20,7 @@ CLASSES = {REPRODUCED: "reproduced", REFUTED: "refuted", EQUIVALENT: "none", UND
 REACH = 5.0  # bounds to either side of the axis; what lies further off is drawn at its end
 WIDTH, HEIGHT, MARGIN = 100, 14, 5  # of the axis; a dot at its end is drawn whole
 NO_EVIDENCE = "not judged"
+STORED = "results/verdicts.json"
 
 
 def table(rows: Sequence[Row], rate: str = "protocol", caption: str = "") -> HTML:
@@ -87,6 +90,34 @@ def drawn(numbers: Sequence[float], bound: float, kind: str) -> str:
         f'<line x1="{WIDTH / 2}" x2="{WIDTH / 2}" y1="0" y2="{HEIGHT}" class="zero"/>{line}'
         f'<circle cx="{place["effect"]:.1f}" cy="{middle}" r="3.5" class="{kind}"/></svg>'
     )
+
+
+def stored() -> list[dict[str, Any]]:
+    """The verdicts in `results/verdicts.json`, which `python -m tools.verdicts` writes from the records."""
+    found: list[dict[str, Any]] = storage.parse_json(resolve_path(STORED).read_bytes())
+    return found
+
+
+def finding(rows: Sequence[Row], *ids: str) -> list[tuple[str, str]]:
+    """What came out of some statements, at the protocol's learning rate: a lead and the rest of a line for each."""
+    said = []
+    for name in ids:
+        mine = [row for row in rows if row["id"] == name and row["rate"] == "protocol"]
+        words = [f"{row['model']}, {_reading(row)}: {_in_words(row)}" for row in mine]
+        said.append((f"{name} {BY_ID[name].says}", "; ".join(words) + "."))
+    return said
+
+
+def _reading(row: Row) -> str:
+    statement = BY_ID[row["id"]]
+    reading = f"{row['reading']} reading" if statement.answers or statement.gated else "both readings"
+    return reading if row["part"] != EXPLORATORY else f"{reading}, exploratory rows"
+
+
+def _in_words(row: Row) -> str:
+    if row["effect"] is None:
+        return NO_EVIDENCE
+    return f"{row['verdict']}, effect {row['effect']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
 
 
 def counted(rows: Iterable[Row]) -> dict[str, int]:

@@ -204,6 +204,18 @@ def test_lines_count_and_say_what_is_interim() -> None:
     assert "R1" in lines["Reproduced everywhere:"]
 
 
+def test_a_pages_finding_is_in_the_words_of_its_verdicts() -> None:
+    rows = decisions.decide(FEW, a_grid(), NOTHING)
+    (line, other) = verdict_overview.finding(rows, "R1", "R13")
+    (raw, calm) = (said(a_grid(), id="R1", reading=reading)[0] for reading in readings.READINGS)
+    assert line[0] == "R1 In-context learning beats zero-shot."
+    assert f"raw reading: reproduced, effect {raw['effect']:+.3f} [" in line[1] and "exploratory" not in line[1]
+    assert f"calibrated reading: {calm['verdict']}, effect {calm['effect']:+.3f} [" in line[1]
+    assert "exploratory rows: " in verdict_overview.finding([rows[0] | {"part": "exploratory"}], "R1")[0][1]
+    assert other[0].startswith("R13") and verdict_overview.finding([], "R1")[0][1] == "."
+    assert {row["id"] for row in verdict_overview.stored()} == set(BY_ID)
+
+
 def test_statements_that_only_one_reading_decides_otherwise_are_named() -> None:
     rows = [{"id": "R1", "model": "m", "rate": "protocol", "verdict": word} for word in ("reproduced", "refuted")]
     assert verdict_overview.bias_only(rows) == ["R1"]
