@@ -407,6 +407,15 @@ FAULTS = [
          "test_what_is_undefined_has_no_effect"),
     ),
     *_faults(
+        "pages/decisions.py", "notebooks/test_decisions.py",
+        ("Seeds with other questions are crossed.", "for record in of_task}) > 1:", "for record in of_task}) > 99:",
+         "test_seeds_are_crossed_with_the_same_questions_or_not_at_all"),
+        ("A gate that is closed lets through.", "if opened is not None and one.statement.gated and not",
+         "if False and not", "test_a_gated_statement_needs_three_open_tasks"),
+        ("An effect is read from the wrong reading.", "_estimate(one, grids[one.reading], opened, stored) for",
+         "_estimate(one, grids[RAW], opened, stored) for", "test_effects_are_those_of_the_reading"),
+    ),
+    *_faults(
         "experiments/readings.py", "exactness/test_priors.py",
         ("Texts without content enter the prior.", 'table[table["row"] >= 0]', "table", "test_priors_of_other_sources"),
     ),

@@ -5,7 +5,7 @@ The tasks are the paper's six and stay fixed: the effect is their plain mean. Se
 questions are samples, crossed within a task, for every seed answers the same questions. The variance of a crossed mean
 is estimated from mean squares (Searle, Casella and McCulloch 1992, section 4.3), degrees of freedom are Satterthwaite's
 (1946). A bootstrap of five seeds would be too narrow (its variance is 4/5 of theirs); a mixed model from a library
-takes seconds for each of hundreds of effects, and page 77 simulates them a thousand times.
+takes seconds for each of hundreds of effects, and page 77 simulates them many times.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from iclgd_helpers.measures.resampling import UNDEFINED, Effect
 
 Floats = NDArray[np.float64]
 REPRODUCED, REFUTED, EQUIVALENT, UNDECIDED = "reproduced", "refuted", "equivalent to none", "undecided"
-DECIDED = (REPRODUCED, REFUTED, EQUIVALENT)
 MOST_TIMES = 100  # as many seeds or questions; a plan for more is no plan
 NORMAL = float(stats.norm.ppf((1 + intervals.LEVEL) / 2))
 STEP = 1e-5  # of the central differences; columns are shares, cosines and the like
@@ -91,7 +90,7 @@ class Estimate:
 
 def of_task(runs: Sequence[OfMeans]) -> TaskEffect | None:
     """
-    The effect of one task from its runs, one a seed, over the same questions.
+    The effect of one task from its runs, one a seed, over the same questions: the first ones that all of them have.
 
     It is the statistic of the means over all seeds and questions, so that a ratio whose denominator is small with one
     seed weighs as little as it says; its linear part (delta method) gives every answer its share of the variance.
@@ -102,7 +101,8 @@ def of_task(runs: Sequence[OfMeans]) -> TaskEffect | None:
     """
     if len(runs) < 2:
         return None
-    values = np.array([np.array(run.columns, float) for run in runs])  # [seed, column, question]
+    shortest = min(len(np.asarray(run.columns[0])) for run in runs)
+    values = np.array([np.array(run.columns, float)[:, :shortest] for run in runs])  # [seed, column, question]
     values = values[:, :, ~np.isnan(values).any((0, 1))]
     if not values.shape[2]:
         return None

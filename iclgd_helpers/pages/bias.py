@@ -16,7 +16,6 @@ from iclgd_helpers.measures import calibration, resampling
 from iclgd_helpers.pages import figures
 from iclgd_helpers.pages.selection import TASKS, cell, mark
 
-CAUSES = ("prior", "evidence")
 COLUMNS = ("model", "task", "seed", "arm", "cause", "value", "low", "high", "n", "id")
 
 

@@ -108,9 +108,11 @@ def task_effect(one: Asked, task: str, of_task: Sequence[Record], stored: Stored
         of_task = [record for record in stored.exploratory if cell(record)[:2] == key]
     if one.statement.unit == "orders":
         of_task = readings.of([record for record in stored.reordered if cell(record)[:2] == key], one.reading)
+    n = min((record.json["n_compared"] for record in of_task), default=0)
     if one.statement.unit in ("draws", "orders"):
-        n = min((record.json["n_compared"] for record in of_task), default=0)
         return hierarchical.from_interval(effect(of_task), len(of_task), n) if len(of_task) > 1 else None
+    if len({tuple(record.examples["row"][:n]) for record in of_task}) > 1:
+        return None  # seeds are crossed with the same questions or not at all
     made = []
     for record in of_task:
         try:

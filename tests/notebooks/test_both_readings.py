@@ -1,13 +1,16 @@
 """How pages show both readings: the shares of changed answers by cause, and what is read from predictions."""
 
 import dataclasses
+from collections.abc import Iterator
 
 import matplotlib.pyplot as plt
+import notebook_cells
 import numpy as np
 import pytest
 
 from iclgd_helpers.experiments import experiment, parameters, readings
 from iclgd_helpers.experiments.records import Record
+from iclgd_helpers.measures import metrics
 from iclgd_helpers.pages import bias, changed_answers, questions, tables
 
 GIVEN = {"preset": "smoke", "task": "mr", "n_demonstrations": 4, "max_examples": 30, "n_calibration_rows": 12}
@@ -80,3 +83,18 @@ def test_jaccard_beside_chance(record: Record) -> None:
     wide = changed_answers.chance_laid_out(table)
     assert wide.shape == (1, 4) and list(wide.columns)[0] == ("raw", "seen")
     assert changed_answers.chance_laid_out(changed_answers.beside_chance([record], [])).iloc[0, 2] == "–"
+
+
+def test_chance_is_what_page_50_writes_out() -> None:
+    """The helper is the general version of the page's own lines."""
+    rng = np.random.default_rng(50)
+
+    def made_up(classes: int) -> Iterator[list[np.ndarray]]:
+        for _ in range(200):
+            base = rng.integers(0, classes, 60)
+            yield [np.where(rng.random(60) < 0.5, base, rng.integers(0, classes, 60)) for _ in range(4)]
+
+    page = notebook_cells.run("50_prediction_alignment", "verdict-blind", np=np, metrics=metrics, made_up=made_up)
+    for z, c, f, y in (next(made_up(n)) for n in (2, 3, 5)):
+        both, total = page["blind"](z, c, f, y), (c != z).sum() + (f != z).sum()
+        assert metrics.jaccard_by_chance(z, c, f) == pytest.approx(both / (total - both))

@@ -137,6 +137,16 @@ def test_new_seeds_stand_apart() -> None:
     assert row["new_seeds"][0] == pytest.approx(said(new, id="R1", reading="raw")[0]["effect"])
 
 
+def test_seeds_are_crossed_with_the_same_questions_or_not_at_all() -> None:
+    mine, others = ([r for r in a_grid() if (selection.cell(r)[1] == "mr") == here] for here in (True, False))
+    shorter = dataclasses.replace(mine[0], json=mine[0].json | {"n_compared": 60})
+    (cut,) = said([shorter, *mine[1:], *others], id="R1", reading="raw")
+    assert "mr" in cut["by_task"] and cut["n_examples"] == 5 * 120 + 60
+    moved = dataclasses.replace(mine[0], examples=mine[0].examples.assign(row=mine[0].examples["row"] + 1))
+    (left_out,) = said([moved, *mine[1:], *others], id="R1", reading="raw")
+    assert "mr" not in left_out["by_task"] and left_out["n_tasks"] == 5
+
+
 def test_what_has_diverged_is_left_out_and_no_record_gives_no_verdict() -> None:
     few = [r for r in a_grid() if selection.cell(r)[1] != "mr"]
     marked = [dataclasses.replace(r, json=r.json | {"arms": r.json["arms"] | {"in_context": {"diverged": True}}})

@@ -87,6 +87,12 @@ def test_what_is_undefined_has_no_effect() -> None:
     assert found == without, "a question without a value with one seed counts with none"
 
 
+def test_seeds_share_the_questions_that_all_of_them_have() -> None:
+    shares = np.random.default_rng(0).normal(size=(3, 9))
+    longer = [*runs(shares[:2]), *runs(np.append(shares[2:], [[9.0, 9.0]], 1))]
+    assert hierarchical.of_task(longer) == hierarchical.of_task(runs(shares))
+
+
 def test_an_effect_without_questions_varies_between_seeds_alone() -> None:
     values = np.array([[1.0], [1.5], [0.5]])
     found = hierarchical.estimate({"a": hierarchical.of_task(runs(values))})  # type: ignore[dict-item]
