@@ -16,16 +16,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from iclgd_helpers.experiments import readings
+from iclgd_helpers.experiments import protocol, readings
 from iclgd_helpers.experiments.readings import READINGS
 from iclgd_helpers.experiments.records import Record
 from iclgd_helpers.measures import calibration, hierarchical
 from iclgd_helpers.measures.hierarchical import Estimate
-from iclgd_helpers.pages.selection import TASKS
 from iclgd_helpers.pages.statements import BY_ID
 
 Floats = NDArray[np.float64]
-N_SEEDS, N_QUESTIONS, N_TEXTS = 5, 300, 64  # as the protocol has them
+N_TEXTS = protocol.N_CALIBRATION_ROWS
+SHORT = {task: 56 for task in protocol.ALL_ROWS_TASKS}  # rows of an evaluation split that has no more
 STATEMENTS = ("R1", "R3", "R5", "R8", "R13")  # answers of every kind, and a similarity
 WORDS = (hierarchical.REPRODUCED, hierarchical.REFUTED, hierarchical.EQUIVALENT, hierarchical.UNDECIDED)
 COLUMNS = ("scenario", "draw", "statement", "reading", "effect", "low", "high", "p", "verdict")
@@ -81,7 +81,7 @@ def answers(
 
 
 def records(
-    scenario: Scenario, generator: np.random.Generator, n_seeds: int = N_SEEDS, n: int = N_QUESTIONS
+    scenario: Scenario, generator: np.random.Generator, n_seeds: int, n: int = protocol.N_CONFIRMATORY_ROWS
 ) -> list[Record]:
     """The records of one task, with texts for their priors, as far as the statements read them."""
     log_odds, labels = answers(scenario, n_seeds, n + N_TEXTS, generator)
@@ -113,8 +113,10 @@ def _log_probabilities(log_odds: Floats) -> Floats:
 
 
 def grid(scenario: Scenario, generator: np.random.Generator) -> dict[str, list[Record]]:
-    """Task -> its records: one drawing of the whole reproduction."""
-    return {task: records(scenario, generator) for task in TASKS}
+    """Task -> its records, with the seeds and rows of the protocol: one drawing of the confirmatory part."""
+    sizes = {task: (len(seeds), SHORT.get(task, protocol.N_CONFIRMATORY_ROWS))
+             for task, seeds in protocol.CONFIRMATORY_SEEDS.items()}  # fmt: skip
+    return {task: records(scenario, generator, *size) for task, size in sizes.items()}
 
 
 def estimates(found: Mapping[str, Sequence[Record]]) -> Iterator[tuple[str, str, Estimate]]:
@@ -132,7 +134,7 @@ def simulate(scenario: Scenario, draws: Sequence[int]) -> pd.DataFrame:
     """The verdicts of some drawings of a scenario, numbered by their seeds; in `COLUMNS`."""
     rows = []
     for draw in draws:
-        found = list(estimates(grid(scenario, np.random.default_rng([draw, len(scenario.name)]))))
+        found = list(estimates(grid(scenario, np.random.default_rng([draw, SCENARIOS.index(scenario)]))))
         adjusted = hierarchical.false_discovery([one.p for *_, one in found])
         for (name, reading, one), p in zip(found, adjusted, strict=True):
             said = hierarchical.verdict(one, float(p), BY_ID[name].bound)
