@@ -37,6 +37,11 @@ def outcome(identity: str, seed: int) -> Exact | Measured:
     return registry.load()[identity].outcome(seed)
 
 
+def seeds(claim: Claim) -> tuple[int, ...]:
+    """Seeds of a claim; one is enough where nothing is drawn."""
+    return SEEDS if claim.drawn else SEEDS[:1]
+
+
 @cache
 def code_hash(module: Path) -> str:
     """Hash of a check's module and the helpers it checks; comments and layout do not count."""
@@ -49,25 +54,31 @@ def module_of(claim: Claim) -> Path:
 
 
 def entry(claim: Claim) -> dict[str, Any]:
-    """The claim's line in the ledger: largest residual and smallest control error of all seeds; the first interval."""
-    found = [outcome(claim.id, seed) for seed in SEEDS]
+    """The claim's line in the ledger: largest residual, each control's smallest error of all seeds; first intervals."""
+    found = [outcome(claim.id, seed) for seed in seeds(claim)]
     exact = isinstance(found[0], Exact)
-    values = {
+    values: dict[str, Any] = {
         "tolerance": claim.tolerance if exact else None,
         "residual": max(float(f.residual) for f in found) if exact else None,
-        "control_error": min(float(f.control_error) for f in found) if exact else None,
     }
-    if not exact:
+    if exact:
+        wrong = [{"error": min(errors)} for errors in zip(*(f.control_errors for f in found), strict=True)]
+    else:
         first = found[0]
-        values |= {name: list(map(float, getattr(first, name))) for name in ("interval", "control_interval")}
-        values |= {"level": float(first.level), "n": int(first.n)}
-    texts = ("id", "statement", "source", "notebook", "control", "status")
+        values |= {"interval": list(map(float, first.interval)), "level": float(first.level), "n": int(first.n)}
+        wrong = [{"interval": list(map(float, ends))} for ends in first.control_intervals]
+    controls = [
+        {"text": control.text, "erratum": list(control.erratum)} | error
+        for control, error in zip(claim.controls, wrong, strict=True)
+    ]
+    texts = ("id", "statement", "source", "notebook", "status", "drawn")
     return (
         {name: getattr(claim, name) for name in texts}
         | values
         | {
+            "controls": controls,
+            "seeds": len(seeds(claim)),
             "test": f"tests/claims/test_claims.py::test_claim[{claim.id}]",
-            "erratum": list(claim.erratum),
             "check_hash": code_hash(module_of(claim)),
         }
     )
@@ -76,21 +87,45 @@ def entry(claim: Claim) -> dict[str, Any]:
 def broken_rules(claim: Claim, found: Exact | Measured) -> list[str]:
     """What is wrong with one outcome: an identity must hold and its control must miss; intervals must not overlap."""
     if isinstance(found, Exact):
-        if not (claim.tolerance and math.isfinite(found.residual) and math.isfinite(found.control_error)):
-            return ["an exact check needs a tolerance and finite errors"]
+        if not (
+            claim.tolerance
+            and found.control_errors
+            and all(map(math.isfinite, (found.residual, *found.control_errors)))
+        ):
+            return ["an exact check needs a tolerance, a control and finite errors"]
         least = registry.LEAST_CONTROL * claim.tolerance
         rules = {
-            f"residual {found.residual:.1e} is above {claim.tolerance:.0e}": 0 <= found.residual <= claim.tolerance,
-            f"control error {found.control_error:.1e} is below {least:.0e}": found.control_error >= least,
+            f"residual {found.residual:.1e} is above {claim.tolerance:.0e}": 0 <= found.residual <= claim.tolerance
+        } | {
+            f"control error {error:.1e} is below {least:.0e}: {control.text}": error >= least
+            for control, error in zip(claim.controls, found.control_errors, strict=True)
         }
     else:
-        (low, high), (control_low, control_high) = found.interval, found.control_interval
+        if not found.control_intervals:
+            return ["a measured claim needs a control"]
+        low, high = found.interval
         rules = {
-            "an interval runs from its lower to its upper end": low <= high and control_low <= control_high,
-            "interval and control interval overlap": high < control_low or control_high < low,
+            "an interval runs from its lower to its upper end": all(
+                a <= b for a, b in (found.interval, *found.control_intervals)
+            ),
             "level is between 0 and 1, and n at least 2": 0 < found.level < 1 and found.n >= 2,
+        } | {
+            f"interval and control interval overlap: {control.text}": high < ends[0] or ends[1] < low
+            for control, ends in zip(claim.controls, found.control_intervals, strict=True)
         }
     return [text for text, holds in rules.items() if not holds]
+
+
+def near(old: list[float], new: list[float]) -> bool:
+    """Whether numbers that are no residuals repeat."""
+    size = max(map(abs, new))
+    return len(old) == len(new) and all(abs(a - b) <= DIGITS * size for a, b in zip(old, new, strict=True))
+
+
+def same_control(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether a control has the same words and still fails as it did."""
+    numbers = [([c["error"]] if "error" in c else c["interval"]) for c in (old, new)]
+    return all(old[name] == new[name] for name in ("text", "erratum")) and near(*numbers)
 
 
 def differences(stored: dict[str, Any], fresh: dict[str, Any]) -> list[str]:
@@ -100,10 +135,10 @@ def differences(stored: dict[str, Any], fresh: dict[str, Any]) -> list[str]:
         old, new = stored[name], fresh[name]
         if name == "residual" and new is not None:
             same = old is not None and 0 <= old <= fresh["tolerance"] and new <= fresh["tolerance"]
-        elif name in ("control_error", "interval", "control_interval") and None not in (old, new):
-            old, new = ([v] if isinstance(v, float) else v for v in (old, new))
-            size = max(map(abs, new))
-            same = len(old) == len(new) and all(abs(a - b) <= DIGITS * size for a, b in zip(old, new, strict=True))
+        elif name == "interval" and None not in (old, new):
+            same = near(old, new)
+        elif name == "controls":
+            same = len(old) == len(new) and all(same_control(a, b) for a, b in zip(old, new, strict=True))
         else:
             same = old == new
         changed += [] if same else [name]
@@ -129,7 +164,7 @@ def main() -> int:
     faults = {
         f"{c.id}, seed {seed}": rules
         for c in claims
-        for seed in SEEDS
+        for seed in seeds(c)
         if (rules := broken_rules(c, outcome(c.id, seed)))
     }
     for where, rules in faults.items():

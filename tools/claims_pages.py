@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -42,14 +43,25 @@ def interval(ends: list[float]) -> str:
     return f"[{ends[0]:.3g}, {ends[1]:.3g}]"
 
 
-def outcome(claim: Entry) -> tuple[str, str]:
-    """What was found, and what the control did."""
+def found(claim: Entry) -> str:
+    """What the check found, and what was drawn for it how often."""
+    draws = f" Drawn at random: {claim['drawn']}; {claim['seeds']} seeds." if claim["drawn"] else " Nothing is drawn."
     if claim["residual"] is not None:
         tolerance = number(claim["tolerance"]).replace(r"1.0\cdot", "")
-        found = f"Residual {number(claim['residual'])}, tolerance {tolerance}."
-        return found, f"Control: {claim['control']}; error {number(claim['control_error'])}."
-    found = f"Measured {interval(claim['interval'])} (level {claim['level']:g}, $n={claim['n']}$)."
-    return found, f"Control: {claim['control']}; {interval(claim['control_interval'])}."
+        return f"Residual {number(claim['residual'])}, tolerance {tolerance}.{draws}"
+    return f"Measured {interval(claim['interval'])} (level {claim['level']:g}, $n={claim['n']}$).{draws}"
+
+
+def failed(control: dict[str, Any]) -> str:
+    """What one control did."""
+    if "error" in control:
+        return f"Control: {control['text']}; error {number(control['error'])}."
+    return f"Control: {control['text']}; {interval(control['interval'])}."
+
+
+def errata(claim: Entry) -> list[int]:
+    """Numbers of the errata whose printed forms are controls of a claim."""
+    return sorted({number for control in claim["controls"] for number in control["erratum"]})
 
 
 def claims_page(ledger: list[Entry], theorems_page: str) -> str:
@@ -61,8 +73,9 @@ def claims_page(ledger: list[Entry], theorems_page: str) -> str:
         for claim in claims:
             name = anchor(claim["id"])
             places = [f"{{prf:ref}}`{label}`" for label, named in proved.items() if name in named]
-            places += [f"[erratum {n}](#erratum-{n:02d})" for n in claim["erratum"]]
-            items = [*outcome(claim), f"Source: {claim['source']}.", *([f"See {', '.join(places)}."] if places else [])]
+            places += [f"[erratum {n}](#erratum-{n:02d})" for n in errata(claim)]
+            items = [found(claim), *map(failed, claim["controls"]), f"Source: {claim['source']}."]
+            items += [f"See {', '.join(places)}."] if places else []
             items.append(f"Check: `{claim['test'].partition('::')[2]}`")
             head = f"**{claim['id']}** ({claim['status']}). {claim['statement'].rstrip('.')}."
             lines += [f"({name})=\n{head}\n\n" + "\n".join(f"- {item}" for item in items)]
@@ -70,22 +83,25 @@ def claims_page(ledger: list[Entry], theorems_page: str) -> str:
 
 
 def summary(ledger: list[Entry]) -> str:
-    """One line: how many claims of which status."""
+    """One line: how many claims of which status, how many controls, and in how many claims nothing is drawn."""
     counts: dict[str, int] = {}
     for claim in ledger:
         counts[claim["status"]] = counts.get(claim["status"], 0) + 1
-    return f"{len(ledger)} claims: " + ", ".join(f"{n} {status}" for status, n in counts.items()) + ".\n"
+    kinds = ", ".join(f"{n} {status}" for status, n in counts.items())
+    controls, fixed = sum(len(c["controls"]) for c in ledger), sum(not c["drawn"] for c in ledger)
+    return f"{len(ledger)} claims ({kinds}) with {controls} controls; in {fixed} of them nothing is drawn at random.\n"
 
 
 def erratum(ledger: list[Entry], which: int) -> str:
     """Markdown of the controls that show one erratum."""
     lines = []
     for claim in ledger:
-        if which in claim["erratum"]:
-            found, control = outcome(claim)
-            place = f"[{title(claim['notebook'])}](../notebooks/{claim['notebook']}.ipynb)"
-            lines.append(f"- {control} Corrected: {found[0].lower()}{found[1:]}")
-            lines.append(f"  Claim [{claim['id']}](#{anchor(claim['id'])}), page {place}.")
+        for control in claim["controls"]:
+            if which in control["erratum"]:
+                place = f"[{title(claim['notebook'])}](../notebooks/{claim['notebook']}.ipynb)"
+                corrected = found(claim)
+                lines.append(f"- {failed(control)} Corrected: {corrected[0].lower()}{corrected[1:]}")
+                lines.append(f"  Claim [{claim['id']}](#{anchor(claim['id'])}), page {place}.")
     return "\n".join(lines or ["- No check carries this erratum."]) + "\n"
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import PIL.Image
 import seaborn as sns
-from IPython.display import Image, display
+from IPython.display import SVG, Image, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -84,6 +84,15 @@ def png(figure: Figure, dots_per_inch: int = DOTS_PER_INCH, formulas: bool = Fal
 def show(figure: Figure, formulas: bool = False) -> None:
     """Display `figure` as one opaque PNG, sharp on dense screens, and close it; `formulas` as in `png`."""
     display(Image(png(figure, formulas=formulas), width=round(figure.get_figwidth() * 96)))
+
+
+def show_vector(figure: Figure) -> None:
+    """Display a drawing as SVG (text as shapes, the same bytes each time) and close it; dollars are mathematics."""
+    drawn = io.StringIO()
+    with plt.rc_context({"svg.hashsalt": "iclgd", "svg.fonttype": "path"}):
+        figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    display(SVG(drawn.getvalue()))
 
 
 def legend_below(figure: Figure, columns: int = 2) -> None:

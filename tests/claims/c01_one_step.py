@@ -3,10 +3,10 @@
 import torch
 from torch.nn import functional as F
 
-from claims.registry import chapter
+from claims.registry import Control, chapter
 from iclgd_helpers.theory.gradient_step import relative_error as error
 
-claim = chapter("01_one_step")
+claim = chapter("01_one_step", drawn="sizes, weights, examples and test inputs")
 
 
 class Draw:
@@ -47,18 +47,14 @@ class Draw:
     statement="One step on the mean of halved squares changes the outputs of a linear layer by linear attention with "
     "the inputs as keys and the scaled errors, target minus prediction, as values.",
     source="[C] Proposition 2.1; Irie et al. 2022",
-    control="errors with the opposite sign, as in the appendix of [C]",
-    fault={"sign": -1},
-    erratum=(19,),
+    controls=[Control("errors with the opposite sign, as in the appendix of [C]", {"sign": -1}, erratum=(19,))],
 )
 @claim(
     "P2.1-half",
     statement="Proposition 2.1 needs the factor 1/2 in the squared loss.",
     source="[C] equation 4, Proposition 2.1",
     status="conditional",
-    control="the squared norm without the 1/2, at the same rate",
-    fault={"factor": 1},
-    erratum=(3,),
+    controls=[Control("the squared norm without the 1/2, at the same rate", {"factor": 1}, erratum=(3,))],
 )
 def proposition(seed, sign=1, factor=1 / 2):
     d = Draw(seed)
@@ -69,8 +65,7 @@ def proposition(seed, sign=1, factor=1 / 2):
 @claim(
     "P2.1-rates",
     statement="The mean of squares needs half the rate, MSELoss d_out/2 times, the sum of halved squares 1/T times.",
-    control="the same losses at the untranslated rate (the smallest error)",
-    fault={"translated": False},
+    controls=[Control("the same losses at the untranslated rate (the smallest error)", {"translated": False})],
 )
 def rates(seed, translated=True):
     d = Draw(seed)
@@ -89,9 +84,9 @@ def rates(seed, translated=True):
     "it makes Proposition 2.1 false at every rate (two or more examples).",
     source="[C] equation 4, read literally",
     status="refuted here",
-    control="the best of all rates for the errors that the proposition prints",
-    fault={"as_printed": True},
-    erratum=(3,),
+    controls=[
+        Control("the best of all rates for the errors that the proposition prints", {"as_printed": True}, erratum=(3,))
+    ],
 )
 def unsquared(seed, as_printed=False):
     d = Draw(seed)
@@ -107,8 +102,7 @@ def unsquared(seed, as_printed=False):
     statement="After any number of online steps a linear layer is its initial value plus linear attention over all "
     "steps, with the errors made at the time.",
     source="Irie et al. 2022, section 3",
-    control="the errors of the initial layer for all steps",
-    fault={"at_the_time": False},
+    controls=[Control("the errors of the initial layer for all steps", {"at_the_time": False})],
 )
 def history(seed, at_the_time=True):
     d = Draw(seed)
@@ -138,8 +132,7 @@ def steps_on_any_loss(d):
     statement="For every differentiable loss of the outputs (cross-entropy, Huber, an arbitrary one) the update of a "
     "linear layer is the sum of outer products of negative scaled output gradients and inputs.",
     source="[B] equation 1",
-    control="the outer products without the minus sign",
-    fault={"sign": 1},
+    controls=[Control("the outer products without the minus sign", {"sign": 1})],
 )
 def outer(seed, sign=-1):
     d = Draw(seed)
@@ -153,8 +146,12 @@ def outer(seed, sign=-1):
     "B2-attention",
     statement="The updated layer predicts as the old layer plus linear attention, for every differentiable loss.",
     source="[B] equation 2",
-    control="the rate and the sign both inside and outside the values, as when [B]'s and [C]'s conventions are mixed",
-    fault={"mixed": True},
+    controls=[
+        Control(
+            "the rate and the sign both inside and outside the values, as when [B]'s and [C]'s conventions are mixed",
+            {"mixed": True},
+        )
+    ],
 )
 def attention(seed, mixed=False):
     d = Draw(seed)

@@ -2,10 +2,10 @@
 
 import torch
 
-from claims.registry import chapter
+from claims.registry import Control, chapter
 from iclgd_helpers.theory.gradient_step import relative_error as error
 
-claim = chapter("03_what_the_step_does_not_say")
+claim = chapter("03_what_the_step_does_not_say", drawn="sizes, projections, prompt, demonstrations and queries")
 
 
 class Draw:
@@ -58,8 +58,7 @@ def step(weight, inputs, targets, rate):
     "R-gauge",
     statement="The matrix after the implied step does not depend on the rate: the labels absorb it.",
     source="[C] Theorem 3.1",
-    control="another rate with the labels kept",
-    fault={"factor": 2},
+    controls=[Control("another rate with the labels kept", {"factor": 2})],
 )
 def gauge(seed, factor=1):
     d = Draw(seed)
@@ -70,8 +69,7 @@ def gauge(seed, factor=1):
 @claim(
     "R-ratio",
     statement="The implied loss after the step over that before is |V'(I - rate/M G)|^2 / |V'|^2.",
-    control="the formula without M",
-    fault={"with_m": False},
+    controls=[Control("the formula without M", {"with_m": False})],
 )
 def ratio(seed, with_m=True):
     d = Draw(seed)
@@ -88,8 +86,7 @@ def ratio(seed, with_m=True):
     "R-critical",
     statement="The implied loss falls below the critical rate 2M tr(V'GV'^T)/|V'G|^2, rises above it and stays "
     "at it; at [C]'s rate M it may rise although the forward pass is the same.",
-    control="half the critical rate, where the loss is lowest",
-    fault={"factor": 1 / 2},
+    controls=[Control("half the critical rate, where the loss is lowest", {"factor": 1 / 2})],
 )
 def critical(seed, factor=1):
     d = Draw(seed)
@@ -101,8 +98,7 @@ def critical(seed, factor=1):
     "R-sufficient",
     statement="Below 2M/lambda, two over the largest eigenvalue of the Hessian, the implied loss falls for all "
     "values; the bound is attained, and never above the critical rate.",
-    control="values along the top eigenvector, a tenth above the bound",
-    fault={"factor": 1.1},
+    controls=[Control("values along the top eigenvector, a tenth above the bound", {"factor": 1.1})],
 )
 def sufficient(seed, factor=1):
     d = Draw(seed)
@@ -115,8 +111,7 @@ def sufficient(seed, factor=1):
     "R-steps",
     statement="After k steps on the implied set the matrix is W_X + V' (sum over i < k of (I - rate/M G)^i) "
     "Phi'^T; from the second step on it depends on the rate.",
-    control="the same number of steps at another rate",
-    fault={"factor": 1 / 3, "counts": (2, 5)},
+    controls=[Control("the same number of steps at another rate", {"factor": 1 / 3, "counts": (2, 5)})],
 )
 def steps(seed, factor=1, counts=(1, 2, 5)):
     d = Draw(seed)
@@ -137,8 +132,7 @@ def steps(seed, factor=1, counts=(1, 2, 5)):
     "R-limit",
     statement="Below 2M/lambda many steps on the implied set converge to W_X + M/rate V' Phi'^+, for dependent "
     "keys too: the limit scales as one over the rate.",
-    control="the limit of twice the rate",
-    fault={"factor": 2},
+    controls=[Control("the limit of twice the rate", {"factor": 2})],
 )
 def limit(seed, factor=1):
     d = Draw(seed)
@@ -156,8 +150,7 @@ def limit(seed, factor=1):
     "R-orthonormal",
     statement="With orthonormal keys and rate M one step fits every implied label.",
     status="conditional",
-    control="keys that are not orthonormal",
-    fault={"noise": 0.5},
+    controls=[Control("keys that are not orthonormal", {"noise": 0.5})],
 )
 def orthonormal(seed, noise=0.0):
     d = Draw(seed)
@@ -172,8 +165,7 @@ def orthonormal(seed, noise=0.0):
     "R-linear-loss",
     statement="The linear loss -sum <v_i, W x_i> takes the same step at rate 1, with no label that mentions the layer.",
     source="the book's own derivation; [B] section 4.1 calls the loss intractable",
-    control="the squared loss with the plain values as labels",
-    fault={"squared": True},
+    controls=[Control("the squared loss with the plain values as labels", {"squared": True})],
 )
 def linear_loss(seed, squared=False):
     d = Draw(seed)
@@ -187,8 +179,7 @@ def linear_loss(seed, squared=False):
 @claim(
     "R-linear-fall",
     statement="In that step the linear loss falls by the squared norm of the update.",
-    control="half of the squared norm, as for a quadratic loss at its best rate",
-    fault={"share": 1 / 2},
+    controls=[Control("half of the squared norm, as for a quadratic loss at its best rate", {"share": 1 / 2})],
 )
 def linear_fall(seed, share=1):
     d = Draw(seed)
@@ -205,8 +196,7 @@ def linear_fall(seed, share=1):
     statement="With the plain values as labels one step at rate M adds V'Phi'^T - W_X Phi'Phi'^T, the batch "
     "delta rule.",
     source="the book's own derivation; Widrow and Hoff 1960",
-    control="the second term left out, that is linear attention",
-    fault={"second_term": 0},
+    controls=[Control("the second term left out, that is linear attention", {"second_term": 0})],
 )
 def honest(seed, second_term=1):
     d = Draw(seed)
@@ -217,8 +207,7 @@ def honest(seed, second_term=1):
 @claim(
     "R-online",
     statement="One demonstration at a time, in either order, the implied steps give the batch step.",
-    control="the delta rule in the two orders",
-    fault={"implied": False},
+    controls=[Control("the delta rule in the two orders", {"implied": False})],
 )
 def online(seed, implied=True):
     d = Draw(seed)
@@ -235,8 +224,7 @@ def online(seed, implied=True):
 @claim(
     "R-mixing",
     statement="Demonstrations mixed by any orthogonal matrix write the same update: the data are not identified.",
-    control="only the values mixed",
-    fault={"mixed_keys": False},
+    controls=[Control("only the values mixed", {"mixed_keys": False})],
 )
 def mixing(seed, mixed_keys=True):
     d = Draw(seed)
@@ -249,8 +237,7 @@ def mixing(seed, mixed_keys=True):
     "R-min-norm",
     statement="For queries that do not span the feature space a smaller update, projected on their span, "
     "answers alike.",
-    control="the projected update on other queries",
-    fault={"others": True},
+    controls=[Control("the projected update on other queries", {"others": True})],
 )
 def min_norm(seed, others=False):
     d = Draw(seed)
@@ -267,8 +254,7 @@ def min_norm(seed, others=False):
     statement="For one fixed prompt a change of the value projection, V'Phi'^T (X Phi^T)^+, has the "
     "demonstrations' effect.",
     status="conditional",
-    control="the same change on another prompt",
-    fault={"another": True},
+    controls=[Control("the same change on another prompt", {"another": True})],
 )
 def value_weights(seed, another=False):
     d = Draw(seed)
@@ -282,16 +268,15 @@ def value_weights(seed, another=False):
     "R-observation-1",
     statement="Demonstrations change the map that is applied to the query, not the query.",
     source="[C] observation 1",
-    control="the old map on the best of all changed queries (more outputs than features)",
-    fault={"changed": "queries"},
+    controls=[
+        Control("the old map on the best of all changed queries (more outputs than features)", {"changed": "queries"})
+    ],
 )
 @claim(
     "R-observation-3",
     statement="The input to which a demonstration's label is attached is the feature of its key.",
     source="[C] observation 3",
-    control="the feature of its query, as printed",
-    fault={"inputs": "queries"},
-    erratum=(6,),
+    controls=[Control("the feature of its query, as printed", {"inputs": "queries"}, erratum=(6,))],
 )
 def answers(seed, changed="map", inputs="keys"):
     """To queries, against the layer's answers with demonstrations, token by token."""
@@ -310,9 +295,7 @@ def answers(seed, changed="map", inputs="keys"):
     "R-observation-2",
     statement="Labels equal to the layer's own predictions on the demonstrations' key features give a zero gradient.",
     source="[C] observation 2, with the feature map",
-    control="predictions on the keys without the feature map, as printed",
-    fault={"feature": False},
-    erratum=(5,),
+    controls=[Control("predictions on the keys without the feature map, as printed", {"feature": False}, erratum=(5,))],
 )
 def observation_2(seed, feature=True):
     d = Draw(seed)
@@ -326,8 +309,7 @@ def observation_2(seed, feature=True):
     "the base.",
     status="conditional",
     tolerance=1e-7,
-    control="the rate 1e8, at which rounding eats the labels",
-    fault={"rate": 1e8},
+    controls=[Control("the rate 1e8, at which rounding eats the labels", {"rate": 1e8})],
 )
 def precision(seed, rate=0.01):
     d = Draw(seed)

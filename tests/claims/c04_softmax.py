@@ -5,10 +5,10 @@ import math
 import torch
 from torch.nn import functional as F
 
-from claims.registry import chapter, mean_of
+from claims.registry import Control, chapter, mean_of
 from iclgd_helpers.theory.gradient_step import relative_error as error
 
-claim = chapter("04_softmax_exactly")
+claim = chapter("04_softmax_exactly", drawn="sizes, keys, values and queries")
 
 
 class Draw:
@@ -47,8 +47,7 @@ def ones(values):
 @claim(
     "S-additivity",
     statement="For linear attention the effects of two sets of demonstrations add up.",
-    control="softmax attention, whose effects do not",
-    fault={"softmax": True},
+    controls=[Control("softmax attention, whose effects do not", {"softmax": True})],
 )
 def additivity(seed, softmax=False):
     d = Draw(seed)
@@ -69,9 +68,11 @@ def additivity(seed, softmax=False):
     "S-ratio",
     statement="Softmax attention to demonstrations and prompt is the ratio of two rows of one kernel expansion "
     "(values with a row of ones) that starts at the prompt's and takes one functional gradient step, at any rate.",
-    control="the step in the numerator alone; adding two attentions; the opposite step (the smallest error)",
-    fault=[{"read": "numerator"}, {"read": "two ratios"}, {"direction": -1}],
-    erratum=(13,),
+    controls=[
+        Control("the step in the numerator alone", {"read": "numerator"}),
+        Control("attention to the prompt plus attention to the demonstrations", {"read": "two ratios"}, erratum=(13,)),
+        Control("the opposite step", {"direction": -1}),
+    ],
 )
 def ratio(seed, read="ratio", direction=1):
     d = Draw(seed)
@@ -106,8 +107,7 @@ def monomials(x, degree):
     statement="With explicit monomial features the kernel step is an ordinary gradient step; its outputs tend "
     "to softmax attention as the degree grows.",
     tolerance=1e-8,
-    control="features up to degree one: linear attention with a constant",
-    fault={"degree": 1},
+    controls=[Control("features up to degree one: linear attention with a constant", {"degree": 1})],
 )
 def features(seed, degree=9):
     d = Draw(seed)
@@ -129,8 +129,7 @@ def features(seed, degree=9):
     "(logarithm of the error at 4096 over that at 64).",
     source="the book's own derivation; Choromanski et al. 2021",
     status="empirical",
-    control="features without the factor of the keys, whose estimate is biased",
-    fault={"corrected": False},
+    controls=[Control("features without the factor of the keys, whose estimate is biased", {"corrected": False})],
 )
 def random(seed, corrected=True):
     d = Draw(seed)
@@ -149,8 +148,7 @@ def random(seed, corrected=True):
     "S-gate",
     statement="Softmax attention is (1 - a) times zero-shot attention plus a times attention to the "
     "demonstrations, with a the logistic function of the difference of log-sum-exps.",
-    control="the share of demonstrations among tokens in place of a",
-    fault={"share": True},
+    controls=[Control("the share of demonstrations among tokens in place of a", {"share": True})],
 )
 def gate(seed, share=False):
     d = Draw(seed)
@@ -163,8 +161,7 @@ def gate(seed, share=False):
     "S-output-step",
     statement="Per query, softmax attention is one gradient step at rate 1 from the zero-shot output on the "
     "weighted squared distance to the plain values.",
-    control="half the rate",
-    fault={"rate": 1 / 2},
+    controls=[Control("half the rate", {"rate": 1 / 2})],
 )
 def output_step(seed, rate=1.0):
     d = Draw(seed)
@@ -186,8 +183,7 @@ def objective(d, u):
 @claim(
     "S-minimiser",
     statement="Softmax attention is the exact minimiser of the proximal objective, which therefore never increases.",
-    control="the gradient at the zero-shot output",
-    fault={"at": "zero_shot"},
+    controls=[Control("the gradient at the zero-shot output", {"at": "zero_shot"})],
 )
 def minimiser(seed, at="truth"):
     d = Draw(seed)
@@ -202,8 +198,7 @@ def minimiser(seed, at="truth"):
     statement="Running averages with rate kernel over running sum, in any order of demonstrations, give softmax "
     "attention.",
     source="the book's own derivation; Milakov and Gimelshein 2018",
-    control="the rate of an unweighted average",
-    fault={"weighted": False},
+    controls=[Control("the rate of an unweighted average", {"weighted": False})],
 )
 def online(seed, weighted=True):
     d = Draw(seed)
@@ -221,8 +216,7 @@ def online(seed, weighted=True):
 @claim(
     "S-sink",
     statement="One added to the denominator of softmax is a prompt token with key zero and value zero.",
-    control="the prompt without that token",
-    fault={"tokens": 0},
+    controls=[Control("the prompt without that token", {"tokens": 0})],
 )
 def sink(seed, tokens=1):
     d = Draw(seed)

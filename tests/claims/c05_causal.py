@@ -5,10 +5,10 @@ from dataclasses import replace
 import torch
 from plain_stack import draw, forward, per_token, step
 
-from claims.registry import chapter
+from claims.registry import Control, chapter
 from iclgd_helpers.theory.gradient_step import relative_error as error
 
-claim = chapter("05_causal_masks_and_order")
+claim = chapter("05_causal_masks_and_order", drawn="depth, widths, weights, demonstrations and prompt")
 
 
 def layer(seed):
@@ -25,20 +25,16 @@ def layer(seed):
     statement="A causal layer gives prompt token i what one step gives it, from the base that the prompt up to i "
     "has written, on all demonstrations.",
     source="[C] Lemma 6.1, corrected",
-    control="one base for all tokens, of the whole prompt",
+    controls=[Control("one base for all tokens, of the whole prompt", {"one_base": True}, erratum=(16,))],
     options={"of": "prompt"},
-    fault={"one_base": True},
-    erratum=(16,),
 )
 @claim(
     "L6.1-demonstrations",
     statement="A causal layer gives demonstration j what one step from zero gives it, on the demonstrations up to "
     "itself with labels (j / rate) v.",
     source="[C] Lemma 6.1, corrected",
-    control="the lemma as printed: all demonstrations for every token",
+    controls=[Control("the lemma as printed: all demonstrations for every token", {"literal": True}, erratum=(17,))],
     options={"of": "demonstrations"},
-    fault={"literal": True},
-    erratum=(17,),
 )
 def tokens(seed, of, one_base=False, literal=False):
     """Outputs of the prompt's tokens or of the demonstrations, each with its base and its training set."""
@@ -58,8 +54,7 @@ def tokens(seed, of, one_base=False, literal=False):
     statement="In a causal layer the demonstrations change the matrix of every prompt token by the same amount; only "
     "bases and labels depend on the token.",
     source="[C] Lemma 6.1",
-    control="the same comparison among the demonstrations' own matrices",
-    fault={"of": "demonstrations"},
+    controls=[Control("the same comparison among the demonstrations' own matrices", {"of": "demonstrations"})],
 )
 def same_update(seed, of="prompt"):
     keys, values, _, m, _ = layer(seed)
@@ -75,9 +70,13 @@ def same_update(seed, of="prompt"):
     "L6.1-deep",
     statement="In a causal stack of any depth, the steps token by token give every state of the forward pass.",
     source="[C] Lemma 6.1 and Theorem 4.1, corrected",
-    control="the lemma as printed: demonstrations are updated with all demonstrations too",
-    fault={"literal": True},
-    erratum=(17,),
+    controls=[
+        Control(
+            "the lemma as printed: demonstrations are updated with all demonstrations too",
+            {"literal": True},
+            erratum=(17,),
+        )
+    ],
 )
 def deep(seed, literal=False):
     stack, shown, prompt = draw(seed, causal=True)
@@ -90,9 +89,13 @@ def deep(seed, literal=False):
     statement="With tokens in reading order the causal sum runs over keys j <= i, which is column i of the upper "
     "triangle of keys by queries.",
     source="[C] equation 11 and section 6",
-    control="the labels of [C], sections 2 to 5, run backwards: the same formula then lets a token see only later ones",
-    fault={"backwards": True},
-    erratum=(15,),
+    controls=[
+        Control(
+            "the labels of [C], sections 2 to 5, run backwards: the same formula then lets a token see only later ones",
+            {"backwards": True},
+            erratum=(15,),
+        )
+    ],
 )
 def reading_order(seed, backwards=False):
     keys, values, queries, _, expected = layer(seed)
@@ -110,9 +113,13 @@ def reading_order(seed, backwards=False):
     statement="Causal attention with Katharopoulos's denominator is exact too when numerator and denominator both take "
     "the step.",
     source="Katharopoulos et al. (2020), equations 8 to 12; cited in [C] equation 10",
-    control="as in [C], attention to the prompt plus attention to the demonstrations, each with its own denominator",
-    fault={"apart": True},
-    erratum=(13,),
+    controls=[
+        Control(
+            "as in [C], attention to the prompt plus attention to the demonstrations, each with its own denominator",
+            {"apart": True},
+            erratum=(13,),
+        )
+    ],
 )
 def normalised(seed, apart=False):
     keys, values, queries, m, _ = layer(seed)
@@ -131,8 +138,7 @@ def normalised(seed, apart=False):
     "L6.1-apart",
     statement="In a causal stack of any depth the demonstrations' states do not depend on the prompt.",
     source="the book's own; not noted in [C]",
-    control="the same stack without the mask",
-    fault={"causal": False},
+    controls=[Control("the same stack without the mask", {"causal": False})],
 )
 def apart(seed, causal=True):
     stack, shown, prompt = draw(seed, causal=causal)
@@ -144,15 +150,13 @@ def apart(seed, causal=True):
     "D-order-without-mask",
     statement="Without mask and positions the order of the demonstrations does not matter at any depth.",
     source="the book's own; compare Shen et al. (2023)",
-    control="the same stack with a causal mask",
-    fault={"causal": True},
+    controls=[Control("the same stack with a causal mask", {"causal": True})],
 )
 @claim(
     "D-order-one-layer",
     statement="In one causal layer the prompt's outputs do not depend on the order of the demonstrations.",
-    control="two causal layers",
+    controls=[Control("two causal layers", {"depth": 2})],
     options={"causal": True, "depth": 1},
-    fault={"depth": 2},
 )
 def change_of_order(seed, causal=False, depth=None):
     """How far the prompt's final states move, relatively, when the demonstrations come in reverse."""

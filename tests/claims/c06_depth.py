@@ -3,66 +3,60 @@
 import torch
 from plain_stack import algorithm_1, draw, forward, step
 
-from claims.registry import chapter
+from claims.registry import Control, chapter
 from iclgd_helpers.theory.gradient_step import FEATURE_MAPS
 from iclgd_helpers.theory.gradient_step import relative_error as error
 
-claim = chapter("06_depth")
+claim = chapter("06_depth", drawn="depth, widths, weights, demonstrations and prompt")
 
 
 @claim(
     "T4.1-base",
     statement="The base of a layer is written by states that have already seen the demonstrations.",
     source="[C] Algorithm 1a, made precise",
-    control="the base that the model writes without demonstrations",
-    fault={"base": "zero-shot"},
-    erratum=(12,),
+    controls=[Control("the base that the model writes without demonstrations", {"base": "zero-shot"}, erratum=(12,))],
 )
 @claim(
     "T4.1-demonstrations-step",
     statement="Demonstrations pass through the updated matrix, like the prompt.",
     source="[C] Algorithm 1c",
-    control="demonstrations pass through the matrix before its update",
-    fault={"demonstrations": "base"},
+    controls=[Control("demonstrations pass through the matrix before its update", {"demonstrations": "base"})],
 )
 @claim(
     "T4.1-demonstrations-move",
     statement="The next layer is trained on the demonstrations as this layer leaves them.",
     source="[C] Algorithm 1",
-    control="every layer is trained on the embedded demonstrations",
-    fault={"demonstrations": "frozen"},
+    controls=[Control("every layer is trained on the embedded demonstrations", {"demonstrations": "frozen"})],
 )
 @claim(
     "T4.1-one-residual",
     statement="A feed-forward layer is one residual update Z + FFN(Z).",
     source="[C] section 4, corrected",
-    control="both residuals that the text gives it: FFN with a residual inside, and T + I",
-    fault={"residuals": 2},
-    erratum=(7,),
+    controls=[
+        Control(
+            "both residuals that the text gives it: FFN with a residual inside, and T + I",
+            {"residuals": 2},
+            erratum=(7,),
+        )
+    ],
 )
 @claim(
     "T4.1-query-feature",
     statement="The layer's matrix acts on phi(W_Q Z).",
     source="[C] equation 8, corrected",
-    control="equation 8 as printed: it acts on W_Q Z",
-    fault={"query": "plain"},
-    erratum=(8,),
+    controls=[Control("equation 8 as printed: it acts on W_Q Z", {"query": "plain"}, erratum=(8,))],
 )
 @claim(
     "T4.1-key-feature",
     statement="The inputs of the training set are phi(W_K p').",
     source="[C] Algorithm 1b, whose argument of phi is missing",
-    control="W_K p' without phi",
-    fault={"keys": "plain"},
-    erratum=(10,),
+    controls=[Control("W_K p' without phi", {"keys": "plain"}, erratum=(10,))],
 )
 @claim(
     "T4.1-feed-forward-goes-on",
     statement="After a feed-forward layer the algorithm goes on with the next layer.",
     source="[C] Algorithm 1, corrected",
-    control="it returns, as printed",
-    fault={"feed_forward": "return"},
-    erratum=(9,),
+    controls=[Control("it returns, as printed", {"feed_forward": "return"}, erratum=(9,))],
 )
 def algorithm(seed, phi="elu1", **fault):
     """Error of the prompt's final states by Algorithm 1 as corrected, or with a fault."""
@@ -76,10 +70,10 @@ for name in FEATURE_MAPS:
         f"T4.1-{name}",
         statement=f"Algorithm 1, corrected, gives the forward pass of a stack without mask ({name} features).",
         source="[C] Algorithm 1 and Theorem 4.1, corrected",
-        control="rate 1 with the mean loss, in place of the number of demonstrations",
+        controls=[
+            Control("rate 1 with the mean loss, in place of the number of demonstrations", {"rate": 1.0}, erratum=(11,))
+        ],
         options={"phi": name},
-        fault={"rate": 1.0},
-        erratum=(11,),
     )(algorithm)
 
 
@@ -97,8 +91,7 @@ def fast_weights(seed, number):
     statement="From the zero-shot base, one step on M + 2N samples gives a deep layer's matrix: demonstrations, the "
     "prompt's tokens as they are now, and the same tokens as they were, with values negated.",
     source="the book's own; the gap in [C] Theorem 4.1",
-    control="the M demonstrations alone",
-    fault={"demonstrations_alone": True},
+    controls=[Control("the M demonstrations alone", {"demonstrations_alone": True})],
 )
 def learn_learn_unlearn(seed, demonstrations_alone=False):
     (shown, v), (seen, v_seen), (alone, v_alone) = fast_weights(seed, 2)
@@ -111,8 +104,7 @@ def learn_learn_unlearn(seed, demonstrations_alone=False):
 @claim(
     "T4.1-no-drift-below",
     statement="At the first layer the drift is zero: there the zero-shot base is the base.",
-    control="the second layer",
-    fault={"number": 1},
+    controls=[Control("the second layer", {"number": 1})],
 )
 def no_drift_below(seed, number=0):
     _, (seen, v_seen), (alone, v_alone) = fast_weights(seed, number)
@@ -123,8 +115,7 @@ def no_drift_below(seed, number=0):
     "T4.1-any-rate",
     statement="Any rate gives the same stack, if the labels are made for it.",
     source="[C] Theorem 3.1, applied to each layer",
-    control="labels for the rate M, step at twice that rate",
-    fault={"factor": 2},
+    controls=[Control("labels for the rate M, step at twice that rate", {"factor": 2})],
 )
 def any_rate(seed, factor=1):
     (inputs, values), (seen, v_seen), _ = fast_weights(seed, 2)
@@ -137,8 +128,7 @@ def any_rate(seed, factor=1):
 @claim(
     "D-degree",
     statement="The states of L linear attention layers without norm are a polynomial of degree 3^L in the tokens.",
-    control="degree 3^L - 1",
-    fault={"missing": 1},
+    controls=[Control("degree 3^L - 1", {"missing": 1})],
 )
 def degree(seed, missing=0):
     stack, shown, prompt = draw(seed, "identity")

@@ -8,11 +8,11 @@ import torch
 from plain_stack import step
 from torch.nn.functional import elu
 
-from claims.registry import chapter
+from claims.registry import Control, chapter
 from iclgd_helpers.theory import transformer
 from iclgd_helpers.theory.gradient_step import relative_error as error
 
-claim = chapter("07_real_blocks_and_positions")
+claim = chapter("07_real_blocks_and_positions", drawn="sizes, weights, demonstrations and prompt")
 
 
 def phi(x):
@@ -45,8 +45,7 @@ class Layer:
     "X-heads",
     statement="With several heads, each takes a step of its own; the output projection adds up the results.",
     source="the book's own; [C] has one head",
-    control="the heads' matrices exchanged",
-    fault={"exchanged": 1},
+    controls=[Control("the heads' matrices exchanged", {"exchanged": 1})],
 )
 def heads(seed, exchanged=0):
     it = Layer(seed)
@@ -65,8 +64,7 @@ def heads(seed, exchanged=0):
 @claim(
     "X-heads-joint",
     statement="All heads together are one step on M times H block-sparse samples: one head's key in its block each.",
-    control="M samples with the heads' keys concatenated and their projected values added",
-    fault={"dense": True},
+    controls=[Control("M samples with the heads' keys concatenated and their projected values added", {"dense": True})],
 )
 def heads_joint(seed, dense=False):
     it = Layer(seed)
@@ -90,14 +88,12 @@ def heads_joint(seed, dense=False):
 @claim(
     "X-norm",
     statement="With a norm before attention, the training set is in normalised inputs.",
-    control="a training set of inputs that were not normalised",
-    fault={"norm": False},
+    controls=[Control("a training set of inputs that were not normalised", {"norm": False})],
 )
 @claim(
     "X-biases",
     statement="Biases of key and value projections belong into inputs and targets.",
-    control="a training set without them",
-    fault={"biases": False},
+    controls=[Control("a training set without them", {"biases": False})],
 )
 def normalised_layer(seed, norm=True, biases=True):
     """A layer with norm and biases, whose training set is made with or without them."""
@@ -117,8 +113,7 @@ def normalised_layer(seed, norm=True, biases=True):
 @claim(
     "X-learned",
     statement="With learned positions, base and queries are those of the prompt at the places M, ..., M + N - 1.",
-    control="the base of the prompt at the places 0, ..., N - 1",
-    fault={"from_zero": True},
+    controls=[Control("the base of the prompt at the places 0, ..., N - 1", {"from_zero": True})],
 )
 def learned(seed, from_zero=False):
     it = Layer(seed)
@@ -139,8 +134,7 @@ def turn(columns, first, apart=1):
     "X-rope-matrix",
     statement="RoPE: moving the prompt by M places multiplies its fast weight by the rotation of M, transposed.",
     source="Su et al. (2021); the book's own",
-    control="the fast weight stays as it was",
-    fault={"turned": False},
+    controls=[Control("the fast weight stays as it was", {"turned": False})],
 )
 def rope_matrix(seed, turned=True):
     it = Layer(seed)
@@ -154,9 +148,8 @@ def rope_matrix(seed, turned=True):
     "X-rope-after",
     statement="RoPE applied to what elu + 1 gives: moving the prompt leaves its own outputs as they were.",
     source="Su et al. (2021), section 3.3; the book's own",
-    control="RoPE before elu + 1",
+    controls=[Control("RoPE before elu + 1", {"kind": "before"})],
     options={"kind": "after"},
-    fault={"kind": "before"},
 )
 def rope_outputs(seed, kind, move_queries=True):
     """The prompt's own outputs at places 0.. and at M..: `identity`, `softmax`, or elu + 1 `before` or `after` RoPE."""
@@ -181,17 +174,15 @@ for kind, attention in {"identity": "without a feature map", "softmax": "in soft
         f"X-rope-{kind}",
         statement=f"RoPE {attention}: moving the prompt leaves its own outputs as they were.",
         source="Su et al. (2021); the book's own",
-        control="keys are moved, queries are not",
+        controls=[Control("keys are moved, queries are not", {"move_queries": False})],
         options={"kind": kind},
-        fault={"move_queries": False},
     )(rope_outputs)
 
 
 @claim(
     "X-rope-negative",
     statement="Under RoPE the zero-shot base is right as it is, if demonstrations stand at negative places j - M.",
-    control="zero-shot base, demonstrations at the places 0, ..., M - 1",
-    fault={"from_zero": True},
+    controls=[Control("zero-shot base, demonstrations at the places 0, ..., M - 1", {"from_zero": True})],
 )
 def rope_negative(seed, from_zero=False):
     it = Layer(seed)
@@ -205,8 +196,7 @@ def rope_negative(seed, from_zero=False):
 @claim(
     "X-rope-stack",
     statement="A whole transformer with RoPE answers a prompt alike at whatever place it begins.",
-    control="the same with learned positions",
-    fault={"positions": "learned"},
+    controls=[Control("the same with learned positions", {"positions": "learned"})],
 )
 def rope_stack(seed, positions="rope"):
     config = transformer.Config(n_layers=2, positions=positions, attention="softmax")
@@ -221,8 +211,7 @@ def rope_stack(seed, positions="rope"):
     "X-alibi",
     statement="ALiBi with slope s, in normalised attention, is a step with sample weights exp(s j): recency counts.",
     source="Press et al. (2022); the book's own",
-    control="all samples count alike",
-    fault={"weighted": False},
+    controls=[Control("all samples count alike", {"weighted": False})],
 )
 def alibi(seed, weighted=True):
     it = Layer(seed)
@@ -277,7 +266,6 @@ for attention, causal, where in itertools.product(("linear", "normalised", "soft
         statement=f"A transformer with heads, biases, MLPs and {where}-norm, {attention} attention, {mask} mask, "
         "equals its layer-by-layer one-step recursion.",
         source="the book's own; [C] Theorem 4.1 for one linear head without norms",
-        control="the prompt's tokens are not trained on the first demonstration",
+        controls=[Control("the prompt's tokens are not trained on the first demonstration", {"split": first_left_out})],
         options={"attention": attention, "causal": causal, "norm": where},
-        fault={"split": first_left_out},
     )(variant)

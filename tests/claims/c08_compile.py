@@ -9,11 +9,11 @@ import torch
 from torch.nn.functional import elu
 from torch.utils.flop_counter import FlopCounterMode
 
-from claims.registry import chapter
+from claims.registry import Control, chapter
 from iclgd_helpers.theory import transformer
 from iclgd_helpers.theory.gradient_step import relative_error as error
 
-claim = chapter("08_compiling_the_prompt")
+claim = chapter("08_compiling_the_prompt", drawn="sizes, weights, demonstrations and prompts")
 
 
 def material(seed, **kind):
@@ -50,8 +50,7 @@ def with_branch(updates):
 @claim(
     "K-mask",
     statement="What is compiled beside one prompt serves every other prompt, if the mask is causal.",
-    control="without the mask: matrices made beside one prompt, used for another",
-    fault={"causal": False},
+    controls=[Control("without the mask: matrices made beside one prompt, used for another", {"causal": False})],
 )
 def compiled(seed, beside=1, added=True, **kind):
     """Matrices made `beside` the first prompt or none; outputs for the others, against loops with demonstrations."""
@@ -73,9 +72,8 @@ for attention in ("linear", "normalised"):
         statement=f"In a causal {attention}-attention transformer, matrices made from the demonstrations alone replace "
         "them, exactly, on prompts that were not known then.",
         source="the book's own; compare the exact conversion of linearised attention by Chen et al. (2024)",
-        control="no added matrices: the zero-shot pass",
+        controls=[Control("no added matrices: the zero-shot pass", {"added": False})],
         options={"beside": 0, "attention": attention},
-        fault={"added": False},
     )(compiled)
 
 
@@ -95,16 +93,14 @@ def monomials(columns, degree, scale):
     statement="With monomials up to degree 40 the compiled two-layer softmax transformer is the original.",
     status="conditional",
     tolerance=1e-6,
-    control="degree 1",
-    fault={"degree": 1},
+    controls=[Control("degree 1", {"degree": 1})],
 )
 @claim(
     "K-series",
     statement="Compiling a causal softmax transformer with monomials up to degree P is the same as cutting the "
     "demonstrations' exponentials after the P-th term.",
-    control="the softmax that is not cut",
+    controls=[Control("the softmax that is not cut", {"cut": False})],
     options={"degree": 3, "cut": True},
-    fault={"cut": False},
 )
 def polynomial_weights(seed, degree=40, cut=False):
     """The compiled softmax model against softmax, or softmax with the demonstrations' exponentials cut at `degree`."""
@@ -152,15 +148,13 @@ def block(seed):
     statement="A rank-1 change of the MLP's input weights and a change of its output bias do for one token what the "
     "context does.",
     source="Dherin et al. (2025), theorem 2.2",
-    control="no patch",
-    fault={"size": 0},
+    controls=[Control("no patch", {"size": 0})],
 )
 @claim(
     "K-patch-one-token",
     statement="That patch belongs to one token: it is right where it was made.",
     source="the book's own; compare Dherin et al. (2025)",
-    control="the patch of the neighbouring token",
-    fault={"neighbour": 1},
+    controls=[Control("the patch of the neighbouring token", {"neighbour": 1})],
 )
 def patch(seed, size=1, neighbour=0):
     """Of each token: its output of the block without context, under a token's patch, against the one with context."""
@@ -187,8 +181,7 @@ def attention_layer(seed):
     "K-every-query",
     statement="The demonstrations' term of a linear-attention layer is one matrix for all queries.",
     source="[C] Theorem 3.1",
-    control="a rank-1 patch made for the first query",
-    fault={"rank_one": True},
+    controls=[Control("a rank-1 patch made for the first query", {"rank_one": True})],
 )
 def every_query(seed, rank_one=False):
     keys, values, queries = attention_layer(seed)
@@ -201,8 +194,7 @@ def every_query(seed, rank_one=False):
     "K-rank",
     statement="The rank of that matrix is at most the number of demonstrations.",
     source="[C] Theorem 3.1; the book's own",
-    control="a rank one lower",
-    fault={"lower": 1},
+    controls=[Control("a rank one lower", {"lower": 1})],
 )
 def rank(seed, lower=0):
     keys, values, _ = attention_layer(seed)
@@ -214,8 +206,7 @@ def rank(seed, lower=0):
     "K-cost",
     statement="Per query, M demonstrations cost M (d_v + d_phi) multiplications in attention, d_v d_phi once compiled.",
     source="the book's own, counted by PyTorch",
-    control="the count for attention, used for the compiled form",
-    fault={"compiled": False},
+    controls=[Control("the count for attention, used for the compiled form", {"compiled": False})],
 )
 def cost(seed, compiled=True):
     keys, values, queries = attention_layer(seed)

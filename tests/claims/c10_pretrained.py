@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface
 
-from claims.registry import Interval, chapter
+from claims.registry import Control, Interval, chapter
 from iclgd_helpers.data import sources
 from iclgd_helpers.data.demonstrations import select_demonstrations
 from iclgd_helpers.data.token_layout import Layout
@@ -26,7 +26,9 @@ from iclgd_helpers.measures import intervals
 from iclgd_helpers.theory import gradient_step
 from iclgd_helpers.theory.gradient_step import relative_error as error
 
-claim = chapter("10_inside_a_pretrained_model")
+claim = chapter(
+    "10_inside_a_pretrained_model", drawn="weights of a small model of the family, demonstrations and questions"
+)
 N_QUESTIONS = 8
 
 
@@ -174,47 +176,47 @@ def prompt(seed: int, family: str = "llama") -> Prompt:
     statement="In a Llama model, one kernel gradient step from the demonstrations in place of every attention layer, "
     "for each token and key/value head, gives the stock model's logits.",
     source="[C] Algorithm 1, Theorem 4.1 and Lemma 6.1, corrected; softmax as a ratio of two kernel steps: own",
-    control="from the second layer on, the base of the zero-shot states",
-    fault={"base": "zero-shot states"},
-    erratum=(12,),
+    controls=[
+        Control(
+            "from the second layer on, the base of the zero-shot states", {"base": "zero-shot states"}, erratum=(12,)
+        )
+    ],
 )
 @claim(
     "Q-positions",
     statement="With rotary positions the base's keys stand M tokens later than in the zero-shot prompt.",
     source="own (page 07), inside a Llama model",
-    control="the first layer's base with its keys at their zero-shot positions",
-    fault={"base": "zero-shot positions"},
+    controls=[
+        Control("the first layer's base with its keys at their zero-shot positions", {"base": "zero-shot positions"})
+    ],
 )
 @claim(
     "Q-rate",
     statement="Inside a Llama model too the rate of the implied step is a gauge: rates 0.01, 1 and M give one output.",
     source="[C] Theorem 3.1, corrected; own",
-    control="labels without the base",
+    controls=[Control("labels without the base", {"rates": ("M",), "fault": "no base in labels"})],
     options={"rates": (0.01, 1.0, "M")},
-    fault={"rates": ("M",), "fault": "no base in labels"},
 )
 @claim(
     "Q-denominator",
     statement="In softmax attention numerator and denominator take the step together: the row of ones is a value too.",
     source="own (page 04), inside a Llama model",
-    control="the denominator stays that of the base",
-    fault={"fault": "no step in denominator"},
+    controls=[Control("the denominator stays that of the base", {"fault": "no step in denominator"})],
 )
 @claim(
     "Q-groups",
     statement="With grouped heads there is one training set and one step for each key/value head; the consecutive "
     "query heads of its group ask the same function.",
     source="own; grouped heads: Ainslie et al. 2023",
-    control="query heads dealt to the groups in turn",
-    fault={"fault": "cyclic"},
+    controls=[Control("query heads dealt to the groups in turn", {"fault": "cyclic"})],
 )
 @claim(
     "Q-causal",
     statement="In a deep causal model each demonstration token takes its step on those up to itself.",
     source="[C] Lemma 6.1, corrected",
-    control="Lemma 6.1 as printed: all M demonstration tokens for every function",
-    fault={"fault": "all"},
-    erratum=(17,),
+    controls=[
+        Control("Lemma 6.1 as printed: all M demonstration tokens for every function", {"fault": "all"}, erratum=(17,))
+    ],
 )
 @cache
 def llama(seed: int, rates: tuple[float | str, ...] = (1.0,), base: str = "own", fault: str = "") -> list[float]:
@@ -236,8 +238,7 @@ def llama(seed: int, rates: tuple[float | str, ...] = (1.0,), base: str = "own",
     "Q-families",
     statement="The same recursion gives the logits of GPT-2, GPT-NeoX and OPT models: biases, LayerNorm, learned or "
     "partly rotary positions and parallel blocks make no difference.",
-    control="no step: the zero-shot logits",
-    fault={"step": False},
+    controls=[Control("no step: the zero-shot logits", {"step": False})],
 )
 def q_families(seed: int, step: bool = True) -> list[float]:
     errors = []
@@ -252,8 +253,7 @@ def q_families(seed: int, step: bool = True) -> list[float]:
     "Q-gate",
     statement="The gate Z_D / (Z_X + Z_D) of a head is the attention that the stock model pays to demonstrations.",
     source="own (page 04), inside a Llama model",
-    control="the share of visible tokens that are demonstrations",
-    fault={"share": True},
+    controls=[Control("the share of visible tokens that are demonstrations", {"share": True})],
 )
 def q_gate(seed: int, share: bool = False) -> float:
     given = prompt(seed)
@@ -270,8 +270,7 @@ def q_gate(seed: int, share: bool = False) -> float:
     statement="With softmax and scale deleted, one step by automatic differentiation in every layer gives the logits "
     "of the linearised model.",
     source="[B] equations 3-4; [C] Theorem 4.1 and Lemma 6.1, corrected",
-    control="compared with the logits of the model as it is",
-    fault={"attention": "eager"},
+    controls=[Control("compared with the logits of the model as it is", {"attention": "eager"})],
 )
 def q_linear(seed: int, attention: str = "iclgd_linear") -> float:
     given = prompt(seed)
@@ -284,8 +283,7 @@ def q_linear(seed: int, attention: str = "iclgd_linear") -> float:
     "the softmax model's (mean relative error over questions, one tiny random Llama).",
     source="against reading [B] equation 3 as a description of the model that is used",
     status="empirical",
-    control="one kernel step in place of every softmax attention layer",
-    fault={"softmax": True},
+    controls=[Control("one kernel step in place of every softmax attention layer", {"softmax": True})],
 )
 def q_reading(seed: int, softmax: bool = False) -> Interval:
     given, errors = prompt(seed), []

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from claims.registry import Interval, chapter, mean_of
+from claims.registry import Control, Interval, chapter, mean_of
 from iclgd_helpers.paths import resolve_path
 from iclgd_helpers.theory.gradient_step import relative_error
 
-claim = chapter("11_greedy_layers_and_fixed_prompts", status="empirical")
+claim = chapter("11_greedy_layers_and_fixed_prompts", drawn="", status="empirical")
 RECORD = "results/theory/greedy_layers.json"
 
 
@@ -27,8 +27,11 @@ def record() -> dict[str, Any]:
     "step for each layer, whether trained or not.",
     source="[C] section 5 and Theorem 4.1, corrected",
     status="identity",
-    control="the base of the zero-shot pass, demonstrations that are not updated, or twice the rate",
-    fault=[{"zero_shot_base": True}, {"update": False}, {"rate": 2}],
+    controls=[
+        Control("the base of the zero-shot pass", {"zero_shot_base": True}),
+        Control("demonstrations that are not updated", {"update": False}),
+        Control("twice the rate", {"rate": 2}),
+    ],
 )
 def forward(seed: int, rate: float = 1, zero_shot_base: bool = False, update: bool = True) -> float:
     """Of the sweep, at `rate` times M, against the forward pass token by token."""
@@ -58,9 +61,8 @@ def forward(seed: int, rate: float = 1, zero_shot_base: bool = False, update: bo
     "G-context",
     statement="Small transformers that are trained on linear regression learn new tasks from their demonstrations.",
     source="Garg et al. 2022; measured here",
-    control="the same networks without demonstrations",
+    controls=[Control("the same networks without demonstrations", {"path": ("labels", "error", "no prompt")})],
     options={"path": ("labels", "error", "true")},
-    fault={"path": ("labels", "error", "no prompt")},
 )
 @claim(
     "G-labels",
@@ -68,59 +70,52 @@ def forward(seed: int, rate: float = 1, zero_shot_base: bool = False, update: bo
     "labels raise the error.",
     source="Min et al. 2022, as cited in [C]; measured here in regression",
     status="refuted here",
-    control="the true labels",
+    controls=[Control("the true labels", {"path": ("labels", "error", "true")})],
     options={"path": ("labels", "error", "permuted")},
-    fault={"path": ("labels", "error", "true")},
 )
 @claim(
     "G-passes",
     statement="One greedy pass over the layers is not enough: eight passes reach a lower error, each at its best rate.",
     source="[C] section 5; measured here",
     status="refuted here",
-    control="one pass",
+    controls=[Control("one pass", {"path": ("passes", "greedy", "1", "error")})],
     options={"path": ("passes", "greedy", "8", "error")},
-    fault={"path": ("passes", "greedy", "1", "error")},
 )
 @claim(
     "G-likeness-labels",
     statement="The in-context update resembles a joint gradient step on the demonstrations, and labels matter for it.",
     source="[B] section 3; measured here",
-    control="a step on shuffled labels",
+    controls=[Control("a step on shuffled labels", {"path": ("likeness, trained", "joint, shuffled", "plain")})],
     options={"path": ("likeness, trained", "joint, true", "plain")},
-    fault={"path": ("likeness, trained", "joint, shuffled", "plain")},
 )
 @claim(
     "G-likeness-trained",
     statement="That resemblance is a property of trained networks.",
     source="[B] section 3 with the control of Deutch et al. 2023; measured here",
-    control="untrained networks",
+    controls=[Control("untrained networks", {"path": ("likeness, untrained", "joint, true", "plain")})],
     options={"path": ("likeness, trained", "joint, true", "plain")},
-    fault={"path": ("likeness, untrained", "joint, true", "plain")},
 )
 @claim(
     "G-prompt-start",
     statement="A fixed prompt of true demonstrations lowers the error on a new task before finetuning begins.",
     source="[C] section 5.1; measured here",
-    control="no prompt",
+    controls=[Control("no prompt", {"path": ("prompt", "no prompt", "curve", 0)})],
     options={"path": ("prompt", "true demonstrations", "curve", 0)},
-    fault={"path": ("prompt", "no prompt", "curve", 0)},
 )
 @claim(
     "G-prompt-labels",
     statement="A fixed prompt with shuffled labels starts finetuning at a higher error than a true one.",
     source="[C] section 5.1; measured here",
-    control="a true prompt",
+    controls=[Control("a true prompt", {"path": ("prompt", "true demonstrations", "curve", 0)})],
     options={"path": ("prompt", "shuffled demonstrations", "curve", 0)},
-    fault={"path": ("prompt", "true demonstrations", "curve", 0)},
 )
 @claim(
     "G-prompt-cost",
     statement="Up to the threshold, finetuning with the prompt in front of every question processes more tokens than "
     "finetuning without it.",
     source="[C] section 5.1; measured here",
-    control="no prompt",
+    controls=[Control("no prompt", {"path": ("prompt", "no prompt", "tokens_not_shared")})],
     options={"path": ("prompt", "true demonstrations", "tokens_not_shared")},
-    fault={"path": ("prompt", "no prompt", "tokens_not_shared")},
 )
 def over_networks(seed: int, path: tuple[str | int, ...]) -> Interval:
     """What the record holds under `path` for each network, over pre-training seeds."""
@@ -132,8 +127,7 @@ def over_networks(seed: int, path: tuple[str | int, ...]) -> Interval:
     statement="In context these networks do better than any single gradient step from zero, whose loss is at least "
     "(d + 1)/(M + d + 1).",
     source="[C] section 5, on Mahankali et al. 2023; measured here",
-    control="the loss of the best single step, in closed form",
-    fault={"one_step": True},
+    controls=[Control("the loss of the best single step, in closed form", {"one_step": True})],
 )
 def beyond_one_step(seed: int, one_step: bool = False) -> Interval:
     found = over_networks(seed, ("labels", "error", "true"))

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from claims.registry import Interval, chapter, mean_of
+from claims.registry import Control, Interval, chapter, mean_of
 from iclgd_helpers.theory.gradient_step import relative_error
 
-claim = chapter("11_greedy_layers_and_fixed_prompts", status="empirical")
+claim = chapter("11_greedy_layers_and_fixed_prompts", drawn="states", status="empirical")
 N, D = 4000, 256
 
 
@@ -36,8 +36,11 @@ def states(seed: int) -> tuple[Tensor, Tensor, Tensor, float]:
     statement="For unit vectors SimAOU is (rho_12 - rho_1 - rho_2 + 1) / (2 sqrt((1 - rho_1)(1 - rho_2))).",
     source="this book; SimAOU: Dai et al. 2022, section 4, and [B]",
     status="identity",
-    control="without the 1, which is the squared length of the zero-shot state that both updates contain",
-    fault={"one": 0},
+    controls=[
+        Control(
+            "without the 1, which is the squared length of the zero-shot state that both updates contain", {"one": 0}
+        )
+    ],
 )
 def formula(seed: int, one: float = 1) -> float:
     g = torch.Generator().manual_seed(seed)
@@ -53,9 +56,13 @@ def formula(seed: int, one: float = 1) -> float:
     "sqrt((1 - rho_1)(1 - rho_2))/2 is one on average: the null is not zero.",
     source="this book, on [B], section 3",
     status="refuted here",
-    control="what zero as the null would mean: the average of the cosine between the parts that are independent",
-    fault={"apart": True},
-    erratum=(27,),
+    controls=[
+        Control(
+            "what zero as the null would mean: the average of the cosine between the parts that are independent",
+            {"apart": True},
+            erratum=(27,),
+        )
+    ],
 )
 def null(seed: int, apart: bool = False) -> Interval:
     c, a, b, expected = states(seed)
@@ -69,8 +76,7 @@ def null(seed: int, apart: bool = False) -> Interval:
     "M-inflation",
     statement="Normalising states before subtracting makes independent updates look alike.",
     source="this book, on Dai et al. 2022, section 4, and [B]",
-    control="the cosine of the same updates, subtracted as they are",
-    fault={"normalised": False},
+    controls=[Control("the cosine of the same updates, subtracted as they are", {"normalised": False})],
 )
 def inflation(seed: int, normalised: bool = True) -> Interval:
     g = torch.Generator().manual_seed(seed)
@@ -86,8 +92,7 @@ def inflation(seed: int, normalised: bool = True) -> Interval:
     statement="A random unit state in place of the finetuned one scores about sqrt(1 - rho_1)/2, so a random baseline "
     "near zero has randomised the update and not the state.",
     source="this book, on [B], Table 2",
-    control="a random update in place of the finetuned one",
-    fault={"update": True},
+    controls=[Control("a random update in place of the finetuned one", {"update": True})],
 )
 def random_state(seed: int, update: bool = False) -> Interval:
     c, a, _, _ = states(seed)

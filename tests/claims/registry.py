@@ -25,18 +25,18 @@ LEAST_CONTROL = 1e3  # a control must miss by at least this many tolerances
 
 @dataclass(frozen=True)
 class Exact:
-    """Outcome of an exact check: the largest relative residual, and the error of the deliberately wrong version."""
+    """Outcome of an exact check: the largest relative residual, and the error of each deliberately wrong version."""
 
     residual: float
-    control_error: float
+    control_errors: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Outcome of a statistical check: an interval (`low`, `high`) with its level and n, and that of the control."""
+    """Outcome of a statistical check: an interval (`low`, `high`) with its level and n, and those of the controls."""
 
     interval: tuple[float, float]
-    control_interval: tuple[float, float]
+    control_intervals: tuple[tuple[float, float], ...]
     level: float
     n: int
 
@@ -57,7 +57,21 @@ def mean_of(values: Iterable[float]) -> Interval:
     return Interval(float(low), float(high), len(found))
 
 
-Check = Callable[..., "float | Sequence[float] | Interval | Exact | Measured"]
+Check = Callable[..., "float | Sequence[float] | Interval"]
+
+
+class Control(NamedTuple):
+    """
+    A wrong version of a statement.
+
+    text: what is wrong, in words. fault: the options of the check that make it so, `check(seed, **options | fault)`;
+    with the claim's own options in their place the hypothesis is restored, and the check passes.
+    erratum: numbers of theory errata (`book/errata.md`) whose printed form this is.
+    """
+
+    text: str
+    fault: dict[str, Any]
+    erratum: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,38 +80,33 @@ class Claim:
     A claim: `check(seed, **options)` gives its relative error, the errors of several cases, or an `Interval`.
 
     source: paper, section and equation. notebook: the chapter (file stem) that shows it.
-    tolerance: relative, of an exact claim. control: what the wrong version does, in words.
-    fault: what is different when the same check is the control, `check(seed, **options | fault)`; several if each must
-    be seen. Without one, the check itself gives the outcome of the claim and of its control.
-    erratum: numbers of theory errata (`book/errata.md`) whose printed form is this claim's control.
+    tolerance: relative, of an exact claim. controls: each must fail the same check.
+    drawn: what a seed draws at random, in words; empty where nothing is, and the check runs once.
     """
 
     id: str
     statement: str
     notebook: str
-    control: str
+    controls: Sequence[Control]
     check: Check
+    drawn: str
     source: str = "the book's own derivation"
     options: dict[str, Any] = field(default_factory=dict)
-    fault: dict[str, Any] | Sequence[dict[str, Any]] = ()
     status: str = "identity"
     tolerance: float | None = 1e-9
-    erratum: tuple[int, ...] = ()
 
     def outcome(self, seed: int) -> Exact | Measured:
-        """What the check finds in double precision: the largest error, and the smallest of any fault in any case."""
+        """What the check finds in double precision: the largest error, and each control's smallest in any case."""
         before = torch.get_default_dtype()
         torch.set_default_dtype(torch.float64)
         try:
             found = self.check(seed, **self.options)
-            faults = [self.fault] if isinstance(self.fault, dict) else self.fault
-            wrong = [self.check(seed, **self.options | fault) for fault in faults]
+            wrong = [self.check(seed, **self.options | control.fault) for control in self.controls]
         finally:
             torch.set_default_dtype(before)
         if isinstance(found, Interval):
-            (control,) = wrong
-            return Measured(found[:2], control[:2], found.level, found.n)
-        return Exact(float(np.max(found)), float(np.min([np.min(w) for w in wrong]))) if wrong else found
+            return Measured(found[:2], tuple(w[:2] for w in wrong), found.level, found.n)
+        return Exact(float(np.max(found)), tuple(float(np.min(w)) for w in wrong))
 
 
 CLAIMS: dict[str, Claim] = {}
