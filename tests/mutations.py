@@ -1,5 +1,6 @@
 """
-One-line faults in the helpers, each of which a named test must see: `python tests/mutations.py`, from the root.
+One-line faults in the helpers and in the checks of claims, each of which a named test must see: run
+`python tests/mutations.py` from the root.
 
 Each fault is put into a scratch copy of the package, never into the working tree, and the one test that should fail is
 run there. Exit status 1 unless all faults are seen. `results/mutations.json` and `book/mutations.md` hold the outcome.
@@ -28,13 +29,18 @@ MARK = "<!-- What follows is written by `python tests/mutations.py`. -->\n"
 
 @dataclass(frozen=True)
 class Fault:
-    """In `file` of the package, `before` (found once, within a line) becomes `after`; `test` must fail."""
+    """In `file` of the package or of the checks of claims, `before` (once, within a line) becomes `after`."""
 
     what: str
     file: str
     before: str
     after: str
-    test: str
+    test: str  # must fail
+
+    @property
+    def path(self) -> str:
+        """From the repository's root."""
+        return self.file if self.file.startswith("tests/") else f"iclgd_helpers/{self.file}"
 
 
 def _faults(file: str, tests: str, *rows: tuple[str, str, str, str]) -> list[Fault]:
@@ -666,6 +672,172 @@ FAULTS = [
         ("Steps are not noted.", "self._steps += int(n or 0)", "self._steps += 0",
          "test_steps_are_noted_whether_the_bar_is_shown_or_not"),
     ),
+    *_faults(
+        "tests/claims/c01_one_step.py", "claims/test_claims.py",
+        ("The errors of the dual form are not averaged.", "d.attention(d.rate / d.n * errors, softmax=softmax)",
+         "d.attention(d.rate * errors, softmax=softmax)", "test_claim[P2.1-dual]"),
+        ("The proposition asks for the label minus the output as gradient.", "wanted.append((u - y).detach())",
+         "wanted.append((y - u).detach())", "test_claim[P2.1-half]"),
+        ("Residuals are as long as the second one, the rate as the first.",
+         "residuals / lengths * lengths[0] if equal", "residuals / lengths * lengths[1] if equal",
+         "test_claim[P2.1-unsquared]"),
+        ("Every step has a little weight decay.", "step = d.update(loss) - d.rate * decay * d.weight",
+         "step = d.update(loss) - d.rate * (decay + 1e-6) * d.weight", "test_claim[B1-outer]"),
+        ("The output gradients are always those after the step.",
+         "outputs = ((d.weight + step if after else d.weight) @ d.inputs)",
+         "outputs = ((d.weight + step) @ d.inputs)", "test_claim[B2-attention]"),
+    ),
+    *_faults(
+        "tests/claims/c02_fast_weight.py", "claims/test_claims.py",
+        ("The implied labels have one demonstration too many in their factor.",
+         "added = sign * (d.m / rate if scaled else 1)", "added = sign * ((d.m + 1) / rate if scaled else 1)",
+         "test_claim[T3.1]"),
+        ("The largest pseudo-demonstration is left out, never the smallest.", "kept = slice(rank - fewer)",
+         "kept = slice(1, rank - fewer + 1)", "test_claim[T3.1-svd]"),
+        ("Values are taken for positive meta-gradients.", "errors.append(error(-rate * torch.autograd",
+         "errors.append(error(rate * torch.autograd", "test_claim[B4-values]"),
+    ),
+    *_faults(
+        "pages/one_dimension.py", "unit/test_one_dimension.py",
+        ("The loss after the step is that before it.", "for weight in (start, moved)]",
+         "for weight in (start, start)]", "test_the_numbers_are_those_made_by_hand"),
+        ("The first label of the picture is drawn at both points.", 'ax.plot(key, label, "s"',
+         'ax.plot(key, found.labels[0], "s"', "test_the_figure_draws_what_it_says"),
+    ),
+    *_faults(
+        "pages/figures.py", "unit/test_one_dimension.py",
+        ("A still picture is left out of the page.", "([still[0]] if still else [])", "[]",
+         "test_where_no_script_runs_the_still_picture_stands"),
+    ),
+    *_faults(
+        "tests/claims/c03_rate.py", "claims/test_claims.py",
+        ("Of the losses that fit at one base, all have the wrong sign.",
+         "value = -(d.values * outputs).sum() / rate + stationary(outputs - anchor)",
+         "value = (d.values * outputs).sum() / rate + stationary(outputs - anchor)", "test_claim[R-one-base]"),
+        ("The loss for every base is curved.", "(moved.square().sum() / (2 * d.m) if squared else 0)",
+         "(moved.square().sum() / (2 * d.m) if not squared else 0)", "test_claim[R-every-base]"),
+        ("The second layer reads states that the first one has not changed.",
+         "states = self.next(weight + changes[-1], w_q, states)", "states = self.start", "test_claim[R-stack]"),
+        ("The step matrices of the layers are not divided out.", "torch.linalg.solve(p, block.flatten(1))",
+         "block.flatten(1)", "test_claim[R-stack]"),
+        ("The rate that a task fixes lacks the factor of the values.", "w_k @ tokens, factor * c * d.m",
+         "w_k @ tokens, factor * d.m", "test_claim[R-task-gauge]"),
+        ("Values that should cancel lie in the span of the keys.",
+         "values @ (torch.eye(d.d_k + 3) - torch.linalg.pinv(keys) @ keys)",
+         "values @ (torch.linalg.pinv(keys) @ keys)", "test_claim[R-no-update]"),
+        ("Another update with the same answers is as short as the least.",
+         "longer = taken.square().sum() + (another - taken).square().sum()", "longer = taken.square().sum()",
+         "test_claim[R-min-norm]"),
+        ("The least update is compared with the update of other queries.", '{"own": asked, "others": others',
+         '{"own": others, "others": others', "test_claim[R-min-norm]"),
+        ("Demonstrations are read by their queries' features in the layer itself.",
+         "self.features(self.shown).T, strict=True)", "self.features(self.shown, self.w_q).T, strict=True)",
+         "test_claim[R-observation-3]"),
+        ("The linear loss rises.", "float(value(d.base) - value(moved))", "float(value(moved) - value(d.base))",
+         "test_claim[R-linear-fall]"),
+        ("Labels at each rate lack M.", "step(weight, d.keys, d.m / rate * d.values + outputs, rate)",
+         "step(weight, d.keys, d.values + outputs, rate)", "test_claim[R-gauge]"),
+        ("The rate of the many steps is above the bound.", "def limit(seed, of_bound=0.5)",
+         "def limit(seed, of_bound=1.2)", "test_claim[R-limit]"),
+    ),
+    *_faults(
+        "tests/claims/c04_softmax.py", "claims/test_claims.py",
+        ("The delta rule forgets twice what it writes.", "delta @ (torch.eye(5) - 0.5 * torch.outer(x, x))",
+         "delta @ (torch.eye(5) - torch.outer(x, x))", "test_claim[S-test-time]"),
+        ("The noise does not reach the risk.", "bias.square().mean() + noise**2 * weights",
+         "bias.square().mean() + 0 * weights", "test_claim[S-bandwidth-noise]"),
+        ("Scores are not divided by the temperature.", "scores = inverse_temperature * torch.einsum",
+         "scores = 1.0 * torch.einsum", "test_claim[S-bandwidth-examples]"),
+        ("Weights are not divided by the rate.", "weights = d.pull / total / (1 if kept else rate)",
+         "weights = d.pull / total", "test_claim[S-output-step]"),
+    ),
+    *_faults(
+        "tests/claims/c05_causal.py", "claims/test_claims.py",
+        ("The samples include demonstrations behind the window.", "shown = [j for j in sight[i] if j < m] if",
+         "shown = list(range(min(i + 1, m))) if", "test_claim[L6.1-window]"),
+        ("Labels are made for all demonstrations, not for those in sight.", "labels = [len(shown) / 0.7 * rows",
+         "labels = [m / 0.7 * rows", "test_claim[L6.1-window]"),
+        ("The mask lets an example see the later ones only.", "counts = (x.T @ x).triu() if causal",
+         "counts = (x.T @ x).tril() if causal", "test_claim[D-kaczmarz]"),
+        ("The query takes steps of twice the rate.", "answer + eta / n * slots @ (x.T @ asked)",
+         "answer + 2 * eta / n * slots @ (x.T @ asked)", "test_claim[D-least-squares]"),
+        ("The examples are taken for orthogonal.", "w = x @ torch.linalg.solve(torch.tril(x.T @ x), x.T @ w_true)",
+         "w = x @ torch.linalg.solve(torch.diag((x * x).sum(0)), x.T @ w_true)", "test_claim[D-kaczmarz-mean]"),
+        ("The label of a sample holds the base of the sample.",
+         'own = base(i) if label == "of the token" else base(m + j)',
+         'own = base(m + j) if label == "of the token" else base(m + j)', "test_claim[L6.1-prompt]"),
+    ),
+    *_faults(
+        "tests/plain_stack.py", "claims/test_claims.py",
+        ("The base of Algorithm 1 is written by all columns, demonstrations included.",
+         'own = alone[number] if fault.get("base") == "zero-shot" else z[:, m:]',
+         'own = alone[number] if fault.get("base") == "zero-shot" else z', "test_claim[T4.1]"),
+        ("Labels are made for the rate M, whatever rate the step takes.", 'labels_rate=fault.get("labels_rate", m)',
+         "labels_rate=m", "test_claim[T4.1-any-rate]"),
+    ),
+    *_faults(
+        "tests/claims/c06_depth.py", "claims/test_claims.py",
+        ("The labels of greedy training leave out the layer's own output.",
+         "m / rate * w_v @ z[:, :m] + base @ inputs", "m / rate * w_v @ z[:, :m]", "test_claim[T4.1-sweep]"),
+        ("In greedy training the columns pass without what attention adds.",
+         "z = z + (base if at_once else matrix) @ stack.phi(w_q @ z)",
+         "z = z + 0 * (base if at_once else matrix) @ stack.phi(w_q @ z)", "test_claim[T4.1-sweep]"),
+        ("A second step on labels made anew is expected to change nothing.", "2 * once - start", "once",
+         "test_claim[T4.1-second-step]"),
+        ("The prompt as it was is learned once more instead of unlearned.", 'samples="all", sign=-1',
+         'samples="all", sign=1', "test_claim[T4.1-learn-learn-unlearn]"),
+    ),
+    *_faults(
+        "tests/claims/c08_compile.py", "claims/test_claims.py",
+        ("The window hides no demonstration, so that its control tests nothing.", "t >= queries.shape[1] // 2",
+         "t > queries.shape[1]", "test_claim[K-every-query]"),
+    ),
+    *_faults(
+        "tests/claims/c07_blocks.py", "claims/test_claims.py",
+        ("The bias of the values is left out of the labels.", "inputs, labels = inputs + b_k, labels + b_v",
+         "inputs, labels = inputs + b_k, labels", "test_claim[X-norm]"),
+    ),
+    *_faults(
+        "tests/claims/c09_learning.py", "claims/test_claims.py",
+        ("The implied labels forget the number of demonstrations.", "implied = torch.stack([n / eta * W_V @ e",
+         "implied = torch.stack([1 / eta * W_V @ e", "test_claim[V-labels]"),
+        ("A mask among the demonstrations is ignored, so its control is no control.",
+         "for other in seen[: i + 1] if causal else seen:", "for other in seen:", "test_claim[V-tied]"),
+        ("The even part keeps half of the odd entries.", "even[:d, d] = even[d, :d] = 0", "even[d, :d] = 0",
+         "test_claim[V-even]"),
+        ("Pairs of different demonstrations are counted too often.",
+         "return same / n + (n - 1) / n * Lambda @ C @ Lambda", "return same / n + Lambda @ C @ Lambda",
+         "test_claim[V-gamma-isotropic]"),
+        ("With the mean as base the whole task is asked for, not what is left of it.",
+         "target = w if base is None else w - base", "target = w", "test_claim[V-prior-mean]"),
+        ("The scaling direction stays among the curvatures.", "lifted = H + 1e3 * torch.outer",
+         "lifted = H + 0 * torch.outer", "test_claim[V-trap]"),
+        ("The heads hold a direction at another size.", "v[i, d] = gamma[i] ** (1 / 3)",
+         "v[i, d] = gamma[i] ** (1 / 2)", "test_claim[V-saddles]"),
+    ),
+    *_faults(
+        "theory/regression_transformer.py", "unit/test_regression_transformer.py",
+        ("Questions see the question that stands first.", "(torch.arange(n) < demos.shape[2])",
+         "(torch.arange(n) <= demos.shape[2])", "test_questions_see_demonstrations_and_themselves_only"),
+        ("Shuffled labels are the true ones.", '"shuffled": known.roll(1, -1)', '"shuffled": known.roll(0, -1)',
+         "test_an_untrained_network_of_the_record_comes_out_again"),
+        ("A greedy step has the whole length in each layer.", "length and length / LAYERS**0.5", "length",
+         "test_a_step_has_the_length_asked_for_and_lowers_the_loss"),
+    ),
+    *_faults(
+        "tests/claims/c10_pretrained.py", "claims/test_claims.py",
+        ("The question's first token is not in the base.", "own = [0, *range(run.M + 1, i + 1)]",
+         "own = [0, *range(run.M + 2, i + 1)]", "test_claim[Q-logits]"),
+        ("The labels do not know the rate.", "labels = len(keys) / run.rate * shown", "labels = len(keys) * shown",
+         "test_claim[Q-rate]"),
+    ),
+    *_faults(
+        "tests/claims/c12_similarity.py", "claims/test_claims.py",
+        ("The zero-shot state is not subtracted.", "return near_one(cosine(a - c, b - c) / expected)",
+         "return near_one(cosine(a, b) / expected)", "test_claim[M-null]"),
+        ("The random state is not subtracted from.", "else near_one(cosine(a - c, unit(r) - c) / about)",
+         "else near_one(cosine(a - c, unit(r)) / about)", "test_claim[M-random]"),
+    ),
 ]  # fmt: skip
 
 
@@ -678,7 +850,7 @@ def faulty_line(fault: Fault) -> tuple[str, str]:
     ValueError
         if the text is not found exactly once, or spans lines: the fault has to be written again.
     """
-    found = (ROOT / "iclgd_helpers" / fault.file).read_text(encoding="utf-8")
+    found = (ROOT / fault.path).read_text(encoding="utf-8")
     if found.count(fault.before) != 1 or "\n" in fault.before + fault.after:
         raise ValueError(f"{fault.file}: {fault.before!r} is there {found.count(fault.before)} times, not once")
     (line,) = (line for line in found.splitlines() if fault.before in line)
@@ -688,7 +860,7 @@ def faulty_line(fault: Fault) -> tuple[str, str]:
 def described(fault: Fault) -> dict[str, str]:
     """The fault's entry in `results/mutations.json`."""
     before, after = faulty_line(fault)
-    return {"fault": fault.what, "file": f"iclgd_helpers/{fault.file}", "before": before, "after": after,
+    return {"fault": fault.what, "file": fault.path, "before": before, "after": after,
             "test": fault.test}  # fmt: skip
 
 
@@ -745,7 +917,7 @@ def scratch_copy(folder: Path, fault: Fault | None) -> None:
         else:
             shutil.copy(source, target)
     if fault is not None:
-        path = folder / "iclgd_helpers" / fault.file
+        path = folder / fault.path
         path.write_text(path.read_text(encoding="utf-8").replace(fault.before, fault.after), encoding="utf-8")
 
 

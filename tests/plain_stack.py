@@ -77,8 +77,8 @@ def algorithm_1(stack, shown, prompt, **fault):
     """
     Algorithm 1 of [C], corrected, for a stack without mask; `fault` names one deviation and its value.
 
-    rate; base="zero-shot"; demonstrations="base" (they use W_0) or "frozen"; residuals=2; query="plain" (no map);
-    keys="plain"; feed_forward="return".
+    rate; labels_rate; loss="sum"; base="zero-shot"; demonstrations="base" (they use W_0) or "frozen"; residuals=2;
+    query="plain" (no map); keys="plain", or "query" (the map of the queries); feed_forward="return".
     """
     z, m = torch.cat([shown, prompt], 1), shown.shape[1]
     alone = forward(stack, shown[:, :0], prompt)
@@ -86,9 +86,10 @@ def algorithm_1(stack, shown, prompt, **fault):
         w_q, w_k, w_v = layer[:3]
         own = alone[number] if fault.get("base") == "zero-shot" else z[:, m:]
         w_0 = (w_v @ own) @ stack.phi(w_k @ own).T
-        plain = w_k @ z[:, :m]
+        plain = (w_q if fault.get("keys") == "query" else w_k) @ z[:, :m]
         inputs = plain if fault.get("keys") == "plain" else stack.phi(plain)
-        w_1 = step(w_0, inputs, w_v @ z[:, :m], fault.get("rate", m), labels_rate=m)
+        rate = fault.get("rate", m) * (m if fault.get("loss") == "sum" else 1)  # a sum's gradient: M times the mean's
+        w_1 = step(w_0, inputs, w_v @ z[:, :m], rate, labels_rate=fault.get("labels_rate", m))
         queries = w_q @ z if fault.get("query") == "plain" else stack.phi(w_q @ z)
         moved = z + w_1 @ queries
         if fault.get("demonstrations") == "base":

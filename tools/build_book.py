@@ -16,11 +16,12 @@ from tools import page_costs, page_lanes
 from tools.book_pages import ROOT, notebooks, pages, preset_values
 
 
-def render(build: Path) -> None:
-    """Strict build of `build`/source into `build`/html; a warning is an error."""
-    for old in ("html", ".doctrees"):
+def render(build: Path, builder: str = "html") -> Path:
+    """Strict build of `build`/source into the folder that is returned, `build`/html; a warning is an error."""
+    for old in (builder, ".doctrees"):
         shutil.rmtree(build / old, ignore_errors=True)
-    options = ["--path-output", str(build.parent), "--all", "-W", "-n", "--keep-going"]
+    known = ["--builder", builder] if builder != "epub" else ["--builder", "custom", "--custom-builder", "epub"]
+    options = ["--path-output", str(build.parent), "--all", "-W", "-n", "--keep-going", *known]
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
     command += [str(build / "source"), *options]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -30,6 +31,7 @@ def render(build: Path) -> None:
         faults = [line for line in log.splitlines() if "WARNING" in line or "ERROR" in line]
         faults.append(f"the strict build of the book failed; its log: {build / 'book.log'}")
         raise CellError("\n".join(faults))
+    return build / builder
 
 
 def book(folder: Path, preset: str = "quick", stored: bool = False) -> Path:
@@ -44,19 +46,36 @@ def book(folder: Path, preset: str = "quick", stored: bool = False) -> Path:
     build = folder / "_build"
     copy_prose(build / "source")
     costs = take_stored(build) if stored else executed(build, preset)
-    from tools import claims_pages, status_page  # slow to import, and of no use before
+    from tools import claims_pages, coverage_page, page_frames, status_page  # slow to import, and of no use before
 
+    for notebook in notebooks():
+        target = places(build, notebook)[0]
+        page_frames.frame(target, notebook, costs.get(notebook.stem, {}), build / "source" / notebook.relative_to(ROOT))
     generated = build / "source" / "book" / "_generated"
     storage.write_text(generated / "status.md", status_page.status_page(costs, preset))
     claims_pages.write_pages(generated)
-    render(build)
+    storage.write_text(generated / "coverage.md", coverage_page.coverage_page())
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    storage.write_text(generated / "changes.md", re.sub(r"^#", "##", changes, flags=re.M))
+    html(build)
     print(f"The book: {build / 'html' / 'index.html'}")
     return build / "html"
 
 
+def html(build: Path) -> None:
+    """The pages as HTML, with links to the book in one file where that has been made."""
+    files = [file for ending in ("pdf", "epub") for file in build.glob(f"*.{ending}")]
+    links = ", ".join(f'<a href="../{file.name}">{file.suffix[1:].upper()}</a>' for file in files)
+    said = f"Download: {links}." if links else "This build has neither yet."
+    storage.write_text(build / "source" / "book" / "_generated" / "downloads.md", f"{said}\n")
+    render(build)
+    for file in files:
+        shutil.copy(file, build / "html" / file.name)
+
+
 def places(build: Path, notebook: Path) -> tuple[Path, Path]:
     """Where a page's executed copy is, and its costs."""
-    return build / "source" / notebook.relative_to(ROOT), build / "pages" / f"{notebook.stem}.json"
+    return build / "executed" / notebook.name, build / "pages" / f"{notebook.stem}.json"
 
 
 def take_stored(build: Path) -> dict[str, dict[str, Any]]:

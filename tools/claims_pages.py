@@ -13,7 +13,7 @@ from iclgd_helpers import storage
 from iclgd_helpers.pages import published
 from iclgd_helpers.pages.claims import ROOT, Entry, load, title
 
-ERRATA = range(1, 28)
+ERRATA = range(1, 31)
 
 
 def anchor(identity: str) -> str:

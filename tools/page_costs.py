@@ -55,8 +55,13 @@ def expected(notebook: Path, costs_file: Path, preset: str) -> float | None:
     last = _read(costs_file)
     if last.get("preset") == preset and "seconds" in last:
         return float(last["seconds"])
+    return reference(notebook) if preset == "quick" else None
+
+
+def reference(notebook: Path) -> float | None:
+    """Seconds that the page took when it was last refreshed, at its own preset; None if that was never timed."""
     seconds = _read(ROOT / REFERENCE).get("seconds", {}).get(notebook.stem)
-    return float(seconds) if seconds and preset == "quick" else None
+    return float(seconds) if seconds else None
 
 
 def refer(notebook: Path, seconds: float) -> None:

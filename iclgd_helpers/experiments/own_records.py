@@ -6,6 +6,7 @@ Every finished seed is kept at once, so an interrupted computation continues whe
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import inspect
 import json
@@ -20,9 +21,31 @@ from iclgd_helpers.errors import InputError
 from iclgd_helpers.experiments import provenance
 
 
+def without_annotations(source: str) -> str:
+    """Source without the annotations of parameters, results and names: they compute nothing."""
+    starts = [0]
+    for line in source.splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+    spans = []  # from the end of what is annotated to the end of the annotation
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.arg) and node.annotation:
+            spans.append((starts[node.lineno - 1] + node.col_offset + len(node.arg), node.annotation))
+        elif isinstance(node, ast.AnnAssign) and node.value:
+            spans.append(
+                (starts[(node.target.end_lineno or 0) - 1] + (node.target.end_col_offset or 0), node.annotation)
+            )
+        elif isinstance(node, ast.FunctionDef) and node.returns:
+            result = starts[node.returns.lineno - 1] + node.returns.col_offset
+            spans.append((source.rindex("->", 0, result), node.returns))
+    for begin, annotation in sorted(spans, key=lambda span: -span[0]):
+        source = source[:begin] + source[starts[(annotation.end_lineno or 0) - 1] + (annotation.end_col_offset or 0) :]
+    return source
+
+
 def code_hash(functions: Iterable[Callable[..., Any]], settings: Mapping[str, Any]) -> str:
-    """Hash of functions, in this order and without comments and layout, and of their settings."""
-    source = "".join(provenance.source_form(inspect.getsource(function)) for function in functions)
+    """Hash of functions, in this order and without comments, layout and annotations, and of their settings."""
+    bare = [without_annotations(inspect.getsource(function)) for function in functions]
+    source = "".join(map(provenance.source_form, bare))
     return hashlib.sha256((source + json.dumps(settings)).encode()).hexdigest()[:16]
 
 

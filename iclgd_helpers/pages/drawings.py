@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -34,7 +35,7 @@ def canvas(height: float) -> tuple[Figure, Axes]:
     return figure, ax
 
 
-def text(ax: Axes, x: float, y: float, words: str, size: float = TEXT, align: str = "center", **style: str) -> None:
+def text(ax: Axes, x: float, y: float, words: str, size: float = TEXT, align: str = "center", **style: Any) -> None:
     """`words` with their middle (`align` left or right: that end) at (x, y); between dollars they are mathematics."""
     ax.text(x, y, words, fontsize=size, ha=align, va="center", color=style.pop("color", "#111111"), **style)
 

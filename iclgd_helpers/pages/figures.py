@@ -140,39 +140,41 @@ def layer_lines(ax: Axes, comparison: Mapping[str, Any], metric: str, arm: str, 
 
 
 FRAMES = """<div id="{id}" style="display:inline-block;width:{width}px;max-width:100%">
-<img src="{first}" alt="{alt}. {label}" width="{width}" style="max-width:100%;height:auto">
+<img src="{first}" alt="{alt}. {shown}" width="{width}" style="max-width:100%;height:auto">
 <div style="display:none">
 <input type="range" min="0" max="{last}" value="0" step="1" aria-label="{alt}" aria-valuetext="{label}"
  style="width:100%;margin:0;min-height:2em"><output style="display:block;min-height:3em">{label}</output></div>
 <script>(function () {{
   var box = document.getElementById("{id}"), image = box.querySelector("img"), slider = box.querySelector("input");
-  var labels = {labels}, sources = [image.src].concat({others});
+  var labels = {labels}, sources = {sources};
   slider.parentNode.style.display = "block";
   slider.oninput = function () {{
     image.src = sources[slider.value];
     box.querySelector("output").textContent = labels[slider.value];
     slider.setAttribute("aria-valuetext", labels[slider.value]);
     image.alt = {alt_json} + ". " + labels[slider.value];
-  }};
+  }};{start}
 }})();</script></div>"""
 
 
-def frames(drawn: Sequence[Figure], labels: Sequence[str], alt: str) -> None:
+def frames(drawn: Sequence[Figure], labels: Sequence[str], alt: str, still: tuple[Figure, str] | None = None) -> None:
     """
     Display figures of one size as one picture with a slider, `labels` saying what each shows, and close them.
 
-    It needs no kernel and loads nothing. Where no script runs, the first frame stands alone, and a PDF shows it as an
-    image. Raises ValueError unless there are as many labels as figures, and at least one.
+    It needs no kernel and loads nothing. Where no script runs and in a PDF, the first frame stands alone, or `still`:
+    a figure and what it shows. Raises ValueError unless there are as many labels as figures, and at least one.
     """
     if not drawn or len(drawn) != len(labels):
         raise ValueError(f"{len(drawn)} frames and {len(labels)} labels: need as many of each, and at least one")
     width = round(drawn[0].get_figwidth() * 96)
-    images = [png(figure, dots_per_inch=144) for figure in drawn]
+    images = [png(figure, dots_per_inch=144) for figure in ([still[0]] if still else []) + list(drawn)]
     sources = [f"data:image/png;base64,{base64.b64encode(image).decode()}" for image in images]
+    others = json.dumps(sources[1:])
     page = FRAMES.format(
         id="frames-" + hashlib.sha256(images[0] + alt.encode()).hexdigest()[:12],
-        first=sources[0], others=json.dumps(sources[1:]), width=width, last=len(drawn) - 1,
-        alt=html.escape(alt), label=html.escape(labels[0]),
+        first=sources[0], sources=others if still else f"[image.src].concat({others})", width=width,
+        alt=html.escape(alt), label=html.escape(labels[0]), shown=html.escape(still[1] if still else labels[0]),
+        start="\n  slider.oninput();" if still else "", last=len(drawn) - 1,
         labels=json.dumps(list(labels)).replace("<", "\\u003c"), alt_json=json.dumps(alt).replace("<", "\\u003c"),
     )  # fmt: skip
     display({"text/html": page, "image/png": images[0]}, metadata={"image/png": {"width": width}}, raw=True)

@@ -88,7 +88,7 @@ def monomial_features(d_k: int, degree: int, scale: float | None = None) -> Map:
 
 
 def linear_attention(values: Tensor, keys: Tensor, query: Tensor) -> Tensor:
-    """`[d_v, token], [feature, token], [feature, query]` to `[d_v, query]`: V K^T q. Source: [C] section 2.2."""
+    """`[d_v, token], [feature, token], [feature, query]` to `[d_v, query]`: V K^T q. Source: [C] section 2.1."""
     return values @ (keys.T @ query)
 
 

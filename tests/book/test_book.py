@@ -1,20 +1,16 @@
 """The built book: strict, complete, self-contained; readable on a phone, in the dark, by keyboard, and on paper."""
 
-import functools
-import http.server
 import re
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-import browser
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
 from nbclient import NotebookClient
 
-from tools import book_pages, build_book
+from tools import book_pages, browser, build_book
 
 LOADING = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "embed": "src"}
 LOADING_LINKS = {"stylesheet", "preload", "icon", "shortcut", "modulepreload"}
@@ -205,23 +201,6 @@ PHONE = 375  # pixels
 PAPER = 717  # pixels: A4 between the margins of the browser
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """Serves a folder quietly, at `address`."""
-
-    def __init__(self, folder: Path) -> None:
-        class Quiet(http.server.SimpleHTTPRequestHandler):
-            def log_message(self, *_: object) -> None:
-                pass
-
-        super().__init__(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
-        self.address = f"http://127.0.0.1:{self.server_port}"
-        threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown()
-        self.server_close()
-
-
 @pytest.fixture(scope="session")
 def tab(tmp_path_factory) -> Iterator[browser.Page]:
     if browser.path() is None:
@@ -237,7 +216,7 @@ def reports(html, tab) -> dict[str, dict]:
         str(p.relative_to(html)) for folder in ("book", "notebooks") for p in sorted((html / folder).glob("*.html"))
     ]
     found, probe = {}, tab.before(PROBE)
-    with Server(html) as server:
+    with browser.Server(html) as server:
         for name in names:
             tab.open(f"{server.address}/{name}", PHONE, theme="dark")
             for width in (PHONE, 1280):
@@ -345,7 +324,7 @@ def toggles(tab: browser.Page, which: str) -> bool:
 def test_the_menu_buttons_work(html, tab, show, which: str, width: int):
     show(width=width)
     assert toggles(tab, which)
-    with Server(html) as server:
+    with browser.Server(html) as server:
         tab.open(f"{server.address}/{RESULTS}", width=width)
         assert toggles(tab, which)
     show(before=BAR, width=width)
@@ -378,11 +357,13 @@ def test_who_uses_the_keyboard_sees_where(tab, show):
 
 def test_sliders_stand_under_their_figure(html, tab):
     tab.open((html / "notebooks" / "03_what_the_step_does_not_say.html").as_uri())
-    place = "[...document.querySelectorAll('[id^=frames-] :is(img, input)')].map(e => e.getBoundingClientRect().%s)"
-    for side in ("left", "right"):
-        picture, slider = tab.run(place % side)
-        assert abs(picture - slider) < 2
-    tab.run("document.querySelector('[id^=frames-]').style.display = 'block'")
-    tab.run("document.querySelector('[id^=frames-]').style.width = 'auto'")
-    picture, slider = tab.run(place % "left")
-    assert abs(picture - slider) > 50, "the control"
+    boxes = "[...document.querySelectorAll('[id^=frames-]')]"
+
+    def apart(side: str) -> list[float]:
+        """Of each picture and its slider, pixels between their sides."""
+        ends = f"['img', 'input'].map(kind => box.querySelector(kind).getBoundingClientRect().{side})"
+        return [abs(a - b) for a, b in tab.run(f"{boxes}.map(box => {ends})")]
+
+    assert len(apart("left")) >= 2 and max(apart("left") + apart("right")) < 2
+    tab.run(f"{boxes}.forEach(box => Object.assign(box.style, {{display: 'block', width: 'auto'}}))")
+    assert min(apart("left")) > 50, "the control"

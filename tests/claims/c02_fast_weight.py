@@ -9,7 +9,8 @@ from iclgd_helpers.theory.gradient_step import relative_error as error
 claim = chapter("02_attention_as_a_fast_weight", drawn="sizes, projections, prompt, demonstrations and queries")
 MAPS = ("identity", "elu1", "exp", "rff", "favor")
 POSITIVE = ("elu1", "exp", "favor")  # so that a denominator exists
-RATES = (0.01, 0.37, 1.0, 11.0, 50.0)
+PLAIN = ("elu1", "exp")  # as many features as a key has entries, and other than these
+RATES = (0.01, 0.37, 1.0, 7.3, 50.0)  # none of them a number of demonstrations but one
 
 
 def features(name, d_k, generator):
@@ -51,13 +52,6 @@ class Draw:
         values, keys = (self.all_values, self.all_keys) if values is None else (values, keys)
         columns = [sum(v * float(k @ q) for v, k in zip(values.T, keys.T, strict=True)) for q in self.z.T]
         return torch.stack(columns, 1)
-
-    def stepped(self, rate, inputs=None, sign=1, scaled=True, own_prediction=True, **kind):
-        """The base after one step on the implied training set, or on one with a fault."""
-        inputs = self.shown_keys if inputs is None else inputs
-        added = sign * (self.m / rate if scaled else 1) * self.shown_values
-        targets = added + self.base @ inputs if own_prediction else added
-        return step(self.base, inputs, targets, rate, **kind)
 
 
 def write(values, keys):
@@ -118,80 +112,68 @@ def split(seed, maps=MAPS, denominator=False):
     return [miss(Draw(seed, name)) for name in maps]
 
 
-def matrix(seed, name, **fault):
-    """Theorem 3.1, corrected, on the matrices that attention and the step give."""
-    d = Draw(seed, name)
-    wanted = write(d.all_values, d.all_keys)
-    return [error(d.stepped(rate, **fault), wanted) for rate in RATES]
-
-
-for name in MAPS:
-    claim(
-        f"T3.1-{name}",
-        statement=f"With feature map {name}: one step from the prompt's matrix on the implied training set gives the "
-        "matrix with demonstrations, at rates from 0.01 to 50.",
-        source="[C] Theorem 3.1, corrected",
-        controls=[Control("labels without the layer's own prediction", {"own_prediction": False})],
-        options={"name": name},
-    )(matrix)
-
-
 @claim(
-    "T3.1-query",
-    statement="The stepped matrix acts on the feature of the query.",
-    source="[C] equation 5 and Theorem 3.1",
-    controls=[Control("the query itself, as printed", {"feature": False}, erratum=(4,))],
-)
-@claim(
-    "T3.1-half",
-    statement="The implied step is taken on halved squares.",
-    source="[C] equation 4 and Theorem 3.1",
-    controls=[Control("squares that are not halved", {"factor": 1.0}, erratum=(3,))],
-)
-@claim(
-    "T3.1-mean",
-    statement="The implied step is taken on the mean over demonstrations.",
-    source="[C] Theorem 3.1 and appendix",
-    controls=[Control("their sum, at the same rate and labels", {"mean": False})],
-)
-@claim(
-    "T3.1-sign",
-    statement="The labels are the layer's predictions plus M/rate times the values.",
-    source="[C] appendix",
-    controls=[Control("minus: the step then subtracts the demonstrations", {"sign": -1}, erratum=(19, 20))],
-)
-@claim(
-    "T3.1-scale",
-    statement="The values enter the labels with the factor M/rate.",
-    source="[C] Theorem 3.1 and appendix",
-    controls=[Control("values without the factor", {"scaled": False})],
-)
-@claim(
-    "T3.1-inputs",
-    statement="The inputs of the implied training set are features of keys.",
-    source="[C] appendix",
-    controls=[Control("keys without the feature map", {"inputs": "raw keys"}, erratum=(21,))],
-)
-@claim(
-    "T3.1-cancel",
-    statement="The step changes the output by linear attention with scaled errors; the base stands on both sides.",
-    source="[C] appendix, second line",
+    "T3.1",
+    statement="One step from the prompt's matrix on the implied training set gives the matrix with demonstrations and "
+    "its outputs, for five feature maps and rates from 0.01 to 50.",
+    source="[C] Theorem 3.1, corrected",
     controls=[
-        Control("the base on one side only, as in the second line of the appendix", {"base_too": False}, erratum=(18,))
+        Control("labels without the layer's own prediction", {"own_prediction": False}),
+        Control("values in the labels without the factor M/rate", {"scaled": False}),
+        Control("minus the values: the step then subtracts the demonstrations", {"sign": -1}, erratum=(19, 20)),
+        Control("squares that are not halved", {"factor": 1.0}, erratum=(3,)),
+        Control("the sum over demonstrations, not the mean, at the same rate and labels", {"mean": False}),
+        Control("the query without feature map, as printed", {"feature": False, "maps": PLAIN}, erratum=(4,)),
+        Control("keys without feature map as inputs", {"inputs": "raw keys", "maps": PLAIN}, erratum=(21,)),
+        Control("values attached to queries, as observation 3 says", {"inputs": "queries"}, erratum=(6,)),
+        Control("the base on one side only, as in the appendix's second line", {"base_too": False}, erratum=(18,)),
     ],
 )
+def one_step(
+    seed,
+    maps=MAPS,
+    inputs="keys",
+    sign=1,
+    scaled=True,
+    own_prediction=True,
+    factor=0.5,
+    mean=True,
+    feature=True,
+    base_too=True,
+):
+    """The matrix after the step beside its outputs, against what tokens write and token-by-token attention."""
+    errors = []
+    for d in (Draw(seed, name) for name in maps):
+        xi = {"keys": d.shown_keys, "raw keys": d.raw_shown, "queries": d.phi(d.w_q @ d.shown)}[inputs]
+        wanted = torch.cat([write(d.all_values, d.all_keys), d.attended()], 1)
+        for rate in RATES:
+            added = sign * (d.m / rate if scaled else 1) * d.shown_values
+            targets = added + d.base @ xi if own_prediction else added
+            after = step(d.base, xi, targets, rate, factor, mean) - (0 if base_too else d.base)
+            errors.append(error(torch.cat([after, after @ (d.z if feature else d.raw_asked)], 1), wanted))
+    return errors
+
+
 @claim(
-    "T3.1-keys",
-    statement="A demonstration's value is attached to its key.",
-    source="[C] observation 3",
-    controls=[Control("to its query, as observation 3 says", {"inputs": "queries"}, erratum=(6,))],
+    "B4-values",
+    statement="The values of the demonstrations are negative meta-gradients: minus the rate times the gradient of the "
+    "implied loss in the layer's outputs on the implied inputs, at every rate.",
+    source="[B] section 2.2 and equation 4",
+    controls=[
+        Control("gradients after the step", {"after": True}),
+        Control("gradients of the loss whose labels lack the layer's own prediction", {"own_prediction": False}),
+    ],
 )
-def outputs(seed, inputs="keys", feature=True, base_too=True, **fault):
-    """The corrected theorem predicts as attention does; what it must not be confused with does not."""
+def values(seed, after=False, own_prediction=True):
     d = Draw(seed)
-    inputs = {"keys": d.shown_keys, "raw keys": d.raw_shown, "queries": d.phi(d.w_q @ d.shown)}[inputs]
-    after = d.stepped(0.37, inputs, **fault) - (0 if base_too else d.base)
-    return error(after @ (d.z if feature else d.raw_asked), d.attended())
+    errors = []
+    for rate in RATES:
+        labels = d.m / rate * d.shown_values + (d.base @ d.shown_keys if own_prediction else 0)
+        weight = write(d.all_values, d.all_keys) if after else d.base
+        u = (weight @ d.shown_keys).requires_grad_(True)
+        loss = sum(0.5 * (a - y).square().sum() for a, y in zip(u.T, labels.T, strict=True)) / d.m
+        errors.append(error(-rate * torch.autograd.grad(loss, u)[0], d.shown_values))
+    return errors
 
 
 @claim(
@@ -212,17 +194,24 @@ def zero_base(seed, others=1):
     "the condition of the appendix that inputs are keys is sufficient and not necessary.",
     source="the book's own derivation; [C] appendix",
     status="refuted here",
-    controls=[Control("one pseudo-demonstration fewer", {"fewer": 1}, erratum=(22,))],
+    controls=[
+        Control("one pseudo-demonstration fewer, the best there are", {"fewer": 1}),
+        Control("the condition as printed: how far the pseudo-inputs are from keys", {"needed": True}, erratum=(22,)),
+    ],
 )
-def svd(seed, fewer=0):
+def svd(seed, fewer=0, needed=False):
+    """Error of the update; or the smallest sine of the angle between an input and the key nearest to it."""
     d, rate = Draw(seed), 0.37
     added = write(d.shown_values, d.shown_keys)
     left, sizes, right = torch.linalg.svd(added, full_matrices=False)
     rank = int((sizes > 1e-12 * sizes[0]).sum())
     assert rank <= min(d.m, d.d_v, d.shown_keys.shape[0])
-    kept = slice(fewer, rank)
+    kept = slice(rank - fewer)  # without the smallest: no fewer pairs come closer (Eckart and Young)
     inputs = right[kept].T
     targets = (rank - fewer) / rate * (left * sizes)[:, kept] + d.base @ inputs
+    if needed:
+        cosines = (inputs.T @ (d.shown_keys / d.shown_keys.norm(dim=0))).abs().max(1).values
+        return float((1 - cosines.square()).sqrt().min())
     return error(step(d.base, inputs, targets, rate) - d.base, added)
 
 

@@ -37,6 +37,13 @@ class Draw:
     def labels(self, rate):
         return self.m / rate * self.values + self.base @ self.keys
 
+    def answers(self, z, values=None):
+        """The layer's answers to query features with demonstrations (of the given values), token by token."""
+        shown = zip((self.values if values is None else values).T, self.features(self.shown).T, strict=True)
+        own = zip((self.w_v @ self.own).T, self.features(self.own).T, strict=True)
+        pairs = [*shown, *own]
+        return torch.stack([sum(v * (k @ q) for v, k in pairs) for q in z.T], 1)
+
     def measured_ratio(self, rate):
         """Implied loss after one step over that before, both evaluated as they stand."""
         y = self.labels(rate)
@@ -58,12 +65,23 @@ def step(weight, inputs, targets, rate):
     "R-gauge",
     statement="The matrix after the implied step does not depend on the rate: the labels absorb it.",
     source="[C] Theorem 3.1",
-    controls=[Control("another rate with the labels kept", {"factor": 2})],
+    controls=[
+        Control("labels that contain the outputs of another base", {"own_base": False}),
+        Control("a second step", {"count": 2}),
+    ],
 )
-def gauge(seed, factor=1):
+def gauge(seed, own_base=True, count=1):
+    """Each rate's change of the matrix, against that of the rate 0.1."""
     d = Draw(seed)
-    rates = (0.01, 0.37, 1.0, d.m, 50.0)
-    return [error(step(d.base, d.keys, d.labels(rate), factor * rate) - d.base, d.update) for rate in rates]
+    outputs = (d.base if own_base else d.normal(*d.base.shape)) @ d.keys
+
+    def change(rate):
+        weight = d.base
+        for _ in range(count):
+            weight = step(weight, d.keys, d.m / rate * d.values + outputs, rate)
+        return weight - d.base
+
+    return [error(change(rate), change(0.1)) for rate in (0.01, 0.37, 1.0, d.m, 50.0)]
 
 
 @claim(
@@ -84,8 +102,7 @@ def ratio(seed, with_m=True):
 
 @claim(
     "R-critical",
-    statement="The implied loss falls below the critical rate 2M tr(V'GV'^T)/|V'G|^2, rises above it and stays "
-    "at it; at [C]'s rate M it may rise although the forward pass is the same.",
+    statement="The implied loss falls below the critical rate 2M tr(V'GV'^T)/|V'G|^2, rises above it and stays at it.",
     controls=[Control("half the critical rate, where the loss is lowest", {"factor": 1 / 2})],
 )
 def critical(seed, factor=1):
@@ -98,13 +115,14 @@ def critical(seed, factor=1):
     "R-sufficient",
     statement="Below 2M/lambda, two over the largest eigenvalue of the Hessian, the implied loss falls for all "
     "values; the bound is attained, and never above the critical rate.",
-    controls=[Control("values along the top eigenvector, a tenth above the bound", {"factor": 1.1})],
+    controls=[Control("values that do not lie along the top eigenvector: there it is not attained", {"top": False})],
 )
-def sufficient(seed, factor=1):
+def sufficient(seed, top=True):
     d = Draw(seed)
     assert d.bound <= d.critical * (1 + 1e-9) and d.measured_ratio(0.99 * d.bound) < 1
-    d.values = d.normal(d.d_v, 1) @ torch.linalg.eigh(d.gram)[1][:, -1:].T  # the worst case
-    return abs(d.measured_ratio(factor * d.bound) - 1)
+    if top:  # the worst case
+        d.values = d.normal(d.d_v, 1) @ torch.linalg.eigh(d.gram)[1][:, -1:].T
+    return abs(d.measured_ratio(d.bound) - 1)
 
 
 @claim(
@@ -132,18 +150,19 @@ def steps(seed, factor=1, counts=(1, 2, 5)):
     "R-limit",
     statement="Below 2M/lambda many steps on the implied set converge to W_X + M/rate V' Phi'^+, for dependent "
     "keys too: the limit scales as one over the rate.",
-    controls=[Control("the limit of twice the rate", {"factor": 2})],
+    controls=[Control("a rate above 2M/lambda: the steps diverge", {"of_bound": 1.1})],
+    drawn="number of demonstrations, base, values and singular directions of the keys",
 )
-def limit(seed, factor=1):
+def limit(seed, of_bound=0.5):
     d = Draw(seed)
     rank = min(d.m, 3)  # dependent keys whose singular values are known, so that descent converges quickly
     left, right = torch.linalg.qr(d.normal(7, rank))[0], torch.linalg.qr(d.normal(d.m, rank))[0]
     keys = left @ torch.diag(torch.linspace(0.7, 1.3, rank)) @ right.T
-    start, rate = d.normal(d.d_v, 7), d.m / 1.3**2
+    start, rate = d.normal(d.d_v, 7), of_bound * 2 * d.m / 1.3**2
     targets, weight = d.m / rate * d.values + start @ keys, start
     for _ in range(150):
         weight = step(weight, keys, targets, rate)
-    return error(weight - start, d.m / (factor * rate) * d.values @ torch.linalg.pinv(keys, rtol=1e-9))
+    return error(weight - start, d.m / rate * d.values @ torch.linalg.pinv(keys, rtol=1e-9))
 
 
 @claim(
@@ -162,33 +181,189 @@ def orthonormal(seed, noise=0.0):
 
 
 @claim(
-    "R-linear-loss",
-    statement="The linear loss -sum <v_i, W x_i> takes the same step at rate 1, with no label that mentions the layer.",
-    source="the book's own derivation; [B] section 4.1 calls the loss intractable",
-    controls=[Control("the squared loss with the plain values as labels", {"squared": True})],
+    "R-one-base",
+    statement="At one base infinitely many losses of the outputs take the step: -1/rate sum <v_i, u_i> plus any "
+    "function that is stationary at the base's outputs.",
+    source="[B] section 4.1, third point",
+    controls=[Control("the functions are stationary at the outputs of another base", {"own_base": False})],
+    drawn="sizes, projections, prompt, demonstrations, another base and the size of the added function",
 )
-def linear_loss(seed, squared=False):
+def one_base(seed, own_base=True):
     d = Draw(seed)
-    if squared:
-        return error(step(d.base, d.keys, d.values, d.m) - d.base, d.update)
-    weight = d.base.clone().requires_grad_(True)
-    value = -sum(v @ (weight @ k) for v, k in zip(d.values.T, d.keys.T, strict=True))
-    return error(-torch.autograd.grad(value, weight)[0], d.update)
+    rate, size = 0.37, float(torch.rand((), generator=d.generator)) + 0.5
+    anchor = (d.base if own_base else d.normal(*d.base.shape)) @ d.keys
+    added = {
+        "the squared loss of [C]": lambda r: r.square().sum() / (2 * d.m),
+        "a concave one": lambda r: -size * r.square().sum(),
+        "waves": lambda r: size * (1 - r.cos()).sum(),
+        "fourth powers": lambda r: size * r.pow(4).sum(),
+    }
+
+    def change(stationary):
+        weight = d.base.clone().requires_grad_(True)
+        outputs = weight @ d.keys
+        value = -(d.values * outputs).sum() / rate + stationary(outputs - anchor)
+        return -rate * torch.autograd.grad(value, weight)[0]
+
+    return [error(change(stationary), d.update) for stationary in added.values()]
+
+
+@claim(
+    "R-every-base",
+    statement="The linear loss takes the step from the base of every prompt, and differences of any such loss between "
+    "two bases are those of the linear loss.",
+    source="[B] section 4.1, third point",
+    controls=[
+        Control("the squared loss that is made for the first prompt", {"squared": True}),
+        Control("demonstrations that have read the prompt, as above the first layer without a mask", {"mask": False}),
+    ],
+    drawn="sizes, projections, three prompts and demonstrations",
+)
+def every_base(seed, squared=False, mask=True):
+    """A loss made with one prompt (outputs u -> -1/rate sum <v_i, u_i>, squared or not), tried with two others."""
+    d = Draw(seed)
+    rate, read = 0.37, d.normal(d.d_in, d.d_v) / d.d_v**0.5
+    prompts = [d.own, *(d.normal(d.d_in, d.n) for _ in range(2))]
+    bases = [sum(torch.outer(d.w_v @ x, d.features(x[:, None])[:, 0]) for x in prompt.T) for prompt in prompts]
+
+    def written(base):  # by demonstrations whose states do, or do not, depend on the prompt
+        states = d.shown if mask else d.shown + read @ base @ d.keys / base.norm()
+        return d.w_v @ states, d.features(states)
+
+    values, keys = written(bases[0])
+
+    def loss_of_first(weight):
+        outputs = weight @ keys
+        moved = outputs - bases[0] @ keys
+        return -(values * outputs).sum() / rate + (moved.square().sum() / (2 * d.m) if squared else 0)
+
+    found = []
+    for base in bases[1:]:
+        weight = base.clone().requires_grad_(True)
+        change = -rate * torch.autograd.grad(loss_of_first(weight), weight)[0]
+        now = sum(torch.outer(v, k) for v, k in zip(*(m.T for m in written(base)), strict=True))
+        forced = -float((now * (base - bases[0])).sum()) / rate  # the equation's right-hand side along the way
+        difference = float(loss_of_first(base) - loss_of_first(bases[0]))
+        found += [error(change, now), abs(difference / forced - 1)]
+    return found
+
+
+class Stack:
+    """Two layers of linear attention (elu + 1) over demonstrations alone; `parts` splits flat weights into layers."""
+
+    def __init__(self, seed: int):
+        d = self.drawn = Draw(seed)
+        self.m, self.d = d.m, 4
+        self.start, self.targets = d.normal(4, d.m), d.normal(4, d.m)
+        self.projections = [[d.normal(4, 4) / 2 for _ in range(3)] for _ in range(2)]
+        self.weights = d.normal(2 * 4 * 4) / 4
+        self.scales = [a @ a.T + torch.eye(16) for a in (d.normal(16, 16) / 4 for _ in range(2))]  # P of each layer
+
+    def parts(self, flat):
+        return flat.view(2, self.d, self.d)
+
+    def next(self, weight, w_q, states):
+        return states + weight @ self.drawn.features(states, w_q)
+
+    def in_context(self, flat):
+        """What attention adds to each layer's matrix in one forward pass."""
+        states, changes = self.start, []
+        for weight, (w_k, w_q, w_v) in zip(self.parts(flat), self.projections, strict=True):
+            changes.append(w_v @ states @ self.drawn.features(states, w_k).T)
+            states = self.next(weight + changes[-1], w_q, states)
+        return torch.stack(changes).flatten()
+
+    def layer_causal(self, flat):
+        """Each layer's step on its own squared loss; the layer below counts as a constant."""
+        states, changes = self.start, []
+        for weight, (_, w_q, _) in zip(self.parts(flat), self.projections, strict=True):
+            after = self.next(weight, w_q, states)
+            own = (after - self.targets).square().sum() / (2 * self.m)
+            changes.append(-torch.autograd.grad(own, weight, create_graph=True)[0])
+            states = after
+        return torch.stack(changes).flatten()
+
+    def common(self, flat):
+        """The step on one squared loss after the last layer, each layer's gradient scaled by its own matrix."""
+        states = self.start
+        for weight, (_, w_q, _) in zip(self.parts(flat), self.projections, strict=True):
+            states = self.next(weight, w_q, states)
+        (gradient,) = torch.autograd.grad(
+            (states - self.targets).square().sum() / (2 * self.m), flat, create_graph=True
+        )
+        return -torch.cat([p @ g for p, g in zip(self.scales, gradient.view(2, -1), strict=True)])
+
+    def jacobian(self, updates):
+        """d U_l / d W_m as blocks `[l, entry, m, entry]`."""
+        return torch.autograd.functional.jacobian(getattr(self, updates), self.weights).view(2, 16, 2, 16)
+
+
+@claim(
+    "R-stack",
+    statement="Updates -P grad L of one loss, P constant and one block a layer, have a symmetric Jacobian once P is "
+    "divided out; updates that depend on the layers below and on none above do not.",
+    source="[B] section 3.4, first point, and section 4.1, third point",
+    controls=[
+        Control("the updates of the forward pass", {"field": "in_context"}),
+        Control("layer-causal finetuning", {"field": "layer_causal"}),
+    ],
+    drawn="number of demonstrations, states, targets, projections, weights and step matrices of two layers",
+)
+def stack(seed, field="common"):
+    """How far the Jacobian of P^-1 U is from its transpose, in units of the Hessian of the common loss."""
+    s = Stack(seed)
+    for causal in ("in_context", "layer_causal"):
+        jacobian = s.jacobian(causal)
+        assert not jacobian[0, :, 1].any() and jacobian[1, :, 0].norm() > 1e-3
+
+    def divided(updates):
+        blocks = zip(s.scales, s.jacobian(updates), strict=True)
+        return torch.cat([torch.linalg.solve(p, block.flatten(1)) for p, block in blocks])
+
+    found = divided(field)
+    return float((found - found.T).norm() / divided("common").norm())
 
 
 @claim(
     "R-linear-fall",
     statement="In that step the linear loss falls by the squared norm of the update.",
-    controls=[Control("half of the squared norm, as for a quadratic loss at its best rate", {"share": 1 / 2})],
+    controls=[Control("the squared loss, whose gradient at the base is the same", {"squared": True})],
 )
-def linear_fall(seed, share=1):
+def linear_fall(seed, squared=False):
     d = Draw(seed)
 
     def value(weight):
-        return float(-(d.values * (weight @ d.keys)).sum())
+        if squared:
+            return d.m * loss(weight, d.keys, d.values + d.base @ d.keys)
+        return -sum(v @ (weight @ k) for v, k in zip(d.values.T, d.keys.T, strict=True))
 
-    fall = value(d.base) - value(d.base + d.update)
-    return abs(fall / (share * float(d.update.square().sum())) - 1)
+    weight = d.base.clone().requires_grad_(True)
+    moved = d.base - torch.autograd.grad(value(weight), weight)[0]
+    return abs(float(value(d.base) - value(moved)) / float(d.update.square().sum()) - 1)
+
+
+@claim(
+    "R-task-gauge",
+    statement="If values are c times the task's residuals at the base, the implied labels are the task's exactly at "
+    "the rate c M.",
+    controls=[
+        Control("another rate", {"factor": 2}),
+        Control("the base of another map", {"own_base": False}),
+    ],
+    drawn="numbers of examples and dimensions, the factor c, the task's examples and the base",
+)
+def task_gauge(seed, factor=1, own_base=True):
+    """Values and keys are read off tokens (x, y) by constructed weights; c is on no list of the check's inputs."""
+    d = Draw(seed)
+    x, y, start = d.normal(d.d_k, d.m), d.normal(d.d_v, d.m), d.normal(d.d_v, d.d_k)
+    c = float(torch.rand((), generator=d.generator)) + 0.1
+    w_v, w_k = c * torch.cat([-start, torch.eye(d.d_v)], 1), torch.eye(d.d_k, d.d_k + d.d_v)
+    tokens = torch.cat([x, y])
+    values, keys, rate = w_v @ tokens, w_k @ tokens, factor * c * d.m
+    base = start if own_base else d.normal(d.d_v, d.d_k)
+    labels = d.m / rate * values + base @ keys
+    written = base + sum(torch.outer(w_v @ e, w_k @ e) for e in tokens.T)
+    return [error(labels, y), error(step(base, x, y, rate), written)]
 
 
 @claim(
@@ -235,18 +410,25 @@ def mixing(seed, mixed_keys=True):
 
 @claim(
     "R-min-norm",
-    statement="For queries that do not span the feature space a smaller update, projected on their span, "
-    "answers alike.",
-    controls=[Control("the projected update on other queries", {"others": True})],
+    statement="For queries that do not span the feature space the update projected on their span is the least that "
+    "answers alike, and the only one of its norm.",
+    controls=[
+        Control("the update as it is", {"span": "all"}),
+        Control("the update projected on the span of other queries", {"span": "others"}),
+    ],
 )
-def min_norm(seed, others=False):
+def min_norm(seed, span="own"):
     d = Draw(seed)
-    spanning, other = (d.features(d.normal(d.d_in, d.d_k - 1), d.w_q) for _ in range(2))
-    basis = torch.linalg.qr(spanning)[0]
-    smaller = d.update @ basis @ basis.T
-    assert smaller.norm() < d.update.norm()
-    asked = other if others else spanning
-    return error(smaller @ asked, d.update @ asked)
+    asked, others = (d.features(d.normal(d.d_in, d.d_k - 1), d.w_q) for _ in range(2))
+    basis = torch.linalg.qr({"own": asked, "others": others, "all": torch.eye(d.d_k)}[span])[0]
+    taken = d.update @ basis @ basis.T
+    equations = torch.kron(torch.eye(d.d_v), asked.T.contiguous())  # of the rows of D: D z = update z
+    least = (torch.linalg.pinv(equations) @ (d.update @ asked).flatten()).view(d.d_v, d.d_k)
+    null = torch.linalg.svd(asked.T)[2][-1:]  # an update along it answers nothing
+    another = least + d.normal(d.d_v, 1) @ null
+    assert error(another @ asked, d.update @ asked) < 1e-9
+    longer = taken.square().sum() + (another - taken).square().sum()  # Pythagoras: every other one is longer
+    return [error(taken, least), abs(float(another.square().sum() / longer) - 1)]
 
 
 @claim(
@@ -272,35 +454,51 @@ def value_weights(seed, another=False):
         Control("the old map on the best of all changed queries (more outputs than features)", {"changed": "queries"})
     ],
 )
-@claim(
-    "R-observation-3",
-    statement="The input to which a demonstration's label is attached is the feature of its key.",
-    source="[C] observation 3",
-    controls=[Control("the feature of its query, as printed", {"inputs": "queries"}, erratum=(6,))],
-)
-def answers(seed, changed="map", inputs="keys"):
+def answers(seed, changed="map"):
     """To queries, against the layer's answers with demonstrations, token by token."""
     d = Draw(seed)
     z = d.features(d.normal(d.d_in, 5), d.w_q)
-    tokens = torch.cat([d.shown, d.own], 1)
-    pairs = list(zip((d.w_v @ tokens).T, d.features(tokens).T, strict=True))
-    expected = torch.stack([sum(v * float(k @ q) for v, k in pairs) for q in z.T], 1)
+    expected = d.answers(z)
     if changed == "queries":
         return error(d.base @ (torch.linalg.pinv(d.base) @ expected), expected)
-    inputs = d.keys if inputs == "keys" else d.features(d.shown, d.w_q)
-    return error(step(d.base, inputs, d.m * d.values + d.base @ inputs, 1.0) @ z, expected)
+    return error(step(d.base, d.keys, d.m * d.values + d.base @ d.keys, 1.0) @ z, expected)
 
 
 @claim(
-    "R-observation-2",
-    statement="Labels equal to the layer's own predictions on the demonstrations' key features give a zero gradient.",
+    "R-no-update",
+    statement="Demonstrations leave the layer as it is if V'Phi'^T = 0, although none of their values is zero; their "
+    "labels contain the base's outputs on their key features.",
     source="[C] observation 2, with the feature map",
-    controls=[Control("predictions on the keys without the feature map, as printed", {"feature": False}, erratum=(5,))],
+    controls=[
+        Control("outputs on the keys without the feature map, as printed", {"feature": False}, erratum=(5,)),
+        Control("values that do not cancel", {"cancel": False}),
+    ],
 )
-def observation_2(seed, feature=True):
+def no_update(seed, feature=True, cancel=True):
     d = Draw(seed)
-    inputs = d.keys if feature else d.w_k @ d.shown
-    return error(step(d.base, d.keys, d.base @ inputs, 1.0), d.base)
+    shown = d.normal(d.d_in, d.d_k + 3)  # more demonstrations than features, so that values can cancel
+    keys, values = d.features(shown), d.w_v @ shown
+    if cancel:
+        values = values @ (torch.eye(d.d_k + 3) - torch.linalg.pinv(keys) @ keys)
+    assert values.norm(dim=0).min() > 1e-3
+    outputs = d.base @ (keys if feature else d.w_k @ shown)
+    return error(step(d.base, keys, (d.d_k + 3) * values + outputs, 1.0), d.base)
+
+
+@claim(
+    "R-observation-3",
+    statement="The input to which a demonstration's value is attached, found from the layer's answers, is the feature "
+    "of its key.",
+    source="[C] observation 3",
+    controls=[Control("the feature of its query", {"inputs": "queries"}, erratum=(6,))],
+)
+def attached(seed, inputs="keys"):
+    """How the answers to queries z move with one value is <input, z>: the input follows from enough queries."""
+    d = Draw(seed)
+    z = d.features(d.normal(d.d_in, 2 * d.d_k), d.w_q)
+    found = torch.autograd.functional.jacobian(lambda values: d.answers(z, values)[0], d.values)[:, 0]  # [query, token]
+    fitted = torch.linalg.lstsq(z.T, found).solution
+    return error(fitted, d.keys if inputs == "keys" else d.features(d.shown, d.w_q))
 
 
 @claim(

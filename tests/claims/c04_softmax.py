@@ -5,7 +5,7 @@ import math
 import torch
 from torch.nn import functional as F
 
-from claims.registry import Control, chapter, mean_of
+from claims.registry import Control, Interval, chapter, mean_of
 from iclgd_helpers.theory.gradient_step import relative_error as error
 
 claim = chapter("04_softmax_exactly", drawn="sizes, keys, values and queries")
@@ -70,7 +70,9 @@ def additivity(seed, softmax=False):
     "(values with a row of ones) that starts at the prompt's and takes one functional gradient step, at any rate.",
     controls=[
         Control("the step in the numerator alone", {"read": "numerator"}),
-        Control("attention to the prompt plus attention to the demonstrations", {"read": "two ratios"}, erratum=(13,)),
+        Control(
+            "the sum of equation 5 carried over to a form with a denominator", {"read": "two ratios"}, erratum=(13,)
+        ),
         Control("the opposite step", {"direction": -1}),
     ],
 )
@@ -159,17 +161,25 @@ def gate(seed, share=False):
 
 @claim(
     "S-output-step",
-    statement="Per query, softmax attention is one gradient step at rate 1 from the zero-shot output on the "
-    "weighted squared distance to the plain values.",
-    controls=[Control("half the rate", {"rate": 1 / 2})],
+    statement="Per query, softmax attention is one gradient step from the zero-shot output on the weighted squared "
+    "distance to the plain values, at every rate whose product with weight i is kappa_i / (Z_X + Z_D).",
+    controls=[
+        Control("another rate with the weights kept", {"kept": True}),
+        Control("weights that are shares among the demonstrations alone", {"shares_of": "demonstrations"}),
+    ],
 )
-def output_step(seed, rate=1.0):
+def output_step(seed, kept=False, shares_of="all tokens"):
     d = Draw(seed)
-    alpha = d.pull / (d.own_pull.sum(0) + d.pull.sum(0))
-    u = d.zero_shot.clone().requires_grad_(True)
-    loss = sum(0.5 * (a * (u - v[:, None]).square()).sum() for a, v in zip(alpha, d.shown_values.T, strict=True))
-    (gradient,) = torch.autograd.grad(loss, u)
-    return error(d.zero_shot - rate * gradient, d.truth)
+    total = d.pull.sum(0) + (d.own_pull.sum(0) if shares_of == "all tokens" else 0)
+
+    def miss(rate):
+        weights = d.pull / total / (1 if kept else rate)
+        u = d.zero_shot.clone().requires_grad_(True)
+        loss = sum(0.5 * (a * (u - v[:, None]).square()).sum() for a, v in zip(weights, d.shown_values.T, strict=True))
+        (gradient,) = torch.autograd.grad(loss, u)
+        return error(d.zero_shot - rate * gradient, d.truth)
+
+    return [miss(rate) for rate in (0.37, 2.0, 11.0)]
 
 
 def objective(d, u):
@@ -224,3 +234,110 @@ def sink(seed, tokens=1):
     zeros = torch.zeros(d.d_v, tokens), torch.zeros(d.d_k, tokens)
     attended = d.attend(*(torch.cat(parts, 1) for parts in zip(zeros, (d.all_values, d.all_keys), strict=True)))
     return error(attended, d.all_values @ (weights / (1 + weights.sum(0))))
+
+
+@claim(
+    "S-test-time",
+    statement="On plain values and from zero, one batch step at rate M is linear attention, one pass of single steps "
+    "is the delta rule, and the limit of batch steps is V'Phi'^+ at any rate below 2M/lambda; the best constant under "
+    "the kernel's weights is softmax attention.",
+    source="the book's own derivation; Wang, Shi and Fox 2025, von Oswald et al. 2025",
+    controls=[Control("implied labels of a base that is not zero, from that base", {"implied": True})],
+)
+def plain_learners(seed, implied=False):
+    d, found = Draw(seed), []
+    for m in (3, 12):  # fewer and more samples than features
+        left, _, right = torch.linalg.svd(d.normal(5, m), full_matrices=False)
+        inputs, values = left @ torch.diag(torch.linspace(0.6, 1.0, len(right))) @ right, d.normal(6, m)
+        base = d.normal(6, 5) if implied else torch.zeros(6, 5)
+
+        def labels(rate, before, m=m, values=values):
+            return m / rate * values + before if implied else values
+
+        def batch(rate, steps, m=m, inputs=inputs, base=base, labels=labels):
+            weight, targets = base, labels(rate, base @ inputs)
+            for _ in range(steps):
+                weight = weight - rate / m * sum(
+                    torch.outer(weight @ x - y, x) for x, y in zip(inputs.T, targets.T, strict=True)
+                )
+            return weight
+
+        online, delta = base.clone(), torch.zeros(6, 5)
+        for x, y, v in zip(inputs.T, labels(0.5, base @ inputs).T, values.T, strict=True):
+            online.requires_grad_(True)
+            (gradient,) = torch.autograd.grad(0.5 * (online @ x - y).square().sum(), online)
+            online = (online - 0.5 * gradient).detach()
+            delta = delta @ (torch.eye(5) - 0.5 * torch.outer(x, x)) + 0.5 * torch.outer(v, x)
+        least = values @ torch.linalg.pinv(inputs)
+        found += [error(batch(m, 1), values @ inputs.T), error(online, delta)]
+        found += [error(batch(rate, 200), least) for rate in (m, m / 2)]
+    start = d.normal(6, 1) if implied else torch.zeros(6, 1)
+    targets = d.m / 2 * d.shown_values + start if implied else d.shown_values
+    constants = [torch.linalg.lstsq(a.sqrt()[:, None], a.sqrt()[:, None] * targets.T).solution[0] for a in d.pull.T]
+    return [*found, error(torch.stack(constants, 1), d.attend(d.shown_values, d.shown_keys))]
+
+
+def window_of_best_temperature(generator, settings, linear, slope):
+    """
+    For each setting (noise, n): the mean squared distance from the query of what attention weighs, at its best
+    inverse temperature. The settings share their tasks, f(x) = c + w.x on the sphere.
+    """
+
+    def sphere(*shape):
+        points = torch.randn(*shape, 3, generator=generator)
+        return points / points.norm(dim=-1, keepdim=True)
+
+    def weigh(inputs, queries, inverse_temperature):
+        scores = inverse_temperature * torch.einsum("pnd,pd->pn", inputs, queries)
+        return scores / scores.shape[1] if linear else scores.softmax(1)
+
+    n_tasks = 100
+    inputs, queries = sphere(n_tasks, max(n for _, n in settings)), sphere(n_tasks)
+    w, c = slope * torch.randn(n_tasks, 3, 1, generator=generator), torch.randn(n_tasks, 1, generator=generator)
+    labels, wanted = (inputs @ w)[..., 0] + c, (queries[:, None] @ w)[..., 0] + c
+
+    def risk(noise, n, inverse_temperature):
+        """Squared bias plus the variance that the labels' noise gives; its mean over the noise is exact."""
+        weights = weigh(inputs[:, :n], queries, inverse_temperature)
+        bias = (weights * labels[:, :n]).sum(1, keepdim=True) - wanted
+        return float(bias.square().mean() + noise**2 * weights.square().sum(1).mean())
+
+    def window(noise, n):
+        best = min(torch.logspace(-1, 2, 40).tolist(), key=lambda temperature: risk(noise, n, temperature))
+        fresh, asked = sphere(200, n), sphere(200)
+        weights = weigh(fresh, asked, best).abs()
+        distances = (fresh - asked[:, None]).square().sum(2)
+        return float(((weights * distances).sum(1) / weights.sum(1)).mean())
+
+    return [window(*setting) for setting in settings]
+
+
+bandwidth = {
+    "source": "Collins et al. 2024; the noise: the book's own proof",
+    "status": "empirical",
+    "drawn": "tasks, examples and queries",
+    "controls": [
+        Control("linear attention, where temperature scales the answer and moves no weight", {"linear": True}),
+        Control("functions that do not depend on the input, for which the widest window is best", {"slope": 0.0}),
+    ],
+}
+
+
+@claim(
+    "S-bandwidth-noise",
+    statement="The window of softmax attention at its best temperature is wider with more noise (logarithm of its "
+    "mean squared distance at noise 1 over that at noise 0.1; the same tasks).",
+    options={"settings": ((0.1, 32), (1.0, 32))},
+    **bandwidth,
+)
+@claim(
+    "S-bandwidth-examples",
+    statement="The window of softmax attention at its best temperature is narrower with more examples (logarithm of "
+    "its mean squared distance with 128 examples over that with 8; the same tasks).",
+    options={"settings": ((0.5, 8), (0.5, 128))},
+    **bandwidth,
+)
+def moved_window(seed, settings, linear=False, slope=1.0) -> Interval:
+    generator = torch.Generator().manual_seed(seed)
+    pairs = [window_of_best_temperature(generator, settings, linear, slope) for _ in range(20)]
+    return mean_of([math.log(after / before) for before, after in pairs])

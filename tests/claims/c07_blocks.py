@@ -87,13 +87,12 @@ def heads_joint(seed, dense=False):
 
 @claim(
     "X-norm",
-    statement="With a norm before attention, the training set is in normalised inputs.",
-    controls=[Control("a training set of inputs that were not normalised", {"norm": False})],
-)
-@claim(
-    "X-biases",
-    statement="Biases of key and value projections belong into inputs and targets.",
-    controls=[Control("a training set without them", {"biases": False})],
+    statement="With a norm before attention and biases of keys and values, the training set is in normalised inputs, "
+    "with the biases in inputs and labels.",
+    controls=[
+        Control("a training set of inputs that were not normalised", {"norm": False}),
+        Control("a training set without the biases", {"biases": False}),
+    ],
 )
 def normalised_layer(seed, norm=True, biases=True):
     """A layer with norm and biases, whose training set is made with or without them."""
@@ -103,11 +102,11 @@ def normalised_layer(seed, norm=True, biases=True):
     z = torch.stack([naive_transformer.normed(x, gain, shift) for x in it.all.T], 1)
     keys, values, q = phi(it.w_k @ z + b_k), it.w_v @ z + b_v, phi(it.w_q @ z[:, it.m :] + b_q)
     shown = z[:, : it.m] if norm else it.shown
-    inputs, targets = it.w_k @ shown, it.w_v @ shown
+    inputs, labels = it.w_k @ shown, it.w_v @ shown
     if biases:
-        inputs, targets = inputs + b_k, targets + b_v
+        inputs, labels = inputs + b_k, labels + b_v
     start = values[:, it.m :] @ keys[:, it.m :].T
-    return error(step(start, phi(inputs), targets, 1.0) @ q, values @ (keys.T @ q))
+    return error(step(start, phi(inputs), labels, 1.0) @ q, values @ (keys.T @ q))
 
 
 @claim(

@@ -7,7 +7,6 @@ import naive_transformer
 import numpy as np
 import torch
 from torch.nn.functional import elu
-from torch.utils.flop_counter import FlopCounterMode
 
 from claims.registry import Control, chapter
 from iclgd_helpers.theory import transformer
@@ -52,9 +51,9 @@ def with_branch(updates):
     statement="What is compiled beside one prompt serves every other prompt, if the mask is causal.",
     controls=[Control("without the mask: matrices made beside one prompt, used for another", {"causal": False})],
 )
-def compiled(seed, beside=1, added=True, **kind):
+def compiled(seed, beside=1, added=True, attention="linear", causal=True):
     """Matrices made `beside` the first prompt or none; outputs for the others, against loops with demonstrations."""
-    weights, shown, prompts = material(seed, **kind)
+    weights, shown, prompts = material(seed, attention=attention, causal=causal)
     m = shown.shape[1]
     made = transformer.forward(weights, torch.cat([shown, *prompts[:beside]], 1))
     branch = with_branch([written(heads, 0, m) for heads in made.heads])
@@ -146,15 +145,12 @@ def block(seed):
 @claim(
     "K-patch",
     statement="A rank-1 change of the MLP's input weights and a change of its output bias do for one token what the "
-    "context does.",
-    source="Dherin et al. (2025), theorem 2.2",
-    controls=[Control("no patch", {"size": 0})],
-)
-@claim(
-    "K-patch-one-token",
-    statement="That patch belongs to one token: it is right where it was made.",
-    source="the book's own; compare Dherin et al. (2025)",
-    controls=[Control("the patch of the neighbouring token", {"neighbour": 1})],
+    "context does, and for that token only.",
+    source="Dherin et al. (2025), theorem 2.2; the book's own",
+    controls=[
+        Control("no patch", {"size": 0}),
+        Control("the patch of the neighbouring token", {"neighbour": 1}),
+    ],
 )
 def patch(seed, size=1, neighbour=0):
     """Of each token: its output of the block without context, under a token's patch, against the one with context."""
@@ -181,11 +177,21 @@ def attention_layer(seed):
     "K-every-query",
     statement="The demonstrations' term of a linear-attention layer is one matrix for all queries.",
     source="[C] Theorem 3.1",
-    controls=[Control("a rank-1 patch made for the first query", {"rank_one": True})],
+    controls=[
+        Control("a rank-1 patch made for the first query", {"rank_one": True}),
+        Control("a window: the later half of the queries does not see the first demonstration", {"window": True}),
+    ],
 )
-def every_query(seed, rank_one=False):
+def every_query(seed, rank_one=False, window=False):
     keys, values, queries = attention_layer(seed)
-    expected = torch.stack([sum(v * (k @ q) for k, v in zip(keys.T, values.T, strict=True)) for q in queries.T], 1)
+    hidden = [int(window and t >= queries.shape[1] // 2) for t in range(queries.shape[1])]
+    expected = torch.stack(
+        [
+            sum(v * (k @ q) for k, v in zip(keys.T[first:], values.T[first:], strict=True))
+            for q, first in zip(queries.T, hidden, strict=True)
+        ],
+        1,
+    )
     first = torch.outer(expected[:, 0], queries[:, 0]) / queries[:, 0].square().sum()
     return error((first if rank_one else values @ keys.T) @ queries, expected)
 
@@ -200,25 +206,3 @@ def rank(seed, lower=0):
     keys, values, _ = attention_layer(seed)
     sizes = torch.linalg.svdvals(values @ keys.T)
     return float(sizes[keys.shape[1] - lower] / sizes[0])
-
-
-@claim(
-    "K-cost",
-    statement="Per query, M demonstrations cost M (d_v + d_phi) multiplications in attention, d_v d_phi once compiled.",
-    source="the book's own, counted by PyTorch",
-    controls=[Control("the count for attention, used for the compiled form", {"compiled": False})],
-)
-def cost(seed, compiled=True):
-    keys, values, queries = attention_layer(seed)
-    keys, values = keys.repeat(1, 30), values.repeat(1, 30)
-    (d_v, m), d_f = values.shape, keys.shape[0]
-    update = values @ keys.T
-
-    def count(compute):
-        with FlopCounterMode(display=False) as counter:
-            compute()
-        return counter.get_total_flops() / 2 / queries.shape[1]
-
-    attended = count(lambda: values @ (keys.T @ queries))
-    once = count(lambda: update @ queries) if compiled else attended
-    return abs(attended / (m * (d_v + d_f)) - 1) + abs(once / (d_v * d_f) - 1)

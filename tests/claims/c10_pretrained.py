@@ -177,46 +177,19 @@ def prompt(seed: int, family: str = "llama") -> Prompt:
     "for each token and key/value head, gives the stock model's logits.",
     source="[C] Algorithm 1, Theorem 4.1 and Lemma 6.1, corrected; softmax as a ratio of two kernel steps: own",
     controls=[
-        Control(
-            "from the second layer on, the base of the zero-shot states", {"base": "zero-shot states"}, erratum=(12,)
-        )
-    ],
-)
-@claim(
-    "Q-positions",
-    statement="With rotary positions the base's keys stand M tokens later than in the zero-shot prompt.",
-    source="own (page 07), inside a Llama model",
-    controls=[
-        Control("the first layer's base with its keys at their zero-shot positions", {"base": "zero-shot positions"})
+        Control("from the second layer on, a reader's zero-shot base", {"base": "zero-shot states"}),
+        Control("the first layer's base with its keys at their zero-shot positions", {"base": "zero-shot positions"}),
+        Control("the denominator stays that of the base", {"fault": "no step in denominator"}),
+        Control("query heads dealt to the groups in turn", {"fault": "cyclic"}),
+        Control("Lemma 6.1 as printed: all M demonstration tokens for every function", {"fault": "all"}, erratum=(17,)),
     ],
 )
 @claim(
     "Q-rate",
     statement="Inside a Llama model too the rate of the implied step is a gauge: rates 0.01, 1 and M give one output.",
     source="[C] Theorem 3.1, corrected; own",
-    controls=[Control("labels without the base", {"rates": ("M",), "fault": "no base in labels"})],
+    controls=[Control("at rate M, labels without the base", {"rates": ("M",), "fault": "no base in labels"})],
     options={"rates": (0.01, 1.0, "M")},
-)
-@claim(
-    "Q-denominator",
-    statement="In softmax attention numerator and denominator take the step together: the row of ones is a value too.",
-    source="own (page 04), inside a Llama model",
-    controls=[Control("the denominator stays that of the base", {"fault": "no step in denominator"})],
-)
-@claim(
-    "Q-groups",
-    statement="With grouped heads there is one training set and one step for each key/value head; the consecutive "
-    "query heads of its group ask the same function.",
-    source="own; grouped heads: Ainslie et al. 2023",
-    controls=[Control("query heads dealt to the groups in turn", {"fault": "cyclic"})],
-)
-@claim(
-    "Q-causal",
-    statement="In a deep causal model each demonstration token takes its step on those up to itself.",
-    source="[C] Lemma 6.1, corrected",
-    controls=[
-        Control("Lemma 6.1 as printed: all M demonstration tokens for every function", {"fault": "all"}, erratum=(17,))
-    ],
 )
 @cache
 def llama(seed: int, rates: tuple[float | str, ...] = (1.0,), base: str = "own", fault: str = "") -> list[float]:

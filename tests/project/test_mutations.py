@@ -20,8 +20,8 @@ def test_enough_faults_each_once():
 def test_fault_is_one_changed_line_that_still_parses(fault):
     before, after = mutations.faulty_line(fault)
     assert before != after
-    source = (ROOT / "iclgd_helpers" / fault.file).read_text().replace(fault.before, fault.after)
-    assert len(source.splitlines()) == len((ROOT / "iclgd_helpers" / fault.file).read_text().splitlines())
+    source = (ROOT / fault.path).read_text().replace(fault.before, fault.after)
+    assert len(source.splitlines()) == len((ROOT / fault.path).read_text().splitlines())
     ast.parse(source)
 
 

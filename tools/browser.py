@@ -1,13 +1,16 @@
-"""A headless Chromium that tests steer through its own protocol: real taps and keys, any width, paper, dark mode."""
+"""A headless Chromium, steered through its own protocol: real taps and keys, any width, paper, dark mode."""
 
 from __future__ import annotations
 
 import base64
+import functools
+import http.server
 import itertools
 import json
 import os
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -139,7 +142,31 @@ class Page:
         answer = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
         return base64.b64decode(answer["data"])
 
-    def paper(self) -> bytes:
-        """PDF of the page as it is printed on A4."""
-        answer = self.call("Page.printToPDF", paperWidth=8.27, paperHeight=11.69, printBackground=True)
-        return base64.b64decode(answer["data"])
+    def paper(self, **options: Any) -> bytes:
+        """PDF of the page as it is printed on A4; options as those of Page.printToPDF."""
+        options = {"paperWidth": 8.27, "paperHeight": 11.69, "printBackground": True} | options
+        stream = self.call("Page.printToPDF", transferMode="ReturnAsStream", **options)["stream"]
+        parts = []
+        while True:
+            part = self.call("IO.read", handle=stream, size=2**20)
+            parts.append(base64.b64decode(part["data"]) if part.get("base64Encoded") else part["data"].encode())
+            if part["eof"]:
+                self.call("IO.close", handle=stream)
+                return b"".join(parts)
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves a folder quietly, at `address`."""
+
+    def __init__(self, folder: Path) -> None:
+        class Quiet(http.server.SimpleHTTPRequestHandler):
+            def log_message(self, *_: object) -> None:
+                pass
+
+        super().__init__(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+        self.address = f"http://127.0.0.1:{self.server_port}"
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()

@@ -1,0 +1,113 @@
+"""What a notebook wears in the book, and not in its file: a run line, its place in the web of claims, folded cells."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbformat.v4 import new_markdown_cell
+
+from iclgd_helpers import storage
+from iclgd_helpers.pages.claims import Entry, load
+from iclgd_helpers.pages.statements import STATEMENTS
+from tools import claims_pages, page_costs
+from tools.book_pages import ROOT
+
+COST = re.compile(r"\s*\**(?:Measured cost|Cost)[:.]\**\s[^.]*status page[^.]*\.")
+SET_UP = {"parameters", "imports", "resolve", "stamp", "provenance", "import"}  # ids of cells that prepare and sign off
+DRAWS = re.compile(r"\bfigures\.(?:show|show_vector|frames|axes)\(|\bdrawings\.")
+
+
+def framed(notebook: nbformat.NotebookNode, path: Path, costs: dict[str, Any]) -> nbformat.NotebookNode:
+    """
+    `notebook` as the book shows it.
+
+    Under the title stand the command that runs the page with another seed, what the page costs, and where its claims,
+    proofs, errata and results are. What one learns is folded, and so are cells that prepare, or only draw.
+    """
+    title, *rest = notebook.cells
+    title.source = COST.sub("", title.source)
+    for cell in rest:
+        if cell.id == "goals":
+            cell.source = folded("What this page teaches, and what it asks for", cell.source)
+        if cell.cell_type == "code":
+            cell.metadata["tags"] = tags(cell)
+    notebook.cells = [title, new_markdown_cell(head(path, costs), id="frame"), *rest]
+    return notebook
+
+
+def tags(cell: nbformat.NotebookNode) -> list[str]:
+    """The cell's tags, with those that fold what prepares or draws."""
+    found = list(cell.metadata.get("tags", []))
+    if cell.id in SET_UP or "parameters" in found:
+        return [*found, "hide-cell"]
+    if DRAWS.search(cell.source) and "nbval-check-output" not in found and "hide-input" not in found:
+        return [*found, "hide-input"]
+    return found
+
+
+def folded(name: str, markdown: str) -> str:
+    """A text that opens when it is asked for."""
+    fence = ":" * 8
+    return f"{fence}{{admonition}} {name}\n---\nclass: dropdown\n---\n{markdown}\n{fence}"
+
+
+def head(path: Path, costs: dict[str, Any]) -> str:
+    """Markdown under the title: what the page costs, how it is run, what belongs to it."""
+    return f"{run_line(path, costs)}\n\n{folded('This page in the book', belongings(path))}"
+
+
+def run_line(path: Path, costs: dict[str, Any]) -> str:
+    """What executing the page takes, and the command for it."""
+    options = "-p seed 3" if "seed" in page_parameters(path) else ""
+    seconds = costs.get("seconds") or page_costs.reference(path)
+    took = f"About {seconds:.0f} seconds on two cores" if seconds else "Not timed yet"
+    took += f", {costs['peak_gb']:.1f} GB of memory" if "peak_gb" in costs else ""
+    command = " ".join(filter(None, ["iclgd run", path.stem.partition("_")[0], options]))
+    return f"{took}{'. With another seed' if options else ''}:\n\n```bash\n{command}\n```"
+
+
+def page_parameters(path: Path) -> set[str]:
+    """Names that the page's parameters cell sets."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    sources = ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])]
+    return set(re.findall(r"^(\w+) = ", "\n".join(sources), flags=re.M))
+
+
+def belongings(path: Path) -> str:
+    """A list of what the book says about the page's claims: proofs, errata, verdicts, symbols."""
+    claims = [entry for entry in load() if entry["notebook"] == path.stem]
+    theorems = claims_pages.theorems((ROOT / "book" / "theorems.md").read_text(encoding="utf-8"))
+    anchors = {claims_pages.anchor(entry["id"]) for entry in claims}
+    proofs = [f"{{prf:ref}}`{label}`" for label, named in theorems.items() if anchors & set(named)]
+    errata = sorted({number for entry in claims for number in claims_pages.errata(entry)})
+    judged = statements_of(path)
+    lines = {
+        "Claims": ", ".join(map(claim_link, claims)),
+        "Statements and proofs": ", ".join(proofs),
+        "Errata": ", ".join(f"[{number}](#erratum-{number:02d})" for number in errata),
+        "Verdicts": f"{', '.join(judged)} on {{doc}}`the page of results <../book/results>`" if judged else "",
+        "Symbols and measures": "{doc}`../book/notation`, {doc}`../book/glossary`",
+    }
+    return "\n".join(f"- **{name}:** {content}" for name, content in lines.items() if content)
+
+
+def claim_link(entry: Entry) -> str:
+    """Link to a claim's entry in the ledger."""
+    return f"[{entry['id']}](#{claims_pages.anchor(entry['id'])})"
+
+
+def statements_of(path: Path) -> list[str]:
+    """Statements of the reproduction whose verdicts the page shows."""
+    source = "".join("".join(c["source"]) for c in json.loads(path.read_text(encoding="utf-8"))["cells"])
+    named = set(re.findall(r"\"(R\d+b?)\"", source))
+    return [statement.id for statement in STATEMENTS if statement.id in named]
+
+
+def frame(target: Path, notebook: Path, costs: dict[str, Any], to: Path) -> None:
+    """Write the executed copy `target` of `notebook`, framed, to `to`."""
+    framed_copy = framed(nbformat.read(target, as_version=4), notebook, costs)
+    storage.write_text(to, nbformat.writes(framed_copy) + "\n")

@@ -1,0 +1,75 @@
+"""
+The whole book in one file: `python -m tools.print_book pdf` or `epub`, from the root.
+
+Chromium prints the PDF from one page that holds all others, because it sets the formulas, tables and figures as the
+book does; LaTeX would need its own form of every table that a page computes. Sphinx writes the ePub, with MathML.
+What the last `make book` has executed is taken, or else the outputs stored in `notebooks/`.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+from iclgd_helpers import storage
+from iclgd_helpers.errors import CellError, InputError
+from tools import browser, build_book
+from tools.book_pages import ROOT
+
+BUILD = ROOT / "_build"
+NAME = "in-context-learning-as-gradient-descent"
+FOOTER = (
+    '<div style="font-size:8px;width:100%;text-align:center;color:#555">'
+    '<span class="title"></span> &middot; <span class="pageNumber"></span></div>'
+)
+READY = """(async () => {
+  for (const folded of document.querySelectorAll("details")) folded.open = true;
+  for (const image of document.images) { image.loading = "eager"; if (!image.complete) await image.decode(); }
+})()"""
+
+
+def pdf() -> Path:
+    """Print all pages, one after the other, with bookmarks and links between them; the file."""
+    if browser.path() is None:
+        raise InputError("no Chromium found: install the package chromium, or set ICLGD_BROWSER to its path")
+    built = build_book.render(BUILD, "singlehtml")
+    with tempfile.TemporaryDirectory() as profile, browser.Server(built) as server:
+        with browser.Page(Path(profile), limit=900) as tab:
+            tab.open(f"{server.address}/index.html")
+            tab.run(READY)
+            options = {"displayHeaderFooter": True, "headerTemplate": "<span></span>", "footerTemplate": FOOTER}
+            options |= {"generateDocumentOutline": True, "generateTaggedPDF": True}
+            printed = tab.paper(marginTop=0.6, marginBottom=0.7, **options)
+    storage.write_bytes(BUILD / f"{NAME}.pdf", printed)
+    return BUILD / f"{NAME}.pdf"
+
+
+def epub() -> Path:
+    """Write the ePub; the file."""
+    built = build_book.render(BUILD, "epub")
+    (file,) = built.glob("*.epub")
+    storage.write_bytes(BUILD / f"{NAME}.epub", file.read_bytes())
+    return BUILD / f"{NAME}.epub"
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status 2 for another word than `pdf` or `epub`, 1 where the book cannot be built."""
+    makers = {"pdf": pdf, "epub": epub}
+    if len(arguments) != 1 or arguments[0] not in makers:
+        print(__doc__, file=sys.stderr)
+        return 2
+    try:
+        if not (BUILD / "source" / "notebooks").is_dir():
+            build_book.book(ROOT, stored=True)
+        file = makers[arguments[0]]()
+        build_book.html(BUILD)
+    except (CellError, InputError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{file} ({file.stat().st_size / 2**20:.1f} MB)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
