@@ -6,10 +6,11 @@ PY := .venv/bin/python
 TEST_ENV := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE ICLGD_RECORDS="$(CURDIR)/_build/test-records"
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout 600
 
-.PHONY: help environment book test refresh run sweep grid rehearse lab bench clean
+.PHONY: help environment book pdf epub test refresh run sweep grid rehearse lab bench clean
 
 help:
 	@echo "make book      execute the notebooks and build the book: _build/html/index.html"
+	@echo "make pdf       the book in one file, printed by Chromium; make epub: for reading devices"
 	@echo "make test      check everything (notebooks at the smoke preset, then the unit tests)"
 	@echo "make run       one notebook: make run NOTEBOOK=notebooks/50_prediction_alignment.ipynb ARGS='-p seed 3'"
 	@echo "make sweep     many runs: make sweep ARGS='--preset paper --task cb --cost-only' says what CB would cost"
@@ -22,6 +23,12 @@ help:
 
 book: environment
 	@$(PY) -m iclgd_helpers book
+
+pdf: book
+	@$(PY) -m tools.print_book pdf
+
+epub: book
+	@$(PY) -m tools.print_book epub
 
 test: environment
 	@rm -rf _build/smoke _build/test-records

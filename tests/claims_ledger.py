@@ -66,6 +66,7 @@ def entry(claim: Claim) -> dict[str, Any]:
     else:
         first = found[0]
         values |= {"interval": list(map(float, first.interval)), "level": float(first.level), "n": int(first.n)}
+        values["side"] = claim.side
         wrong = [{"interval": list(map(float, ends))} for ends in first.control_intervals]
     controls = [
         {"text": control.text, "erratum": list(control.erratum)} | error
@@ -110,7 +111,10 @@ def broken_rules(claim: Claim, found: Exact | Measured) -> list[str]:
             ),
             "level is between 0 and 1, and n at least 2": 0 < found.level < 1 and found.n >= 2,
         } | {
-            f"interval and control interval overlap: {control.text}": high < ends[0] or ends[1] < low
+            f"the interval is not {claim.side} the control's: {control.text}": {
+                "below": high < ends[0],
+                "above": ends[1] < low,
+            }.get(claim.side, False)
             for control, ends in zip(claim.controls, found.control_intervals, strict=True)
         }
     return [text for text, holds in rules.items() if not holds]

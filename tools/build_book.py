@@ -24,7 +24,7 @@ def render(build: Path, builder: str = "html") -> Path:
     options = ["--path-output", str(build.parent), "--all", "-W", "-n", "--keep-going", *known]
     command = [sys.executable, "-c", "from jupyter_book.cli.main import main; main()", "build"]
     command += [str(build / "source"), *options]
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT)
     log = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
     storage.write_text(build / "book.log", log)
     if done.returncode:

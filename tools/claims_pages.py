@@ -49,7 +49,8 @@ def found(claim: Entry) -> str:
     if claim["residual"] is not None:
         tolerance = number(claim["tolerance"]).replace(r"1.0\cdot", "")
         return f"Residual {number(claim['residual'])}, tolerance {tolerance}.{draws}"
-    return f"Measured {interval(claim['interval'])} (level {claim['level']:g}, $n={claim['n']}$).{draws}"
+    ends = f"{interval(claim['interval'])}, {claim['side']} each control's"
+    return f"Measured {ends} (level {claim['level']:g}, $n={claim['n']}$).{draws}"
 
 
 def failed(control: dict[str, Any]) -> str:

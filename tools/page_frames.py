@@ -16,9 +16,12 @@ from iclgd_helpers.pages.statements import STATEMENTS
 from tools import claims_pages, page_costs
 from tools.book_pages import ROOT
 
-COST = re.compile(r"\s*\**(?:Measured cost|Cost)[:.]\**\s[^.]*status page[^.]*\.")
+COST = re.compile(r"\s*\*?(?:Measured cost|Cost):\*?[^.;]*status page(?:\]\([^)]*\))?[^.;]*(?:\.|;\s+(\w))")
 SET_UP = {"parameters", "imports", "resolve", "stamp", "provenance", "import"}  # ids of cells that prepare and sign off
-DRAWS = re.compile(r"\bfigures\.(?:show|show_vector|frames|axes)\(|\bdrawings\.")
+SIGNED_OFF = (
+    "## How this page was run\n\nParameters, imports, versions and the provenance of what is shown, in this order."
+)
+DRAWS = re.compile(r"verdict_overview\.finding\(|\bfigures\.(?:show|show_vector|frames|axes)\(|\bdrawings\.")
 
 
 def framed(notebook: nbformat.NotebookNode, path: Path, costs: dict[str, Any]) -> nbformat.NotebookNode:
@@ -26,27 +29,33 @@ def framed(notebook: nbformat.NotebookNode, path: Path, costs: dict[str, Any]) -
     `notebook` as the book shows it.
 
     Under the title stand the command that runs the page with another seed, what the page costs, and where its claims,
-    proofs, errata and results are. What one learns is folded, and so are cells that prepare, or only draw.
+    proofs, errata and results are. What one learns is folded, and so is code that only draws. What prepares a page and
+    signs it off stands at its end.
     """
     title, *rest = notebook.cells
-    title.source = COST.sub("", title.source)
+    title.source = COST.sub(lambda found: f" {found[1].upper()}" if found[1] else "", title.source)
     for cell in rest:
         if cell.id == "goals":
             cell.source = folded("What this page teaches, and what it asks for", cell.source)
-        if cell.cell_type == "code":
-            cell.metadata["tags"] = tags(cell)
-    notebook.cells = [title, new_markdown_cell(head(path, costs), id="frame"), *rest]
+        if cell.cell_type == "code" and DRAWS.search(cell.source) and not {"nbval-check-output"} & tags(cell):
+            fold(cell, "hide-input")
+    set_up = [cell for cell in rest if cell.id in SET_UP or "parameters" in tags(cell)]
+    for cell in set_up:
+        fold(cell, "hide-cell")
+    content = [cell for cell in rest if cell not in set_up and cell.id != "setup"]
+    frame, end = new_markdown_cell(head(path, costs), id="frame"), new_markdown_cell(SIGNED_OFF, id="signed-off")
+    notebook.cells = [title, frame, *content, end, *set_up]
     return notebook
 
 
-def tags(cell: nbformat.NotebookNode) -> list[str]:
-    """The cell's tags, with those that fold what prepares or draws."""
-    found = list(cell.metadata.get("tags", []))
-    if cell.id in SET_UP or "parameters" in found:
-        return [*found, "hide-cell"]
-    if DRAWS.search(cell.source) and "nbval-check-output" not in found and "hide-input" not in found:
-        return [*found, "hide-input"]
-    return found
+def tags(cell: nbformat.NotebookNode) -> set[str]:
+    """The cell's tags."""
+    return set(cell.metadata.get("tags", []))
+
+
+def fold(cell: nbformat.NotebookNode, how: str) -> None:
+    """Fold a cell's code, or all of it."""
+    cell.metadata["tags"] = sorted((tags(cell) - {"hide-input", "hide-cell"}) | {how})
 
 
 def folded(name: str, markdown: str) -> str:

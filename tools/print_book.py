@@ -3,11 +3,12 @@ The whole book in one file: `python -m tools.print_book pdf` or `epub`, from the
 
 Chromium prints the PDF from one page that holds all others, because it sets the formulas, tables and figures as the
 book does; LaTeX would need its own form of every table that a page computes. Sphinx writes the ePub, with MathML.
-What the last `make book` has executed is taken, or else the outputs stored in `notebooks/`.
+It prints what the last `make book` has built.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -34,6 +35,7 @@ def pdf() -> Path:
     if browser.path() is None:
         raise InputError("no Chromium found: install the package chromium, or set ICLGD_BROWSER to its path")
     built = build_book.render(BUILD, "singlehtml")
+    shutil.move(built / "book" / "index.html", built / "index.html")  # where its own links are right
     with tempfile.TemporaryDirectory() as profile, browser.Server(built) as server:
         with browser.Page(Path(profile), limit=900) as tab:
             tab.open(f"{server.address}/index.html")
@@ -60,8 +62,8 @@ def main(arguments: list[str]) -> int:
         print(__doc__, file=sys.stderr)
         return 2
     try:
-        if not (BUILD / "source" / "notebooks").is_dir():
-            build_book.book(ROOT, stored=True)
+        if not (BUILD / "html").is_dir():
+            raise InputError("there is no built book to print: run `make book` first")
         file = makers[arguments[0]]()
         build_book.html(BUILD)
     except (CellError, InputError) as error:

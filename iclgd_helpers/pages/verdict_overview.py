@@ -103,7 +103,9 @@ def finding(rows: Sequence[Row], *ids: str) -> list[tuple[str, str]]:
     said = []
     for name in ids:
         mine = [row for row in rows if row["id"] == name and row["rate"] == "protocol"]
-        words = [f"{row['model']}, {_reading(row)}: {_in_words(row)}" for row in mine]
+        words = [f"{row['model']}, {_reading(row)}: {_in_words(row)}" for row in mine if row["effect"] is not None]
+        left = len(mine) - len(words)
+        words += [f"{left} of {len(mine)} pairs of model and reading {NO_EVIDENCE}"] if left else []
         said.append((f"{name} {BY_ID[name].says}", "; ".join(words) + "."))
     return said
 
@@ -115,8 +117,6 @@ def _reading(row: Row) -> str:
 
 
 def _in_words(row: Row) -> str:
-    if row["effect"] is None:
-        return NO_EVIDENCE
     return f"{row['verdict']}, effect {row['effect']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
 
 

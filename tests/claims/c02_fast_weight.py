@@ -33,7 +33,7 @@ class Draw:
         d_in, self.d_k, self.d_v = torch.randperm(6, generator=self.generator)[:3].add(3).tolist()
         self.n, self.m = torch.randint(2, 15, (2,), generator=self.generator).tolist()
         self.w_k, self.w_q = (self.normal(self.d_k, d_in) / d_in**0.5 for _ in range(2))
-        w_v = self.normal(self.d_v, d_in)
+        self.w_v = w_v = self.normal(self.d_v, d_in)
         own, self.shown, asked = self.normal(d_in, self.n), self.normal(d_in, self.m), self.normal(d_in, 6)
         self.phi = features(name, self.d_k, self.generator)
         self.keys, self.values = self.phi(self.w_k @ own), w_v @ own
@@ -156,23 +156,27 @@ def one_step(
 
 @claim(
     "B4-values",
-    statement="The values of the demonstrations are negative meta-gradients: minus the rate times the gradient of the "
-    "implied loss in the layer's outputs on the implied inputs, at every rate.",
+    statement="The values of the demonstrations are negative meta-gradients: with linearly independent key features "
+    "the step on the implied loss is a sum of outer products of vectors with these features for one set of vectors "
+    "alone, and these are the values, at every rate.",
     source="[B] section 2.2 and equation 4",
     controls=[
-        Control("gradients after the step", {"after": True}),
-        Control("gradients of the loss whose labels lack the layer's own prediction", {"own_prediction": False}),
+        Control("more demonstrations than features: the step does not determine the values", {"more": 2}),
+        Control("labels that lack the layer's own prediction", {"own_prediction": False}),
+        Control("the step taken from the matrix that it leads to", {"after": True}),
     ],
 )
-def values(seed, after=False, own_prediction=True):
+def values(seed, more=0, own_prediction=True, after=False):
+    """The vectors are found from the change of the matrix; as many demonstrations as features, or `more`."""
     d = Draw(seed)
-    errors = []
+    count = d.d_k + more
+    tokens, errors = d.normal(d.shown.shape[0], count), []
+    xi, shown_values = d.phi(d.w_k @ tokens), d.w_v @ tokens
+    start = d.base + write(shown_values, xi) if after else d.base
     for rate in RATES:
-        labels = d.m / rate * d.shown_values + (d.base @ d.shown_keys if own_prediction else 0)
-        weight = write(d.all_values, d.all_keys) if after else d.base
-        u = (weight @ d.shown_keys).requires_grad_(True)
-        loss = sum(0.5 * (a - y).square().sum() for a, y in zip(u.T, labels.T, strict=True)) / d.m
-        errors.append(error(-rate * torch.autograd.grad(loss, u)[0], d.shown_values))
+        labels = count / rate * shown_values + (d.base @ xi if own_prediction else 0)
+        change = step(start, xi, labels, rate) - start
+        errors.append(error(change @ torch.linalg.pinv(xi).T, shown_values))
     return errors
 
 

@@ -249,7 +249,7 @@ def every_base(seed, squared=False, mask=True):
 
 
 class Stack:
-    """Two layers of linear attention (elu + 1) over demonstrations alone; `parts` splits flat weights into layers."""
+    """Updates of two layers (elu + 1) as functions of their bases, which stand in `weights`; `parts` splits them."""
 
     def __init__(self, seed: int):
         d = self.drawn = Draw(seed)
@@ -265,13 +265,19 @@ class Stack:
     def next(self, weight, w_q, states):
         return states + weight @ self.drawn.features(states, w_q)
 
-    def in_context(self, flat):
-        """What attention adds to each layer's matrix in one forward pass."""
+    def in_context(self, flat, mask=False):
+        """What demonstrations write in each layer; tokens behind them, with unit keys, write the layer's base."""
         states, changes = self.start, []
         for weight, (w_k, w_q, w_v) in zip(self.parts(flat), self.projections, strict=True):
-            changes.append(w_v @ states @ self.drawn.features(states, w_k).T)
-            states = self.next(weight + changes[-1], w_q, states)
+            keys, values = self.drawn.features(states, w_k), w_v @ states
+            changes.append(values @ keys.T)
+            scores = torch.cat([keys, torch.eye(self.d)], 1).T @ self.drawn.features(states, w_q)  # [token, reader]
+            scores = scores.triu() if mask else scores  # none reads a later token
+            states = states + torch.cat([values, weight], 1) @ scores
         return torch.stack(changes).flatten()
+
+    def masked(self, flat):
+        return self.in_context(flat, mask=True)
 
     def layer_causal(self, flat):
         """Each layer's step on its own squared loss; the layer below counts as a constant."""
@@ -294,23 +300,34 @@ class Stack:
         return -torch.cat([p @ g for p, g in zip(self.scales, gradient.view(2, -1), strict=True)])
 
     def jacobian(self, updates):
-        """d U_l / d W_m as blocks `[l, entry, m, entry]`."""
+        """d U_l / d B_m as blocks `[l, entry, m, entry]`."""
         return torch.autograd.functional.jacobian(getattr(self, updates), self.weights).view(2, 16, 2, 16)
+
+    def linear(self, updates):
+        """The error of the step on -sum_l <U_l, B_l>, in which U moves with the bases."""
+        weights = self.weights.clone().requires_grad_(True)
+        wanted = getattr(self, updates)(weights)
+        (gradient,) = torch.autograd.grad(-(wanted * weights).sum(), weights)
+        return error(-gradient, wanted.detach())
 
 
 @claim(
     "R-stack",
     statement="Updates -P grad L of one loss, P constant and one block a layer, have a symmetric Jacobian once P is "
-    "divided out; updates that depend on the layers below and on none above do not.",
+    "divided out; updates that depend on the bases below and on none above do not. Under a causal mask those of the "
+    "forward pass depend on no base, and -sum_l <U_l, B_l> is their common loss.",
     source="[B] section 3.4, first point, and section 4.1, third point",
     controls=[
-        Control("the updates of the forward pass", {"field": "in_context"}),
-        Control("layer-causal finetuning", {"field": "layer_causal"}),
+        Control("the updates of the forward pass without a mask", {"fields": ("in_context",)}),
+        Control("layer-causal finetuning", {"fields": ("layer_causal",)}),
     ],
-    drawn="number of demonstrations, states, targets, projections, weights and step matrices of two layers",
+    drawn="number of demonstrations, states, targets, projections, bases and step matrices of two layers",
 )
-def stack(seed, field="common"):
-    """How far the Jacobian of P^-1 U is from its transpose, in units of the Hessian of the common loss."""
+def stack(seed, fields=("common", "masked")):
+    """
+    How far the Jacobian of P^-1 U is from its transpose, in units of the Hessian of the squared common loss; and, for
+    all updates but those of that loss, how far the step on -sum_l <U_l, B_l> is from them.
+    """
     s = Stack(seed)
     for causal in ("in_context", "layer_causal"):
         jacobian = s.jacobian(causal)
@@ -320,8 +337,9 @@ def stack(seed, field="common"):
         blocks = zip(s.scales, s.jacobian(updates), strict=True)
         return torch.cat([torch.linalg.solve(p, block.flatten(1)) for p, block in blocks])
 
-    found = divided(field)
-    return float((found - found.T).norm() / divided("common").norm())
+    unit = divided("common").norm()
+    errors = [float((divided(field) - divided(field).T).norm() / unit) for field in fields]
+    return errors + [s.linear(field) for field in fields if field != "common"]
 
 
 @claim(

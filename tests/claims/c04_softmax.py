@@ -131,6 +131,7 @@ def features(seed, degree=9):
     "(logarithm of the error at 4096 over that at 64).",
     source="the book's own derivation; Choromanski et al. 2021",
     status="empirical",
+    side="below",
     controls=[Control("features without the factor of the keys, whose estimate is biased", {"corrected": False})],
 )
 def random(seed, corrected=True):
@@ -242,7 +243,7 @@ def sink(seed, tokens=1):
     "is the delta rule, and the limit of batch steps is V'Phi'^+ at any rate below 2M/lambda; the best constant under "
     "the kernel's weights is softmax attention.",
     source="the book's own derivation; Wang, Shi and Fox 2025, von Oswald et al. 2025",
-    controls=[Control("implied labels of a base that is not zero, from that base", {"implied": True})],
+    controls=[Control("implied labels, here of a base that is not zero", {"implied": True})],
 )
 def plain_learners(seed, implied=False):
     d, found = Draw(seed), []
@@ -277,10 +278,10 @@ def plain_learners(seed, implied=False):
     return [*found, error(torch.stack(constants, 1), d.attend(d.shown_values, d.shown_keys))]
 
 
-def window_of_best_temperature(generator, settings, linear, slope):
+def window_of_best_temperature(generator, settings, slope):
     """
     For each setting (noise, n): the mean squared distance from the query of what attention weighs, at its best
-    inverse temperature. The settings share their tasks, f(x) = c + w.x on the sphere.
+    inverse temperature. The settings share their tasks, f(x) = c + theta.x on the sphere.
     """
 
     def sphere(*shape):
@@ -289,12 +290,12 @@ def window_of_best_temperature(generator, settings, linear, slope):
 
     def weigh(inputs, queries, inverse_temperature):
         scores = inverse_temperature * torch.einsum("pnd,pd->pn", inputs, queries)
-        return scores / scores.shape[1] if linear else scores.softmax(1)
+        return scores.softmax(1)
 
     n_tasks = 100
     inputs, queries = sphere(n_tasks, max(n for _, n in settings)), sphere(n_tasks)
-    w, c = slope * torch.randn(n_tasks, 3, 1, generator=generator), torch.randn(n_tasks, 1, generator=generator)
-    labels, wanted = (inputs @ w)[..., 0] + c, (queries[:, None] @ w)[..., 0] + c
+    theta, c = slope * torch.randn(n_tasks, 3, 1, generator=generator), torch.randn(n_tasks, 1, generator=generator)
+    labels, wanted = (inputs @ theta)[..., 0] + c, (queries[:, None] @ theta)[..., 0] + c
 
     def risk(noise, n, inverse_temperature):
         """Squared bias plus the variance that the labels' noise gives; its mean over the noise is exact."""
@@ -305,9 +306,9 @@ def window_of_best_temperature(generator, settings, linear, slope):
     def window(noise, n):
         best = min(torch.logspace(-1, 2, 40).tolist(), key=lambda temperature: risk(noise, n, temperature))
         fresh, asked = sphere(200, n), sphere(200)
-        weights = weigh(fresh, asked, best).abs()
+        weights = weigh(fresh, asked, best)
         distances = (fresh - asked[:, None]).square().sum(2)
-        return float(((weights * distances).sum(1) / weights.sum(1)).mean())
+        return float((weights * distances).sum(1).mean())
 
     return [window(*setting) for setting in settings]
 
@@ -317,7 +318,6 @@ bandwidth = {
     "status": "empirical",
     "drawn": "tasks, examples and queries",
     "controls": [
-        Control("linear attention, where temperature scales the answer and moves no weight", {"linear": True}),
         Control("functions that do not depend on the input, for which the widest window is best", {"slope": 0.0}),
     ],
 }
@@ -328,6 +328,7 @@ bandwidth = {
     statement="The window of softmax attention at its best temperature is wider with more noise (logarithm of its "
     "mean squared distance at noise 1 over that at noise 0.1; the same tasks).",
     options={"settings": ((0.1, 32), (1.0, 32))},
+    side="above",
     **bandwidth,
 )
 @claim(
@@ -335,9 +336,10 @@ bandwidth = {
     statement="The window of softmax attention at its best temperature is narrower with more examples (logarithm of "
     "its mean squared distance with 128 examples over that with 8; the same tasks).",
     options={"settings": ((0.5, 8), (0.5, 128))},
+    side="below",
     **bandwidth,
 )
-def moved_window(seed, settings, linear=False, slope=1.0) -> Interval:
+def moved_window(seed, settings, slope=1.0) -> Interval:
     generator = torch.Generator().manual_seed(seed)
-    pairs = [window_of_best_temperature(generator, settings, linear, slope) for _ in range(20)]
+    pairs = [window_of_best_temperature(generator, settings, slope) for _ in range(20)]
     return mean_of([math.log(after / before) for before, after in pairs])

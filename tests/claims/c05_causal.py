@@ -254,8 +254,8 @@ def change_of_order(seed, causal=False, depth=None):
 @claim(
     "D-kaczmarz",
     statement="As tied causal layers are stacked from W_0 = 0, with rate times |x_j|^2 below 2n for every example, the "
-    "query's answer tends to that of one pass of Kaczmarz, w = X T^-1 y with T the lower triangle of X^T X.",
-    source="Ding et al. 2024; the closed form and the condition: the book's own derivation",
+    "query's answer tends to that of one pass of Kaczmarz, w = Xi C^-1 y with C the lower triangle of Xi^T Xi.",
+    source="Ding et al. 2023; the closed form and the condition: the book's own derivation",
     controls=[
         Control("the same layers without a mask", {"causal": False}),
         Control("a rate that is too large for the longest example", {"share": 1.1}),
@@ -264,9 +264,9 @@ def change_of_order(seed, causal=False, depth=None):
 )
 @claim(
     "D-least-squares",
-    statement="Without a mask, and with rate times the largest eigenvalue of X^T X below 2n, the same layers tend to "
+    statement="Without a mask, and with rate times the largest eigenvalue of Xi^T Xi below 2n, the same layers tend to "
     "the least-squares solution.",
-    source="Ding et al. 2024",
+    source="Ding et al. 2023",
     controls=[
         Control("the same layers with a causal mask", {"causal": True}),
         Control("a rate that is too large for the largest eigenvalue", {"share": 1.1}),

@@ -256,6 +256,7 @@ def q_linear(seed: int, attention: str = "iclgd_linear") -> float:
     "the softmax model's (mean relative error over questions, one tiny random Llama).",
     source="against reading [B] equation 3 as a description of the model that is used",
     status="empirical",
+    side="above",
     controls=[Control("one kernel step in place of every softmax attention layer", {"softmax": True})],
 )
 def q_reading(seed: int, softmax: bool = False) -> Interval:

@@ -22,6 +22,7 @@ def record() -> dict[str, Any]:
 
 @claim(
     "G-context",
+    side="below",
     statement=f"Small transformers that are trained on linear regression learn new tasks from their demonstrations "
     f"({OVER}).",
     source="Garg et al. 2022; measured here",
@@ -30,6 +31,7 @@ def record() -> dict[str, Any]:
 )
 @claim(
     "G-labels",
+    side="above",
     statement=f"Permuted labels raise the error of networks that were trained on regression ({OVER}).",
     source="measured here; for classification by language models Min et al. 2022, cited in [C], find little harm",
     controls=[Control("the true labels", {"path": ("labels", "error", "true")})],
@@ -37,6 +39,7 @@ def record() -> dict[str, Any]:
 )
 @claim(
     "G-passes",
+    side="below",
     statement=f"Finetuning without context, eight greedy passes over the layers reach a lower error than one, each at "
     f"its best rate ({OVER}).",
     source="measured here, on finetuning and not on Algorithm 1; beside [C] section 5",
@@ -45,6 +48,7 @@ def record() -> dict[str, Any]:
 )
 @claim(
     "G-likeness",
+    side="above",
     statement=f"The in-context update of trained networks resembles a joint gradient step on the demonstrations, more "
     f"than the controls do ({OVER}).",
     source="[B] section 3, untrained networks after Deutch et al. 2023; measured here",
@@ -56,6 +60,7 @@ def record() -> dict[str, Any]:
 )
 @claim(
     "G-prompt-start",
+    side="below",
     statement=f"A fixed prompt of true demonstrations lowers the error on a new task before finetuning begins "
     f"({OVER}).",
     source="[C] section 5.1; measured here",
@@ -67,8 +72,10 @@ def record() -> dict[str, Any]:
 )
 @claim(
     "G-prompt-cost",
+    side="above",
     statement=f"Up to the threshold, finetuning with the prompt in front of every question processes more tokens than "
-    f"finetuning without it ({OVER}).",
+    f"finetuning without it (each question is counted with its twelve demonstrations; counted once for a batch the "
+    f"difference is open; {OVER}).",
     source="[C] section 5.1; measured here",
     controls=[Control("no prompt", {"path": ("prompt", "no prompt", "tokens_not_shared")})],
     options={"path": ("prompt", "true demonstrations", "tokens_not_shared")},
@@ -80,6 +87,7 @@ def over_networks(seed: int, path: tuple[str | int, ...]) -> Interval:
 
 @claim(
     "G-beyond-one-step",
+    side="below",
     statement=f"In context these networks do better than one gradient step from zero on the demonstrations, whichever "
     f"way its rate is chosen ({OVER}).",
     source="[C] section 5, on Mahankali et al. 2023; measured here",

@@ -58,6 +58,7 @@ def formula(seed: int, one: float = 1) -> float:
 
 @claim(
     "M-null",
+    side="above",
     statement="For states that agree in nothing but their cosines with the zero-shot state, SimAOU divided by "
     "sqrt((1 - rho_1)(1 - rho_2))/2 is one on average: the null is not zero.",
     source="this book, on [B], section 3",
@@ -79,6 +80,7 @@ def null(seed: int, apart: bool = False) -> Interval:
 
 @claim(
     "M-inflation",
+    side="above",
     statement="Normalising states before subtracting makes independent updates look alike.",
     source="this book, on Dai et al. 2022, section 4, and [B]",
     controls=[Control("the cosine of the same updates, subtracted as they are", {"normalised": False})],
@@ -94,13 +96,14 @@ def inflation(seed: int, normalised: bool = True) -> Interval:
 
 @claim(
     "M-random",
+    side="above",
     statement="A random unit state in place of the finetuned one scores about sqrt(1 - rho_1)/2 (their ratio, on "
-    "average), so a random baseline near zero has randomised the update and not the state.",
+    "average), so a random baseline near zero has replaced the difference and not the state.",
     source="this book, on [B], Table 2",
-    controls=[Control("a random update in place of the finetuned one", {"update": True})],
+    controls=[Control("a random vector in place of the difference b - c", {"difference": True})],
 )
-def random_state(seed: int, update: bool = False) -> Interval:
+def random_state(seed: int, difference: bool = False) -> Interval:
     c, a, _, _ = states(seed)
     r = torch.randn(N, D, generator=torch.Generator().manual_seed(1000 + seed))
     about = 0.5 * (1 - cosine(a, c)).sqrt()
-    return mean_of(cosine(a - c, r) / about) if update else near_one(cosine(a - c, unit(r) - c) / about)
+    return mean_of(cosine(a - c, r) / about) if difference else near_one(cosine(a - c, unit(r) - c) / about)

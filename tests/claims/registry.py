@@ -82,6 +82,7 @@ class Claim:
     source: paper, section and equation. notebook: the chapter (file stem) that shows it.
     tolerance: relative, of an exact claim. controls: each must fail the same check.
     drawn: what a seed draws at random, in words; empty where nothing is, and the check runs once.
+    side: of a measured claim, on which side of each control's interval its own lies, `below` or `above`.
     """
 
     id: str
@@ -94,6 +95,7 @@ class Claim:
     options: dict[str, Any] = field(default_factory=dict)
     status: str = "identity"
     tolerance: float | None = 1e-9
+    side: str = ""
 
     def outcome(self, seed: int) -> Exact | Measured:
         """What the check finds in double precision: the largest error, and each control's smallest in any case."""

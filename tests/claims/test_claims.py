@@ -75,7 +75,7 @@ def test_errata_are_shown_by_controls():
 
 def made_up(check=None, faults=({},), **fields) -> Claim:
     controls = [Control("c", fault) for fault in faults]
-    usual = {"statement": "s", "source": "p", "notebook": "99_none", "drawn": "numbers"}
+    usual = {"statement": "s", "source": "p", "notebook": "99_none", "drawn": "numbers", "side": "below"}
     return Claim("X-1", controls=controls, check=check, **usual | fields)
 
 
@@ -98,6 +98,7 @@ def rules(outcome, **fields) -> list[str]:
         Measured((0.1, 0.2), ((0.5, 0.6),), 95, 10),
         Measured((0.1, 0.2), ((0.5, 0.6),), 0.95, 1),
         Measured((0.1, 0.2), (), 0.95, 10),
+        Measured((0.5, 0.6), ((0.1, 0.2),), 0.95, 10),
     ],
 )
 def test_a_bad_outcome_is_seen(outcome):
@@ -236,12 +237,12 @@ def test_the_pages_are_made_from_the_ledger():
     exact |= {"controls": [{"text": "wrong sign", "erratum": [3], "error": 110.4}], "drawn": "weights", "seeds": 3}
     exact |= {"tolerance": 1e-9, "residual": 4.3e-14}
     measured = exact | {"id": "V-y", "tolerance": None, "residual": None, "drawn": "", "seeds": 1}
-    measured |= {"interval": [0.1, 0.2], "level": 0.95, "n": 7}
+    measured |= {"interval": [0.1, 0.2], "level": 0.95, "n": 7, "side": "below"}
     measured |= {"controls": [{"text": "none", "erratum": [], "interval": [0.3, 0.4]}]}
     page = claims_pages.claims_page([exact, measured], ":label: thm-one\ntext [T3.1-x](#claim-t3-1-x)\n")
     for text in ("(claim-t3-1-x)=", r"$4.3\cdot10^{-14}$", "$10^{-9}$", "$110$", "{prf:ref}`thm-one`", "#erratum-03"):
         assert page.count(text) == 1, text
-    assert "[0.1, 0.2] (level 0.95, $n=7$)" in page and "[0.3, 0.4]" in page
+    assert "[0.1, 0.2], below each control's (level 0.95, $n=7$)" in page and "[0.3, 0.4]" in page
     assert "#claim-t3-1-x" in claims_pages.erratum([exact, measured], 3) and "No check" in claims_pages.erratum(
         [exact], 4
     )
