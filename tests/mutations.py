@@ -22,6 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS, PAGE = ROOT / "results" / "mutations.json", ROOT / "book" / "mutations.md"
 COPIED = ("iclgd_helpers", "tools", "tests", "pyproject.toml", "_toc.yml", "_config.yml")
+COPIED += ("results/claims.json", "results/theory/greedy_layers.json")  # what checks of claims read
 AT_ONCE = 2
 LONGEST, LONGEST_IN_ALL = 120, 1200  # seconds: of one test, of everything on a slow machine
 MARK = "<!-- What follows is written by `python tests/mutations.py`. -->\n"
@@ -933,6 +934,7 @@ def scratch_copy(folder: Path, fault: Fault | None) -> None:
         if source.is_dir():
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
         else:
+            target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(source, target)
     if fault is not None:
         path = folder / fault.path
