@@ -39,9 +39,9 @@ class Page:
         self.profile, self.limit, self.numbers = profile, limit, itertools.count(1)
 
     def __enter__(self) -> Page:
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        command = [path(), *FLAGS, f"--user-data-dir={self.profile}", "about:blank"]
-        self.process, place = subprocess.Popen(command, **quiet), self.profile / "DevToolsActivePort"
+        command = [path() or "chromium", *FLAGS, f"--user-data-dir={self.profile}", "about:blank"]
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        place = self.profile / "DevToolsActivePort"
         until = time.monotonic() + self.limit
         while not (place.is_file() and place.read_text().count("\n")):
             assert self.process.poll() is None and time.monotonic() < until, "the browser did not start"
@@ -68,7 +68,8 @@ class Page:
             answer = json.loads(self.socket.recv())
             if answer.get("id") == number:
                 assert "error" not in answer, f"{method}: {answer['error']}"
-                return answer["result"]
+                result: dict[str, Any] = answer["result"]
+                return result
 
     def run(self, script: str) -> Any:
         """The value of a JavaScript expression, awaited."""
@@ -79,7 +80,7 @@ class Page:
 
     def before(self, script: str) -> str:
         """Run `script` in every page from now on, before any of its own; returns its name, for `forget`."""
-        return self.call("Page.addScriptToEvaluateOnNewDocument", source=script)["identifier"]
+        return str(self.call("Page.addScriptToEvaluateOnNewDocument", source=script)["identifier"])
 
     def forget(self, name: str) -> None:
         """Run a script of `before` no longer."""

@@ -20,7 +20,8 @@ WORDS = {"reproduced": "▲ reproduced", "refuted": "▼ refuted", "equivalent":
 
 def items() -> dict[str, list[dict[str, Any]]]:
     """Of each paper, its items in their order."""
-    return yaml.safe_load(ITEMS.read_text(encoding="utf-8"))
+    found: dict[str, list[dict[str, Any]]] = yaml.safe_load(ITEMS.read_text(encoding="utf-8"))
+    return found
 
 
 def link(page: str) -> str:

@@ -169,7 +169,7 @@ def test_a_page_that_fails_ends_the_other_one(two_pages, tmp_path):
     _, fault = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "1.ipynb, cell In [2]: ZeroDivisionError" in fault and fault.count("\n") == 2
-    assert not list((tmp_path / "_build" / "source" / "notebooks").glob("2*"))
+    assert not list((tmp_path / "_build" / "executed").glob("2*"))
     assert not list(tmp_path.glob("iclgd-*"))
 
 
@@ -186,4 +186,4 @@ def test_an_interrupt_ends_everything_at_once_and_says_what_is_kept(two_pages, t
     assert process.returncode == 130 and "1 of 2 pages are done and stay" in fault and fault.count("\n") == 2
     assert len(family) >= 2 and not [one for one in family if one.is_running() and one.status() != "zombie"]
     assert not list(tmp_path.glob("iclgd-*")), "nothing is left beside what was stored"
-    assert {path.name for path in (tmp_path / "_build" / "source" / "notebooks").iterdir()} == {"1.ipynb"}
+    assert {path.name for path in (tmp_path / "_build" / "executed").iterdir()} == {"1.ipynb"}

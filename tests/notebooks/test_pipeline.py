@@ -14,7 +14,7 @@ from iclgd_helpers.errors import CellError, InputError
 from iclgd_helpers.experiments import warm_kernels
 from iclgd_helpers.experiments.notebook_execution import Execution
 from iclgd_helpers.experiments.parameters import ExperimentParameters
-from tools import book_pages, build_book, claims_pages, notebooks, page_costs, status_page
+from tools import book_pages, build_book, claims_pages, coverage_page, notebooks, page_costs, page_frames, status_page
 
 
 @pytest.fixture
@@ -29,12 +29,15 @@ def project(tmp_path, monkeypatch):
     (tmp_path / "iclgd_helpers" / "helper.py").write_text("x = 1\n")
     (tmp_path / "requirements.lock").write_text("a==1\n")
     (tmp_path / "book" / "index.md").write_text("# Index\n")
+    (tmp_path / "CHANGELOG.md").write_text("# Changelog\n")
     save(tmp_path, "print('PASS', preset)")
     for module in (book_pages, build_book, notebooks, page_costs, status_page):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     for name in ("ICLGD_RECORDS", "ICLGD_TABLES"):
         monkeypatch.setenv(name, str(tmp_path))  # `refresh` sets them; afterwards they are as before
     monkeypatch.setattr(build_book, "render", lambda build: None)
+    monkeypatch.setattr(coverage_page, "coverage_page", lambda: "")
+    monkeypatch.setattr(page_frames, "belongings", lambda path: f"- **{path.stem}**")
     return tmp_path
 
 
@@ -52,7 +55,7 @@ def read(path):
 
 
 def page(project):
-    return read(project / "_build" / "source" / "notebooks" / "00_small.ipynb")
+    return read(project / "_build" / "executed" / "00_small.ipynb")
 
 
 def page_key(project, **parameters):
@@ -103,7 +106,7 @@ def no_kernel(monkeypatch):
 
 
 @pytest.mark.usefixtures("no_kernel")
-@pytest.mark.parametrize("file", ["pages/00_small.json", "source/notebooks/00_small.ipynb"])
+@pytest.mark.parametrize("file", ["pages/00_small.json", "executed/00_small.ipynb"])
 @pytest.mark.parametrize("damage", [b"{}", b"null", b"", None], ids=["empty", "null", "nothing", "one bit"])
 def test_a_damaged_page_or_cost_is_made_again(file, damage, project, capsys):
     build_book.book(project)
@@ -160,7 +163,7 @@ def test_a_failing_page_is_named_and_the_finished_ones_stay(project):
     with pytest.raises(CellError, match=r"40_fails.ipynb, cell In \[2\]: ZeroDivisionError"):
         build_book.book(project)
     assert page(project).cells[2].outputs[0].text == "PASS\n"
-    assert not (project / "_build" / "source" / "notebooks" / "40_fails.ipynb").exists()
+    assert not (project / "_build" / "executed" / "40_fails.ipynb").exists()
 
 
 def test_smoke_copies_keep_the_stored_outputs(project):
