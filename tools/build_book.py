@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import re
 import shutil
@@ -65,12 +66,17 @@ def book(folder: Path, preset: str = "quick", stored: bool = False) -> Path:
 def html(build: Path) -> None:
     """The pages as HTML, with links to the book in one file where that has been made."""
     files = [file for ending in ("pdf", "epub") for file in build.glob(f"*.{ending}")]
-    links = ", ".join(f'<a href="../{file.name}">{file.suffix[1:].upper()}</a>' for file in files)
-    said = f"Download: {links}." if links else "This build has neither yet."
+    links = [f'<a href="../{file.name}">{file.suffix[1:].upper()}</a>, written {written(file)}' for file in files]
+    said = f"Download: {'; '.join(links)}." if links else "This build has neither yet."
     storage.write_text(build / "source" / "book" / "_generated" / "downloads.md", f"{said}\n")
     render(build)
     for file in files:
         shutil.copy(file, build / "html" / file.name)
+
+
+def written(file: Path) -> str:
+    """When a file was written: one that is older than the pages beside it shows them as they were."""
+    return datetime.datetime.fromtimestamp(file.stat().st_mtime, datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def places(build: Path, notebook: Path) -> tuple[Path, Path]:

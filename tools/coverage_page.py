@@ -15,7 +15,6 @@ from tools.book_pages import ROOT
 
 ITEMS = ROOT / "tools" / "coverage.yaml"
 PAPERS = {"C": "Chen and others", "B": "Bar Natan and others"}
-WORDS = {"reproduced": "▲ reproduced", "refuted": "▼ refuted", "equivalent": "＝ equivalent to none"}
 
 
 def items() -> dict[str, list[dict[str, Any]]]:
@@ -33,10 +32,8 @@ def link(page: str) -> str:
 
 def judged(statement: str, verdicts: list[dict[str, Any]]) -> str:
     """How often a statement of the reproduction got which verdict, over models, readings and learning rates."""
-    counts = Counter(v["verdict"] for v in verdicts if v["id"] == statement)
-    return f"{statement}: " + ", ".join(
-        f"{WORDS.get(word, word)} {n} of {counts.total()}" for word, n in counts.items()
-    )
+    counts = Counter(verdict_overview.worded(v) for v in verdicts if v["id"] == statement)
+    return f"{statement}: " + ", ".join(f"{word} {n} of {counts.total()}" for word, n in counts.items())
 
 
 def outcomes(

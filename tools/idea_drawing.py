@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
-import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from iclgd_helpers import storage
@@ -36,16 +33,5 @@ def drawn() -> Figure:
     return figure
 
 
-def svg() -> str:
-    """The drawing's bytes, the same each time."""
-    out = io.StringIO()
-    with plt.rc_context({"svg.hashsalt": "iclgd", "svg.fonttype": "path"}):
-        figure = drawn()
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
-    plt.close(figure)
-    return out.getvalue()
-
-
 if __name__ == "__main__":
-    figures.style()
-    storage.write_text(FILE, svg())
+    storage.write_text(FILE, figures.svg(drawn()))

@@ -11,13 +11,13 @@ import nbformat
 from nbformat.v4 import new_markdown_cell
 
 from iclgd_helpers import storage
+from iclgd_helpers.experiments.notebook_files import parameters_cell
 from iclgd_helpers.pages.claims import Entry, load
 from iclgd_helpers.pages.statements import STATEMENTS
 from tools import claims_pages, page_costs
 from tools.book_pages import ROOT
 
-COST = re.compile(r"\s*\*?(?:Measured cost|Cost):\*?[^.;]*status page(?:\]\([^)]*\))?[^.;]*(?:\.|;\s+(\w))")
-SET_UP = {"parameters", "imports", "resolve", "stamp", "provenance", "import"}  # ids of cells that prepare and sign off
+SET_UP = {"parameters", "imports", "resolve", "stamp", "provenance"}  # ids of cells that prepare and sign off
 SIGNED_OFF = (
     "## How this page was run\n\nParameters, imports, versions and the provenance of what is shown, in this order."
 )
@@ -33,7 +33,6 @@ def framed(notebook: nbformat.NotebookNode, path: Path, costs: dict[str, Any]) -
     signs it off stands at its end.
     """
     title, *rest = notebook.cells
-    title.source = COST.sub(lambda found: f" {found[1].upper()}" if found[1] else "", title.source)
     for cell in rest:
         if cell.id == "goals":
             cell.source = folded("What this page teaches, and what it asks for", cell.source)
@@ -71,19 +70,12 @@ def head(path: Path, costs: dict[str, Any]) -> str:
 
 def run_line(path: Path, costs: dict[str, Any]) -> str:
     """What executing the page takes, and the command for it."""
-    options = "-p seed 3" if "seed" in page_parameters(path) else ""
+    options = "-p seed 3" if "seed" in parameters_cell(path) else ""
     seconds = costs.get("seconds") or page_costs.reference(path)
     took = f"About {seconds:.0f} seconds on two cores" if seconds else "Not timed yet"
     took += f", {costs['peak_gb']:.1f} GB of memory" if "peak_gb" in costs else ""
     command = " ".join(filter(None, ["iclgd run", path.stem.partition("_")[0], options]))
     return f"{took}{'. With another seed' if options else ''}:\n\n```bash\n{command}\n```"
-
-
-def page_parameters(path: Path) -> set[str]:
-    """Names that the page's parameters cell sets."""
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    sources = ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])]
-    return set(re.findall(r"^(\w+) = ", "\n".join(sources), flags=re.M))
 
 
 def belongings(path: Path) -> str:

@@ -86,13 +86,18 @@ def show(figure: Figure, formulas: bool = False) -> None:
     display(Image(png(figure, formulas=formulas), width=round(figure.get_figwidth() * 96)))
 
 
-def show_vector(figure: Figure) -> None:
-    """Display a drawing as SVG (text as shapes, the same bytes each time) and close it; dollars are mathematics."""
+def svg(figure: Figure) -> str:
+    """`figure` as SVG, text as shapes and the same bytes each time; it is closed. Dollars are mathematics."""
     drawn = io.StringIO()
     with plt.rc_context({"svg.hashsalt": "iclgd", "svg.fonttype": "path"}):
         figure.savefig(drawn, format="svg", metadata={"Date": None, "Creator": None})
     plt.close(figure)
-    display(SVG(drawn.getvalue()))
+    return drawn.getvalue()
+
+
+def show_vector(figure: Figure) -> None:
+    """Display a drawing as `svg` makes it."""
+    display(SVG(svg(figure)))
 
 
 def legend_below(figure: Figure, columns: int = 2) -> None:

@@ -63,7 +63,7 @@ def _cell(row: Row | None, label: str, span: int = 1) -> str:
         described = row and row["without_the_gate"]
         picture = drawn(described, BY_ID[row["id"]].bound, "described") if row and described else ""
         return f'{start}<span class="chip">{NO_EVIDENCE}</span>{picture}</td>'
-    chip = f'<span class="chip {CLASSES[row["verdict"]]}">{SIGNS[row["verdict"]]} {row["verdict"]}</span>'
+    chip = f'<span class="chip {CLASSES[row["verdict"]]}">{worded(row)}</span>'
     numbers = [row["effect"], row["low"], row["high"]]
     return f"{start}{chip}{drawn(numbers, BY_ID[row['id']].bound, 'effect')}</td>"
 
@@ -90,6 +90,11 @@ def drawn(numbers: Sequence[float], bound: float, kind: str) -> str:
         f'<line x1="{WIDTH / 2}" x2="{WIDTH / 2}" y1="0" y2="{HEIGHT}" class="zero"/>{line}'
         f'<circle cx="{place["effect"]:.1f}" cy="{middle}" r="3.5" class="{kind}"/></svg>'
     )
+
+
+def worded(row: Row) -> str:
+    """The verdict with its sign, or that there was nothing to judge."""
+    return NO_EVIDENCE if row["effect"] is None else f"{SIGNS[row['verdict']]} {row['verdict']}"
 
 
 def stored() -> list[dict[str, Any]]:

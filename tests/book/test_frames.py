@@ -5,8 +5,9 @@ import re
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from iclgd_helpers.pages import claims
-from tools import book_pages, claims_pages, page_frames
+from iclgd_helpers.experiments.notebook_files import parameters_cell
+from iclgd_helpers.pages import claims, figures
+from tools import book_pages, claims_pages, idea_drawing, page_frames
 
 PAGE = next(path for path in book_pages.notebooks() if path.stem.startswith("03_"))
 CHECK = "nbval-check-output"
@@ -16,7 +17,7 @@ def a_page():
     def code(name, source, *tags):
         return new_code_cell(source, id=name, metadata={"tags": list(tags)})
 
-    cells = [new_markdown_cell("# T\n\nLevel: easy. Cost: measured, see the status page of the book.", id="title")]
+    cells = [new_markdown_cell("# T\n\nLevel: easy.", id="title")]
     cells += [new_markdown_cell("**After this page**", id="goals"), code("setup", "colab")]
     cells += [code("parameters", "seed = 0", "parameters"), code("imports", "import x"), new_markdown_cell("## A")]
     cells += [code("draw", "figures.show(figure)"), code("check", "figures.show(f)", CHECK), code("sum", "1 + 1")]
@@ -27,7 +28,7 @@ def test_a_page_is_framed():
     cells = page_frames.framed(a_page(), PAGE, {"seconds": 33.2, "peak_gb": 0.84}).cells
     assert [cell.id for cell in cells][:4] == ["title", "frame", "goals", cells[3].id] and cells[3].source == "## A"
     assert [cell.id for cell in cells][-4:] == ["signed-off", "parameters", "imports", "provenance"]
-    assert "setup" not in [cell.id for cell in cells] and "ost" not in cells[0].source
+    assert "setup" not in [cell.id for cell in cells]
     shown = {cell.id: page_frames.tags(cell) for cell in cells if cell.cell_type == "code"}
     assert all(shown[name] & {"hide-cell"} for name in ("parameters", "imports", "provenance"))
     assert shown["draw"] == {"hide-input"} and shown["check"] == {CHECK} and shown["sum"] == set()
@@ -45,20 +46,15 @@ def test_a_page_names_its_claims_and_no_others(path):
     assert ("**Verdicts:**" in said) == bool(page_frames.statements_of(path))
 
 
-def test_the_cost_line_goes_and_what_follows_it_stays():
-    for cost, left in {
-        "CPU. *Measured cost:* see the [status page](../book/status.md); pages share it.": "CPU. Pages share it.",
-        "Any. Cost: measured on every build, see the status page of the book. More.": "Any. More.",
-        "*Cost:* seconds; the drawings took minutes.": "*Cost:* seconds; the drawings took minutes.",
-    }.items():
-        page = a_page()
-        page.cells[0].source = cost
-        assert page_frames.framed(page, PAGE, {}).cells[0].source == left
-
-
 def test_every_page_says_how_it_is_run():
     for path in book_pages.notebooks():
         line = page_frames.run_line(path, {})
-        assert f"iclgd run {path.stem[:2]}" in line and ("seed" in line) == (
-            "seed" in page_frames.page_parameters(path)
-        )
+        assert f"iclgd run {path.stem[:2]}" in line and ("seed" in line) == ("seed" in parameters_cell(path))
+
+
+def test_the_landing_pages_drawing_is_what_its_script_draws():
+    figure = idea_drawing.drawn()
+    assert idea_drawing.FILE.read_text(encoding="utf-8") == figures.svg(figure), "run `python -m tools.idea_drawing`"
+    other = idea_drawing.drawn()
+    other.axes[0].texts[0].set_text("another word")
+    assert figures.svg(other) != figures.svg(idea_drawing.drawn())

@@ -44,6 +44,13 @@ def test_every_erratum_and_every_statement_of_the_papers_is_listed():
     assert {s.id for s in statements.STATEMENTS if s.kind in ("paper", "archive")} <= named
 
 
+def test_verdicts_are_counted_in_the_words_of_the_results():
+    rows = [{"id": "R1", "verdict": word, "effect": 0.1} for word in ("equivalent to none", "refuted", "refuted")]
+    rows += [{"id": "R1", "verdict": "undecided", "effect": None}, {"id": "R2", "verdict": "reproduced", "effect": 1.0}]
+    said = coverage_page.judged("R1", rows)
+    assert said == "R1: ＝ equivalent to none 1 of 4, ▼ refuted 2 of 4, not judged 1 of 4"
+
+
 @pytest.mark.parametrize("fault", [{"pages": []}, {"by": []}, {"by": ["thm-nowhere"]}])
 def test_an_item_without_a_place_is_seen(fault, monkeypatch):
     monkeypatch.setattr(coverage_page, "items", lambda: {"C": [{**ITEMS["C"][0], **fault}]})

@@ -137,6 +137,8 @@ def test_one_address_and_one_version():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert (citation["repository-code"], citation["version"]) == (url, PROJECT["version"])
     assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"version = {{{PROJECT['version']}}}" in (ROOT / "book" / "cite.md").read_text()
+    assert f"release: {PROJECT['version']}\n" in (ROOT / "_config.yml").read_text()
     owner = url.removeprefix("https://github.com/").split("/")[0]
     for path in [ROOT / "README.md", *(ROOT / "book").glob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]:
         for address in re.findall(rf"github(?:\.com)?/{owner}/[\w.-]+", path.read_text()):

@@ -4,7 +4,7 @@ import pytest
 
 from tools import prose
 
-LONG = "One " + "word " * 44 + "ends."
+LONG = "One " + "word " * 44 + "ends."  # 46 words
 
 
 def test_few_sentences_are_long(capsys):
@@ -15,7 +15,7 @@ def test_few_sentences_are_long(capsys):
 def test_a_text_of_long_sentences_is_seen(monkeypatch, capsys):
     monkeypatch.setattr(prose, "everything", lambda: [prose.counted("a page", f"{LONG}\n\nShort.")])
     assert prose.main(["--list"]) == 1
-    assert f"45: {LONG[:20]}" in capsys.readouterr().out.replace("46:", "45:")
+    assert f"46: {LONG}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
