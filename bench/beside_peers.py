@@ -65,7 +65,7 @@ def lm_eval(bench: Bench) -> dict[str, Any]:
         theirs = peers.lm_eval(cell, model, n, bench.folder / "lm_eval")
         seconds["lm_eval"].append(theirs["seconds"])
         for _ in range(2):
-            job = {"what": "predict", "setting": asdict(bench.setting)}
+            job = {"what": "predicted", "setting": asdict(bench.setting)}
             seconds["engine"].append(child(job)["whole_process_seconds"])
     return {
         "ratio_vs_lm_eval": statistics.median(seconds["lm_eval"]) / statistics.median(seconds["engine"]),

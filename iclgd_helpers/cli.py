@@ -211,7 +211,7 @@ def _plan(name: str, models: Sequence[str], tasks: Sequence[str], stages: Sequen
 def cost(
     preset: str | None, tasks: tuple[str, ...], models: tuple[str, ...], pairs: Pairs, tflops: float | None
 ) -> None:
-    """Say what single runs would cost, stage by stage; no weights are loaded."""
+    """Show what single runs would cost, stage by stage; no weights are loaded."""
     several = parameters.combinations(*_product(preset, tasks, models, (), pairs))
     from iclgd_helpers.experiments import inputs
 
@@ -277,7 +277,7 @@ def compare(first: str, second: str, folder: Path) -> None:
 
 
 def _of_checkout(module: str) -> ModuleType:
-    """A module that lies beside the package: in a checkout, not where the package alone is installed."""
+    """A module beside the package: a checkout has it, an installation of the package alone does not."""
     folder = repository_root() / module.partition(".")[0]
     if not folder.is_dir():
         raise InputError(f"{folder} is not there: this command needs the whole repository")

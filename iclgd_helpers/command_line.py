@@ -75,7 +75,7 @@ def literal(text: str) -> bool | int | float | str | None:
 
 def from_here(path: str) -> str:
     """
-    `path`, absolute if it lies in the working directory and that is not the repository, where pages look for it.
+    Make a path in the working directory absolute, unless that is the repository, where pages look for it.
 
     A built-in model's name is that model; a folder of that name is given as `./name`.
     """
@@ -91,7 +91,7 @@ def task_from_here(task: str) -> str:
 
 def typed(pairs: Pairs) -> dict[str, Any]:
     """
-    Parameters from a command line: texts as they stand, other values as papermill reads them, paths as a shell does.
+    Parameters from a command line: texts unchanged, other values as papermill reads them, paths as a shell does.
 
     Raises
     ------
@@ -140,7 +140,7 @@ def given_once(given: Iterable[str], options: Iterable[str]) -> None:
 
 def exit_status(command: click.Command, arguments: Sequence[str] | None, name: str) -> int:
     """
-    Run the command, and say in one line why it failed.
+    Run the command; if it fails, print the reason in one line.
 
     Returns
     -------

@@ -19,5 +19,5 @@ def shortened(text: str, longest: int = 200) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """What an error of another library says, on one short line; its kind where it says nothing."""
+    """The message of another library's error on one short line; its kind where it has none."""
     return shortened(str(error)) or type(error).__name__

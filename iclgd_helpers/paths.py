@@ -23,8 +23,8 @@ def resolve_path(path: str | os.PathLike[str], base: Path | None = None) -> Path
     Raises
     ------
     InputError
-        if nothing can be there: an unknown user, a name that is too long, a circle of links, odd characters, a folder
-        that may not be looked into.
+        if nothing can be there: an unknown user, too long a name, a circle of links, odd characters, a folder
+        without permission to read.
     """
     try:
         os.fspath(path).encode()  # notebooks and records hold paths, so they have to be text

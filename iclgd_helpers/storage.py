@@ -60,7 +60,7 @@ def _is_running(process: int) -> bool:
 
 @contextmanager
 def writing(what: object, way_out: str = "free space, or make it writable") -> Iterator[None]:
-    """What the system says against writing, as one line; only what writes belongs inside."""
+    """The system's error against writing, as one line; only code that writes belongs inside."""
     try:
         yield
     except OSError as error:

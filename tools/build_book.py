@@ -47,7 +47,13 @@ def book(folder: Path, preset: str = "quick", stored: bool = False) -> Path:
     build = folder / "_build"
     copy_prose(build / "source")
     costs = take_stored(build) if stored else executed(build, preset)
-    from tools import claims_pages, coverage_page, page_frames, status_page  # slow to import, and of no use before
+    from tools import (
+        api_page,
+        claims_pages,
+        coverage_page,
+        page_frames,
+        status_page,
+    )  # slow to import, and of no use before
 
     for notebook in notebooks():
         target = places(build, notebook)[0]
@@ -56,6 +62,7 @@ def book(folder: Path, preset: str = "quick", stored: bool = False) -> Path:
     storage.write_text(generated / "status.md", status_page.status_page(costs, preset))
     claims_pages.write_pages(generated)
     storage.write_text(generated / "coverage.md", coverage_page.coverage_page())
+    storage.write_text(generated / "api.md", api_page.api_page())
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     storage.write_text(generated / "changes.md", re.sub(r"^#", "##", changes, flags=re.M))
     html(build)

@@ -24,9 +24,10 @@ def display(translator: Any, node: nodes.Element) -> None:
 
 
 def choose(app: Sphinx) -> None:
-    """Take MathML where the ePub is written."""
+    """Take MathML where the ePub is written, which has no buttons to launch a page either."""
     if app.builder.name == "epub":
         app.config.html_math_renderer = "mathml"
+        app.config.html_theme_options.pop("launch_buttons", None)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

@@ -18,6 +18,8 @@ from tools import claims_pages, page_costs
 from tools.book_pages import ROOT
 
 SET_UP = {"parameters", "imports", "resolve", "stamp", "provenance"}  # ids of cells that prepare and sign off
+OPEN_OR_FOLDED = {"nbval-check-output", "hide-cell"}  # cells that draw and whose code is a check, or folded already
+FINDING = ("finding-md", "finding")  # ids of cells with what the page found
 SIGNED_OFF = (
     "## How this page was run\n\nParameters, imports, versions and the provenance of what is shown, in this order."
 )
@@ -28,22 +30,27 @@ def framed(notebook: nbformat.NotebookNode, path: Path, costs: dict[str, Any]) -
     """
     `notebook` as the book shows it.
 
-    Under the title stand the command that runs the page with another seed, what the page costs, and where its claims,
-    proofs, errata and results are. What one learns is folded, and so is code that only draws. What prepares a page and
-    signs it off stands at its end.
+    Under the title come what the page found, wherever the notebook computes it, then the command that runs the page
+    with another seed, what the page costs, and where its claims, proofs, errata and results are. What one learns is
+    folded, and so is code that only draws. What prepares a page and signs it off comes last.
     """
     title, *rest = notebook.cells
+    found = [cell for cell in rest if cell.id in FINDING]
     for cell in rest:
         if cell.id == "goals":
             cell.source = folded("What this page teaches, and what it asks for", cell.source)
-        if cell.cell_type == "code" and DRAWS.search(cell.source) and not {"nbval-check-output"} & tags(cell):
+        if cell.id == "solutions" and "<details>" not in cell.source:
+            cell.source = folded("Solutions", cell.source)
+        if cell.cell_type == "code" and DRAWS.search(cell.source) and not OPEN_OR_FOLDED & tags(cell):
             fold(cell, "hide-input")
     set_up = [cell for cell in rest if cell.id in SET_UP or "parameters" in tags(cell)]
     for cell in set_up:
         fold(cell, "hide-cell")
-    content = [cell for cell in rest if cell not in set_up and cell.id != "setup"]
+    for cell in found:
+        box(cell)
+    content = [cell for cell in rest if cell not in (*set_up, *found) and cell.id != "setup"]
     frame, end = new_markdown_cell(head(path, costs), id="frame"), new_markdown_cell(SIGNED_OFF, id="signed-off")
-    notebook.cells = [title, frame, *content, end, *set_up]
+    notebook.cells = [title, *found, frame, *content, end, *set_up]
     return notebook
 
 
@@ -55,6 +62,15 @@ def tags(cell: nbformat.NotebookNode) -> set[str]:
 def fold(cell: nbformat.NotebookNode, how: str) -> None:
     """Fold a cell's code, or all of it."""
     cell.metadata["tags"] = sorted((tags(cell) - {"hide-input", "hide-cell"}) | {how})
+
+
+def box(cell: nbformat.NotebookNode) -> None:
+    """Show a cell of what the page found as a box: its text, or its output without the code."""
+    if cell.cell_type == "markdown":
+        fence = ":" * 8
+        cell.source = f"{fence}{{div}} finding\n{cell.source}\n{fence}"
+    else:
+        cell.metadata["tags"] = sorted((tags(cell) - {"hide-input"}) | {"finding", "remove-input"})
 
 
 def folded(name: str, markdown: str) -> str:

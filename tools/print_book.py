@@ -8,10 +8,13 @@ It prints what the last `make book` has built.
 
 from __future__ import annotations
 
-import shutil
+import io
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import pypdf
 
 from iclgd_helpers import storage
 from iclgd_helpers.errors import CellError, InputError
@@ -28,23 +31,56 @@ READY = """(async () => {
   for (const folded of document.querySelectorAll("details")) folded.open = true;
   for (const image of document.images) { image.loading = "eager"; if (!image.complete) await image.decode(); }
 })()"""
+HEADINGS = """[...document.querySelectorAll("h1, h2, h3, h4, h5, h6")].filter(heading => heading.checkVisibility())
+  .map(heading => heading.innerText)"""
 
 
 def pdf() -> Path:
-    """Print all pages, one after the other, with bookmarks and links between them; the file."""
+    """
+    Print all pages, one after the other, with bookmarks and links between them; the file.
+
+    Raises
+    ------
+    InputError
+        without a browser, or if a heading of the book is no bookmark of what was printed.
+    """
     if browser.path() is None:
         raise InputError("no Chromium found: install the package chromium, or set ICLGD_BROWSER to its path")
     built = build_book.render(BUILD, "singlehtml")
-    shutil.move(built / "book" / "index.html", built / "index.html")  # where its own links are right
+    whole = (built / "book" / "index.html").read_text(encoding="utf-8")
+    whole = whole.replace('href="book/index.html#', 'href="#')  # links within the page, which stay so in the file
+    (built / "index.html").write_text(whole, encoding="utf-8")  # where its links to pictures are right
     with tempfile.TemporaryDirectory() as profile, browser.Server(built) as server:
         with browser.Page(Path(profile), limit=900) as tab:
             tab.open(f"{server.address}/index.html")
             tab.run(READY)
             options = {"displayHeaderFooter": True, "headerTemplate": "<span></span>", "footerTemplate": FOOTER}
             options |= {"generateDocumentOutline": True, "generateTaggedPDF": True}
-            printed = tab.paper(marginTop=0.6, marginBottom=0.7, **options)
+            printed, headings = tab.paper(marginTop=0.6, marginBottom=0.7, **options), tab.run(HEADINGS)
+    if lost := first_without_bookmark(printed, headings):
+        raise InputError(f"the PDF has fewer sections than the book: its bookmarks end or part before {lost!r}")
     storage.write_bytes(BUILD / f"{NAME}.pdf", printed)
     return BUILD / f"{NAME}.pdf"
+
+
+def first_without_bookmark(printed: bytes, headings: list[str]) -> str:
+    """The first heading that is not the next bookmark of a PDF; empty if all are, in order."""
+    marks = iter(bookmarks(pypdf.PdfReader(io.BytesIO(printed)).outline))
+    return next((heading for heading in headings if plain(heading) != plain(next(marks, ""))), "")
+
+
+def bookmarks(outline: Sequence[object]) -> Iterator[str]:
+    """Titles of bookmarks, each before those below it."""
+    for mark in outline:
+        if isinstance(mark, list):
+            yield from bookmarks(mark)
+        else:
+            yield str(mark.title)  # type: ignore[attr-defined]  # pypdf's Destination
+
+
+def plain(heading: str) -> str:
+    """A heading's letters and digits: all that a browser's bookmark keeps of every heading."""
+    return "".join(filter(str.isalnum, heading))
 
 
 def epub() -> Path:

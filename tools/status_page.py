@@ -54,10 +54,10 @@ def gpu_lines() -> Iterator[str]:
     yield f"Stored records: {len(devices)}, of which {on_gpu} were made on a GPU."
     if not on_gpu:
         yield (
-            "**Not yet run on a GPU**, and tested on a processor only: `device=auto` with a GPU present, mixed "
-            "precision in float16 with scaled losses, copies from pinned memory, attention without the processor's "
-            "fused kernel, and smaller batches when the device runs out of memory. This line goes when a record made "
-            "on a GPU is stored under `results/records`."
+            "**Not yet run on a GPU.** Tested on a processor only are `device=auto` with a GPU present, mixed "
+            "precision in float16 with scaled losses, and copies from pinned memory. So are attention without the "
+            "processor's fused kernel, and smaller batches when the device runs out of memory. This line goes when a "
+            "record made on a GPU is stored under `results/records`."
         )
 
 

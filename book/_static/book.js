@@ -1,10 +1,23 @@
 // What screen readers, keyboards and narrow windows need of tables and equations; neither pandas nor MyST writes it.
 addEventListener("DOMContentLoaded", () => {
   const all = (where, selector) => [...where.querySelectorAll(selector)];
+  const textOf = cell => cell.textContent.trim();
+
+  // docutils makes a list of the references, of no items.
+  all(document, ".citation-list > .citation").forEach(entry => entry.setAttribute("role", "listitem"));
+
+  // pandas gives the names of an index a line of their own in the head: they fit into the one above.
+  for (const head of all(document, ".bd-article thead")) {
+    const [names, columns] = [...head.rows].reverse().map(row => [...row.cells]);
+    const fits = columns?.length == names?.length && names.every((cell, i) => !textOf(cell) || !textOf(columns[i]));
+    if (!fits || !names.some(textOf)) continue;
+    names.forEach((cell, i) => textOf(cell) && columns[i].replaceWith(cell));
+    head.rows[head.rows.length - 1].remove();
+  }
 
   // Every header cell says what it heads; the empty corner of an index heads nothing. Sentences keep a readable width.
   for (const cell of all(document, ".bd-article :is(th, td)")) {
-    const [text, head] = [cell.textContent.trim(), cell.tagName == "TH"];
+    const [text, head] = [textOf(cell), cell.tagName == "TH"];
     cell.classList.toggle("long", text.length > 30);
     if (head && text) {
       const [kind, span] = cell.closest("thead") ? ["col", cell.colSpan] : ["row", cell.rowSpan];
@@ -15,6 +28,21 @@ addEventListener("DOMContentLoaded", () => {
     }
   }
 
+  // A column of numbers, with intervals or without, is set flush right. Names of rows may span several rows: columns
+  // are counted from the right.
+  const number = /^[<>≤≥~]?\s*[-+−]?\d[\d,.\s]*(e[-+−]?\d+)?\s*%?(\s*\[.*\]|\s*±.*)?$/i;
+  const missing = /^([-–—]|\.{3}|nan|none|undefined|diverged)?$/i;
+  for (const table of all(document, ".bd-article table")) {
+    const rows = all(table, "tbody tr").map(row => [...row.cells].reverse());
+    const heads = [...table.tHead?.rows ?? []].slice(-1).flatMap(row => [...row.cells].reverse());
+    for (let i = 0; i < Math.max(0, ...rows.map(row => row.length)); i++) {
+      const cells = rows.map(row => row[i]).filter(cell => cell?.tagName == "TD" && cell.colSpan == 1);
+      const texts = cells.map(textOf).filter(text => !missing.test(text));
+      if (texts.length && texts.every(text => number.test(text)))
+        [...cells, heads[i]].forEach(cell => cell?.classList.add("number"));
+    }
+  }
+
   // What is wider than its box scrolls in it: then the box has a name and is a stop of the Tab key.
   const fit = box => {
     const table = box.querySelector(":scope > table"), scrolls = box.scrollWidth > box.clientWidth + 1;
@@ -22,17 +50,22 @@ addEventListener("DOMContentLoaded", () => {
     for (const [key, value] of Object.entries(attributes))
       scrolls ? box.setAttribute(key, value) : box.removeAttribute(key);
     box.classList.toggle("scrolls", scrolls);
+    box.classList.toggle("fits", Boolean(table) && !scrolls);
     if (table) keep(table, box.clientWidth, scrolls);
   };
 
-  // While a table scrolls, its caption and narrow names of rows stay in view.
+  // While a table scrolls, its caption and what names its rows stay in view, if that is narrow.
   const keep = (table, width, scrolls) => {
     if (table.caption) table.caption.style.maxWidth = width + "px";
-    const names = all(table, "tbody th");
-    names.forEach(cell => cell.classList.remove("stays")); // where a cell is kept, it does not tell where it belongs
-    const places = names.map(cell => cell.offsetLeft);
-    const stay = scrolls && names.every((cell, i) => places[i] + cell.offsetWidth < 0.6 * width);
-    names.forEach((cell, i) => (cell.style.left = places[i] + "px", cell.classList.toggle("stays", stay)));
+    const names = all(table, "tbody th").length ? all(table, "tbody th") : all(table, "tbody td:first-child");
+    const cells = [...names, ...all(table, "thead :is(th, td)")];
+    cells.forEach(cell => cell.classList.remove("stays")); // where a cell is kept, it does not tell where it belongs
+    const ends = new Map(cells.map(cell => [cell, cell.offsetLeft + cell.offsetWidth]));
+    const edge = Math.max(0, ...names.map(cell => ends.get(cell)));
+    for (const cell of cells) {
+      cell.style.left = ends.get(cell) - cell.offsetWidth + "px";
+      cell.classList.toggle("stays", scrolls && edge < 0.6 * width && ends.get(cell) <= edge + 1);
+    }
   };
 
   const sizes = new ResizeObserver(entries => requestAnimationFrame(() =>
@@ -43,4 +76,43 @@ addEventListener("DOMContentLoaded", () => {
     box.dataset.name = `${kind} (${i + 1} on this page): ${said?.firstChild.textContent || document.title}`;
     [box, ...box.children].forEach(element => sizes.observe(element));
   });
+});
+
+// What a generated link leads to (its title) shows under the mouse and under the keyboard; Escape puts it away. Phones
+// do not hover: there a tap follows the link.
+addEventListener("DOMContentLoaded", () => {
+  const box = document.createElement("div");
+  let link = null, waiting = 0;
+  Object.assign(box, { id: "preview", hidden: true }).setAttribute("role", "tooltip");
+  document.body.append(box);
+
+  const leave = () => {
+    clearTimeout(waiting);
+    link?.setAttribute("title", box.textContent);
+    link?.removeAttribute("aria-describedby");
+    [box.hidden, link] = [true, null];
+  };
+  const show = to => {
+    if (to == link) return clearTimeout(waiting);
+    leave();
+    [link, box.textContent, box.hidden] = [to, to.title, false];
+    to.removeAttribute("title"); // the browser would show it a second time
+    to.setAttribute("aria-describedby", box.id);
+    const lines = to.getClientRects(), first = lines[0], last = lines[lines.length - 1];
+    const below = last.bottom + box.offsetHeight + 6 < innerHeight;
+    const room = document.documentElement.clientWidth - box.offsetWidth - 8;
+    box.style.left = scrollX + Math.max(8, Math.min(below ? last.left : first.left, room)) + "px";
+    box.style.top = scrollY + (below ? last.bottom + 3 : first.top - box.offsetHeight - 3) + "px";
+  };
+
+  // Whoever moves the mouse from the link to the text has a moment to arrive there.
+  document.addEventListener("pointerover", event => {
+    const to = event.pointerType != "touch" && event.target.closest("a.cross[title], a.cross[aria-describedby]");
+    clearTimeout(waiting);
+    if (to) show(to);
+    else if (link && event.target != box && !link.matches(":focus-visible")) waiting = setTimeout(leave, 200);
+  });
+  document.addEventListener("focusin", event => event.target.matches("a.cross:focus-visible") && show(event.target));
+  document.addEventListener("focusout", leave);
+  addEventListener("keydown", event => event.key == "Escape" && (box.hidden = true));
 });

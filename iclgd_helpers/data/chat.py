@@ -1,9 +1,9 @@
 """
 Chat templates: what a tokenizer's own template writes around demonstrations as turns, as pieces of text and tokens.
 
-A demonstration is a user's turn (prompt) and the assistant's (label); the question is a user's turn and what asks for
-an answer. An instruction is the system's turn where the template has one, else it stands before the first prompt, an
-empty line between them. Texts stand in their turns without blanks at their ends, as most templates write them.
+A demonstration is a user's turn (prompt) and the assistant's (label); the question is a user's turn and the text that
+asks for an answer. An instruction is the system's turn where the template has one. Else it comes before the first
+prompt, with an empty line between them. Texts of turns lose blanks at their ends, as most templates write them.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class Chat:
     Attributes
     ----------
     head
-        what stands before the first prompt, with `_SLOTS[0]` where the instruction is.
+        the text before the first prompt, with `_SLOTS[0]` where the instruction is.
     answer, after, ask
-        between a demonstration's prompt and its label; behind that, before the next prompt; between the last prompt
-        and the label that is predicted.
+        between a demonstration's prompt and its label, that label and the next prompt, and the last prompt and the
+        predicted label.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -73,7 +73,7 @@ class Chat:
 
     @property
     def start(self) -> Pieces:
-        """What stands before the first prompt."""
+        """The pieces before the first prompt."""
         before, slot, behind = self.head.partition(_SLOTS[0])
         between = (self.instruction,) if slot and self.instruction else ()
         return (*self.pieces(before), *between, *self.pieces(behind))

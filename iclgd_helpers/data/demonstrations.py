@@ -18,8 +18,8 @@ def select_demonstrations(train: Sequence[Example], n: int, seed: int, balanced:
     """
     The first `n` examples of the training split in the protocol's shuffled order, which `seed` determines.
 
-    If `balanced`, each of the C classes gets n // C places, and the n % C places left over go to the classes that first
-    ask for one more; the shuffled order is kept.
+    If `balanced`, each of the C classes gets n // C places. The n % C places left over go to the classes that first ask
+    for one more. The shuffled order is kept.
 
     Raises
     ------

@@ -123,7 +123,7 @@ def _classes(task: Task, where: str, labels: Sequence[object]) -> list[int | Non
     """
     The class of each row. Rows of a split without a label (missing or -1) have none, as in the protocol.
 
-    All rows say `label_values`; without them, numbers, or in a table that is to be halved verbalizers in all rows.
+    All rows hold `label_values`. Without them all hold numbers, or, in a table that is to be halved, all verbalizers.
     """
     own = "file" in task.sources
     numbers = [str(number) for number in range(len(task.verbalizers))]
@@ -149,7 +149,7 @@ def _classes(task: Task, where: str, labels: Sequence[object]) -> list[int | Non
 
 
 def _check_lengths(task: Task, where: str, texts: Mapping[str, Sequence[str]]) -> None:
-    """Refuse prompts that are too long, before they are made: a text may stand in the file once and count often."""
+    """Refuse prompts that are too long, before they are made: a text may be in the file once and count often."""
     fixed = len(task.template.format(**dict.fromkeys(texts, "")))
     lengths = [fixed + sum(row) for row in zip(*(map(len, texts[name]) for name in task.text_columns), strict=True)]
     if max(lengths, default=0) > LONGEST_PROMPT:
@@ -195,7 +195,7 @@ def _from_hub(task: Task) -> list[Columns]:
 
 
 def _without_hub() -> str:
-    """The task whose text lies on the package index."""
+    """The task whose text is on the package index."""
     return next(name for name, task in TASKS.items() if "pypi" in task.sources)
 
 

@@ -59,7 +59,7 @@ def read_columns(path: Path, names: Sequence[str]) -> Columns:
 
 def places(where: str, found: Sequence[str], names: Sequence[str]) -> dict[str, int]:
     """
-    Where the columns `names` stand among those `found`: by the exact name, else by the name without blanks around it.
+    Places of the columns `names` among those `found`: by the exact name, else by the name without blanks around it.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def _unpacked(path: Path, packed: bool) -> bytes:
 
 
 def _check_content(what: str, content: bytes) -> None:
-    """Refuse what is too large or no UTF-8, before a parser spends memory and time on it."""
+    """Refuse content that is too large or no UTF-8, before a parser spends memory and time on it."""
     if len(content) > MAX_BYTES:
         raise InputError(f"{what} holds more than {MAX_BYTES >> 20} MiB: keep fewer rows")
     start = 0
@@ -242,7 +242,7 @@ def _opened(path: Path, texts: list[str]) -> tuple[list[str], list[Any], Any]:
     """
     Names and types of all columns, and the file, whose columns `texts` keep each different text once.
 
-    Without that, a small file that says a million times "the long text again" would fill the memory.
+    Without that, a small file that repeats a long text a million times would fill the memory.
     """
     import pyarrow.parquet
 
@@ -261,10 +261,10 @@ def _has_simple_values(kind: Any) -> bool:
 
 def _size(metadata: Any, columns: Container[str]) -> tuple[int, int]:
     """
-    How many rows a file has, and how many bytes the columns have at most when unpacked, as the file itself says.
+    How many rows a file has, and how many bytes the columns have at most when unpacked, according to the file.
 
-    Columns are asked one by one only where all together are too large: Arrow ends the whole process, with no exception,
-    where what a damaged file says of one column does not fit together.
+    Columns are asked one by one only where all together are too large. Arrow ends the whole process, with no exception,
+    where the entries of a damaged file on one column contradict each other.
     """
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     size = sum(group.total_byte_size for group in groups)

@@ -50,10 +50,10 @@ class TaskFile(Schema):
     """
     The fields of a file; `title`, `template` and `verbalizers` are needed.
 
-    `template` holds columns' names in braces. `label_values` is what `label_column` says for each class, in the order
-    of the verbalizers; without it, 0, 1, …, or in a table of the reader's the verbalizers. `data_file` is one table, of
-    which a half is the questions. `licence` and `source` say what is known of the text. `order` and `cues` (words of
-    the grammar that tell a class) are for the tasks of the book.
+    `template` holds columns' names in braces. `label_values` is what `label_column` holds for each class, in the order
+    of the verbalizers. Without it these are 0, 1, …, or in a table of the reader's the verbalizers. `data_file` is one
+    table, of which a half is the questions. `licence` and `source` note what is known of the text. `order` and `cues`
+    (words of the grammar that tell a class) are for the tasks of the book.
     """
 
     title: Text = Field(max_length=60)
@@ -96,7 +96,7 @@ def read(path: Path) -> TaskFile:
 
 
 def _content(path: Path) -> Any:
-    """What the YAML says. References to other places in it are refused: a few lines of them can be gigabytes."""
+    """The content of the YAML. References to other places in it are refused: a few lines of them can be gigabytes."""
     where = shortened(path.name)
     if not path.is_file():
         raise InputError(f"no task file at {shortened(str(path))}: name a file that ends in {' or '.join(ENDINGS)}")
@@ -131,7 +131,7 @@ def _check_events(text: bytes, where: str) -> None:
 
 
 def _twice(node: yaml.Node) -> str | None:
-    """The first field that stands twice in one place; of two, YAML would take the last."""
+    """The first field that is twice in one place; of two, YAML would take the last."""
     if not isinstance(node, yaml.MappingNode):
         return None
     names = [str(key.value) for key, _value in node.value]
@@ -140,7 +140,7 @@ def _twice(node: yaml.Node) -> str | None:
 
 
 def _fault(error: dict[str, Any]) -> str:
-    """One of pydantic's errors as this project says it."""
+    """One of pydantic's errors in this project's words."""
     place = [part for part in error["loc"] if part not in ("str", "int")]  # the kinds of a union are no places
     name = ".".join(map(str, place))
     if error["type"] == "missing":

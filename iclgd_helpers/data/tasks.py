@@ -24,7 +24,7 @@ _NUMBER = re.compile(r"[+-]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][+-]?[0-9]
 
 @dataclass(frozen=True)
 class Task:
-    """One task; the fields of `template` are column names, `verbalizers` stand in label order."""
+    """One task; the fields of `template` are column names, `verbalizers` are in label order."""
 
     name: str
     template: str
@@ -73,7 +73,7 @@ class TaskData:
 
 def without_content(task: Task) -> list[Example]:
     """
-    Questions that say nothing: their rows are -1, -2 and -3, their label counts for nothing.
+    Questions without content: their rows are -1, -2 and -3, and their label is not used.
 
     Source: the content-free inputs of Zhao et al. 2021: "N/A", "[MASK]" and the empty text. A template
     without words of its own has no question of the last kind.
@@ -86,7 +86,7 @@ def from_file(path: Path, name: str | None = None) -> tuple[Task, dict[str, Any]
     """
     The task in a file, and what it sets: parameters of a run, and `row_cap`.
 
-    Its name is its title in small letters with `-` for all that is no letter or number, unless another is given: so a
+    Unless another is given, its name is its title in small letters, with `-` for all that is no letter or number. So a
     file that was moved or renamed is the same task.
 
     Raises
@@ -129,12 +129,12 @@ def own_task(template: str, verbalizers: str, label_column: str = "label", label
     Parameters
     ----------
     template
-        the prompt; `{name}` stands for the text in the column of that name.
+        the prompt; `{name}` is the text in the column of that name.
     verbalizers
         the classes' words, separated by commas.
     label_column, label_values
-        the column with the labels, and what it holds for each class, separated by commas; without them, the verbalizers
-        themselves or the numbers 0, 1, …; `label_text` says which labels are equal.
+        the column with the labels, and what it holds for each class, separated by commas. Without them it holds the
+        verbalizers themselves or the numbers 0, 1, …. `label_text` decides which labels are equal.
 
     Raises
     ------
@@ -186,8 +186,8 @@ def _check_template(task: Task) -> None:
     """
     Refuse a template that names no column, or that some text cannot be filled into.
 
-    A format specification may cut or pad a text (`{text:.300}`), but no column's text may become a specification, and
-    numbers are looked at before anything of that length is made.
+    A format specification may cut or pad a text (`{text:.300}`), but no column's text may become a specification.
+    Numbers are looked at before anything of that length is made.
     """
     what, way = f"template={shortened(repr(task.template))}", "write it like 'Review: {text} Sentiment:'"
     try:
@@ -226,7 +226,7 @@ def label_text(value: object) -> str:
 
     Blanks around a label do not count. A number is its value, however it is written: 0, -0, 00, 0.0 and 0e0 are one
     label. The truth values of JSON and Parquet are the words true and false, in capitals or not, and no numbers.
-    Everything else is compared as it stands.
+    Everything else is compared letter by letter.
     """
     if value is None or value != value:
         return ""
@@ -241,7 +241,7 @@ def label_text(value: object) -> str:
 
 
 def _book() -> dict[str, tuple[Task, dict[str, Any]]]:
-    """The tasks of the book, by name, in the order that their files say."""
+    """The tasks of the book, by name, in the order that their files give."""
     paths = sorted((PACKAGE / "tasks").glob("*.yaml"), key=lambda path: task_files.read(path).order)
     return {path.stem: from_file(path, path.stem) for path in paths}
 

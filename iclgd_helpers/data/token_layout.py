@@ -44,7 +44,7 @@ class TokenTree:
         The tree in which every token of every label is predicted.
 
         A label's last token predicts nothing, so it is left out. `whole`, which begins with the label of class 0,
-        stands in that one's place.
+        replaces that one.
         """
         shown = [tuple(whole if number == 0 and whole else label[:-1]) for number, label in enumerate(labels)]
         lengths = tuple(map(len, labels)), tuple(map(len, shown))
@@ -60,7 +60,7 @@ class TokenTree:
 def _shape(
     trunk: int, labels: tuple[int, ...], shown: tuple[int, ...]
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[tuple[int, ...], ...]]:
-    """Depth, branch and places of a `TokenTree`: from the lengths of its trunk, its labels, and what stands of each."""
+    """Depth, branch and places of a `TokenTree`, by the lengths of trunk and labels, and of each label's kept part."""
     depth, branch, places = list(range(trunk)), [0] * trunk, []
     for number, (n_label, n_shown) in enumerate(zip(labels, shown, strict=True), 1):
         places.append((trunk - 1, *range(len(depth), len(depth) + n_label - 1)))
@@ -150,13 +150,13 @@ class Layout:
     How text becomes tokens for one tokenizer and task.
 
     A prefix is BOS, the instruction closed by the separator if there is one, then each demonstration (prompt, label)
-    closed by the separator; a question and its labels stand behind it. With a chat template, this one's text stands
-    where BOS and separator were (`Chat`). Prompt and label are read as one text, with `label_prefix` between them; its
-    last blank counts as the label's, the rest as the prompt's. Instruction and separator are read by themselves.
+    closed by the separator. A question and its labels follow. A chat template's text takes the place of BOS and
+    separator (`Chat`). Prompt and label are read as one text, with `label_prefix` between them. Its last blank counts
+    as the label's, the rest as the prompt's. Instruction and separator are read by themselves.
 
-    The score of a label with tokens `w_1 … w_t` behind a prompt is, by `label_score`, `sum`: log p(w_1) + … +
-    log p(w_t), each given what comes before it, which is the log-probability of the whole label; `mean`: that divided
-    by `t` (the original code); `first`: log p(w_1). For labels of one token the three are the same.
+    `label_score` scores a label with tokens `w_1 … w_t` behind a prompt. `sum` is log p(w_1) + … + log p(w_t), each
+    given what comes before it: the log-probability of the whole label. `mean` is that divided by `t` (the original
+    code), and `first` is log p(w_1). For labels of one token the three are the same.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -190,8 +190,8 @@ class Layout:
         Raises
         ------
         InputError
-            if the tokenizer has neither BOS nor EOS, no EOS for the separator `eos`, no chat template, does not give
-            the separator back, or gives two labels such tokens that their scores cannot be compared.
+            if the tokenizer has neither BOS nor EOS, no EOS for the separator `eos`, or no chat template. Also if it
+            does not give the separator back, or gives two labels such tokens that their scores cannot be compared.
         """
         eos = tokenizer.eos_token_id
         bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else eos
@@ -241,7 +241,7 @@ class Layout:
         Tokens of a prompt, of each label behind it, and whether the tokenizer merges the two.
 
         Prompt and label are read as one text. Where a token reaches over the boundary, the label begins at the first
-        token that differs from those of the prompt alone: so the model reads what the text is.
+        token that differs from those of the prompt alone. So the model reads the text as it is.
         """
         before = (self._text(prompt), *self.ask)
         alone, *wholes = _encode(
@@ -358,7 +358,7 @@ def _separator(tokenizer: PreTrainedTokenizerBase, separator: str) -> tuple[int,
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, *several: Pieces) -> list[tuple[int, ...]]:
-    """Tokens of each; texts that stand side by side are read as one, and spell no special token such as `</s>`."""
+    """Tokens of each; texts side by side are read as one, and spell no special token such as `</s>`."""
     joined = [list(_joined(pieces)) for pieces in several]
     texts = [piece for pieces in joined for piece in pieces if isinstance(piece, str)]
     read = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"] if texts else []

@@ -1,8 +1,8 @@
 """
 The arms of a run: what each is, what it needs, and how pages name and draw it.
 
-An arm is a way to present the questions to a model, or to change the model before it answers them. Everything that is
-known of an arm stands here; experiments, costs, records and figures read it.
+An arm is a way to present the questions to a model, or to change the model before it answers them. This module
+holds everything that is known of an arm; experiments, costs, records and figures read it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class ArmKind:
     Parameters
     ----------
     label, colour, marker, linestyle, hatch : how it is named and drawn; marker and hatch do without colour.
-    in_context : whether it stands behind demonstrations.
+    in_context : whether demonstrations come before its question.
     updated : whether its K/V projections are its own.
     control : whether it is run only with `controls`.
     beside : the unchanged and the in-context arm that it is compared with, for one that is updated.

@@ -7,12 +7,13 @@ Rule
 2. Demonstrations: every combination of number, balance and separator below, with three demonstration seeds each. The
    combination with the highest mean in-context accuracy on the rows set aside is taken; ties go to fewer
    demonstrations, then to the order below. If none beats zero-shot, the best is taken all the same, and pages say so.
-3. Seed: of the seeds 0 to 7, the one whose demonstrations, as a run draws them, reach the highest in-context accuracy
-   on the rows set aside (without those that are demonstrations); ties go to the smaller seed. This step was added after
-   a first run, with seed 0, had shown that one draw can make every answer the same whatever the settings are.
+3. Seed: of the seeds 0 to 7, the one whose demonstrations reach the highest in-context accuracy on the rows set aside.
+   Demonstrations are drawn as a run draws them, and left out of the rows; ties go to the smaller seed. This step was
+   added after a first run, with seed 0. It had shown that one draw can make every answer the same whatever the settings
+   are.
 4. Learning rate: of those below, those at which standard finetuning on the demonstrations of that seed is well
-   conditioned (label log-probabilities of a float32 and of a float64 run differ by at most 0.01 nats on ten of the
-   rows); among these the one with the highest mean label log-probability on the rows after standard finetuning.
+   conditioned. That is: label log-probabilities of a float32 and of a float64 run differ by at most 0.01 nats on ten
+   of the rows. Among these the one with the highest mean label log-probability on the rows after standard finetuning.
 
 No row of the evaluation split is read. `iclgd settings` repeats the choice.
 """

@@ -205,7 +205,7 @@ def summary(
 def _calibrated(
     run: Run, scores: Mapping[str, NDArray[Any]], priors: Mapping[str, NDArray[Any]], labels: NDArray[np.int64]
 ) -> dict[str, Any]:
-    """Of the calibrated reading what `arms` and `comparisons` say of the raw one; nothing without texts for a prior."""
+    """The entries `arms` and `comparisons` in the calibrated reading; nothing without texts for a prior."""
     is_training = np.array([query.row >= 0 for query in run.calibration], bool)
     if not is_training.any():
         return {}
@@ -242,8 +242,8 @@ def answers(log_probabilities: NDArray[Any], labels: NDArray[np.int64]) -> dict[
     Returns
     -------
     dict
-        `accuracy` (share of queries) and its interval; `predicted`: how often each class is; the entropy of that, in
-        bits; `label_log_probability`: mean of the right label's, nats.
+        `accuracy` (share of queries) and its interval; `predicted`: how often each class is; its entropy in bits;
+        `label_log_probability`: mean of the right label's, nats.
     """
     if is_diverged(log_probabilities):
         undefined = dict.fromkeys(("accuracy", "prediction_entropy_bits", "label_log_probability"))

@@ -2,7 +2,7 @@
 What a run costs before it is made: floating-point operations, bytes of memory and moved, time at a measured speed.
 
 One multiply-add counts as two operations. Only matrix products are counted: norms, softmax and activations are left
-out. Attention counts the query-key pairs that the causal mask (and a sliding window) leaves; `full=True` counts whole
+out. Attention counts the query-key pairs that the causal mask (and a sliding window) leaves. `full=True` counts whole
 rectangles instead, as a plain implementation multiplies them and as torch's counter reports them. Padding is not work:
 give padded lengths to count it too.
 """
@@ -56,9 +56,10 @@ class Shape:
     """
     Sizes of a causal language model; no weights are needed.
 
-    `n_kv` counts the entries of the K and V projections (biases included); `n_stored` those of the matrices that hold
-    them, which in a fused projection include Q. `windows`: how many tokens a layer sees, None for all. `feed_forward`:
-    entries of the matrices behind attention that a token meets, layer by layer; of experts, those that it is sent to.
+    `n_kv` counts the entries of the K and V projections (biases included). `n_stored` counts those of the matrices that
+    hold them, which in a fused projection include Q. `windows`: how many tokens a layer sees, None for all.
+    `feed_forward`: entries of the matrices behind attention that a token meets, layer by layer; of experts, those that
+    it is sent to.
     """
 
     n_layers: int
@@ -305,10 +306,10 @@ def pass_bytes(shape: Shape, tokens: int, prefix: int = 0, rows: int = 0, dtype:
     """
     Bytes that a forward pass moves between memory and processor, at least.
 
-    ``size (M + [rows > 0] d V + rows V + 2 L d_k (prefix + tokens))`` with M entries in the layers' matrices, which are
-    read once whatever the number of tokens; the head, d V, where a position is projected, and the logits; keys and
-    values of L layers, those of the prefix read and the pass's own written. What passes from product to product is
-    left out, for it may stay in a cache; of experts, those of one token are counted.
+    ``size (M + [rows > 0] d V + rows V + 2 L d_k (prefix + tokens))``. M entries of the layers' matrices are read once,
+    whatever the number of tokens. The head, d V, is read where a position is projected, and its logits are written. Of
+    the keys and values of L layers, those of the prefix are read and the pass's own written. What passes from product
+    to product is left out, for it may stay in a cache. Of experts, those of one token are counted.
     """
     head_read = shape.d_embedding * shape.vocabulary if rows else 0
     keys_values = 2 * shape.n_layers * shape.d_key * (prefix + tokens)
@@ -319,9 +320,9 @@ def step_bytes(shape: Shape, method: str, tokens: int, dtype: str = "float16") -
     """
     Bytes that a finetuning step moves, at least: what each pass through the layers and the head reads, and the update.
 
-    ``size (passes M + heads d V) + 4 U``: see `PASSES`. The head is read once, with its gradient; by a sequential step
-    for each layer, by a joint one for as many layers as fit into `STEP_TOKENS` rows. U is `update_bytes`: gradients are
-    written and read, weights read and written.
+    ``size (passes M + heads d V) + 4 U``: see `PASSES`. The head is read once, with its gradient. A sequential step
+    reads it for each layer, a joint one for as many layers as fit into `STEP_TOKENS` rows. U is `update_bytes`:
+    gradients are written and read, weights read and written.
     """
     turns = -(-shape.n_layers * tokens // finetune.STEP_TOKENS)
     heads = {"standard": 1, "joint": turns, "sequential": shape.n_layers}[method]

@@ -44,7 +44,7 @@ SILENT = logging.CRITICAL + 1
 
 
 def visible_gpus() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES says of each GPU here; of all, where it is not set, their numbers."""
+    """The name of each GPU here in CUDA_VISIBLE_DEVICES; where that is not set, the numbers of all."""
     import torch
 
     named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
@@ -84,9 +84,9 @@ def connected(
 
     Parameters
     ----------
-    on : `local` starts workers on this machine, one for each GPU, else as `n_workers` has it; `here` computes in this
-        process; else the address of a scheduler (`tcp://…`, or `tls://…` with the certificates that Dask's
-        configuration names), or its scheduler file.
+    on : `local` starts workers on this machine, one for each GPU, else as `n_workers` has it. `here` computes in this
+        process. Anything else is the address of a scheduler or its scheduler file. An address begins with `tcp://`, or
+        with `tls://` and takes the certificates that Dask's configuration names.
     n_jobs : no more workers than this are started.
     workers, threads, peak_memory : see `n_workers`; `workers` takes the place of that number.
     gpus : as CUDA_VISIBLE_DEVICES names them, in place of `visible_gpus`; () for none.

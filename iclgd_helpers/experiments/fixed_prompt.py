@@ -1,10 +1,10 @@
 """
-Finetuning behind a fixed prompt: one stochastic gradient step on K and V for each row, a prompt standing before it.
+Finetuning behind a fixed prompt: one stochastic gradient step on K and V for each row, with a prompt before it.
 
-Arms: examples alone (`plain`); behind an instruction that names the classes and solves nothing (`instruction`); behind
-solved examples, as many of each class (`demonstrations`); behind the same with permuted labels (`shuffled`). The prompt
-stands before every training example, and before every question of the evaluation. Gradients reach the weights through
-the prompt's tokens too. Sizes: `protocol`; reasons: `book/protocol.md`.
+Arms: examples alone (`plain`), or behind an instruction that names the classes and solves nothing (`instruction`).
+Or behind solved examples, as many of each class (`demonstrations`), or the same with permuted labels (`shuffled`). The
+prompt comes before every training example, and before every question of the evaluation. Gradients reach the weights
+through the prompt's tokens too. Sizes: `protocol`; reasons: `book/protocol.md`.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from iclgd_helpers.experiments.plans import Planned
 
 
 def estimate(planned: Sequence[Planned], tflops: float | None) -> Iterator[str]:
-    """Operations, memory and time of what is not stored, by group; at the speed that `speed` says."""
+    """Operations, memory and time of the jobs that are not stored, by group, at the speed that `speed` gives."""
     flops, source = speed(tflops)
     yield f"{'what':<44}{'jobs':>6}{'TFLOP':>10}{'memory':>10}{'time':>11}"
     waiting = [one for one in planned if not one.is_stored]
@@ -60,7 +60,7 @@ def work(
     cost_only: bool,
 ) -> list[str]:
     """
-    Say what is not stored and what it costs, and compute it; the names of the jobs that failed.
+    Show the jobs that are not stored and their cost, and compute them; the names of those that failed.
 
     Parameters
     ----------

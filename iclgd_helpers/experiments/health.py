@@ -23,7 +23,7 @@ SECONDS = 3  # that a source may take to answer
 
 
 def report(say: Callable[[str], None]) -> list[str]:
-    """Say a line for each thing; the names of those that are missing."""
+    """Print a line for each thing; the names of those that are missing."""
     missing = []
     for name, is_there, text in _checks():
         say(f"{'ok' if is_there else 'missing' if is_there is False else '-':<9}{name:<20}{text}")

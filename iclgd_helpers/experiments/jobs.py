@@ -54,7 +54,7 @@ def _sweep(
     is_whole: Callable[[dict[str, Any]], bool],
     compare: Callable[[runs.Run, TaskData], dict[str, Any]],
 ) -> tuple[str, dict[str, Any]]:
-    """The stored comparison, of which the message says so, or one that is made and stored now."""
+    """The stored comparison, which the message names as stored, or one that is made and stored now."""
     parameters = ExperimentParameters(**given)
     data = task_data(parameters)
     found = sweeps.stored(kind, parameters, data.checksum, checkpoints.content(parameters.model))

@@ -27,7 +27,7 @@ BEFORE = frozenset(os.environ)  # what libraries set themselves when they are im
 
 
 def serve(link: socket.socket) -> None:
-    """Answer until the other side is gone: import, fork, or say how a kernel has ended."""
+    """Answer until the other side is gone: import, fork, or report how a kernel has ended."""
     children: set[int] = set()
     with link, link.makefile("r", encoding="utf-8") as questions:
         try:
@@ -51,9 +51,9 @@ def serve(link: socket.socket) -> None:
 
 def prepared(imports: list[str]) -> dict[str, Any]:
     """
-    Import what the lines name, as far as it is there: a page says of the rest what is wrong.
+    Import the modules that the lines name, as far as they are there: for the rest, a page has the error message.
 
-    What libraries say on the way would stand on the terminal, and between the lines of the command.
+    Messages of libraries would otherwise appear on the terminal, and between the lines of the command.
     """
     _end_with_parent(signal.SIGKILL)
     os.environ.setdefault(*MATPLOTLIB)

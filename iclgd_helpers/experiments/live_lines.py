@@ -12,7 +12,7 @@ SECONDS = 0.25  # between two drawings
 
 
 class LiveLines:
-    """Lines on the error stream while there is a terminal; what is said for good goes to the output, above them."""
+    """Lines on the error stream while there is a terminal; lines that stay go to the output, above them."""
 
     def __init__(self, wanted: bool = True) -> None:
         self.live, self._drawn = wanted and sys.stderr.isatty(), 0

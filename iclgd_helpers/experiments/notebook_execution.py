@@ -142,8 +142,8 @@ class Execution:
         """
         A class of kernels.
 
-        When this ends, so do those that were made of it, however far they were started, and nothing of them is left in
-        the file system.
+        When this ends, so do the kernels that were made of it, however far they were started. Nothing of them is left
+        in the file system.
         """
         execution = self
         with storage.writing("a temporary file", "free space there, or set TMPDIR"):
@@ -280,7 +280,7 @@ class Running(threading.Thread):
 
 
 def execute(notebook: Path, target: Path, parameters: Mapping[str, Any], progress: bool = False) -> None:
-    """Execute `notebook` into `target`; errors as for `Execution.run`. With `progress` a line says how far it is."""
+    """Execute `notebook` into `target`; errors as for `Execution.run`. With `progress` a line shows how far it is."""
     lines, running = live_lines.LiveLines(progress), Running(Execution(notebook, target, parameters))
     try:
         while not running.over.wait(live_lines.SECONDS):

@@ -58,7 +58,7 @@ def compute(
     Parameters
     ----------
     one_seed : computes what is kept of a seed.
-    facts : what the record says besides, before its `networks` (seed -> what `one_seed` gave).
+    facts : further entries of the record, before its `networks` (seed -> what `one_seed` gave).
     unfinished : where finished seeds wait for the others; it is read when the computation is begun again.
     """
     done = storage.read_json(unfinished) if unfinished.exists() else {}

@@ -129,7 +129,7 @@ class ExperimentParameters(Schema):
 
 
 class PageParameters(Schema):
-    """What single pages have beside these; a name means the same wherever it stands."""
+    """What single pages have beside these; a name means the same on every page."""
 
     n_clip_values: Whole = Field(1, ge=1, le=12, description="page 72: bounds in the sweep, for each kind of clipping")
     n_sweep_examples: Whole = Field(60, ge=1, description="page 72: test questions in the sweep")
@@ -199,8 +199,8 @@ def resolve(given: Mapping[str, Any]) -> ExperimentParameters:
     Raises
     ------
     InputError
-        for an unknown name, task or preset, a wrong type, a task file with faults (a line for each), or a folder given
-        to a source that reads none.
+        for an unknown name, task or preset, a wrong type, or a folder that the source does not read. The faults of a
+        task file have a line each.
     """
     given = {name: value for name, value in given.items() if value is not None}
     for name in given:
@@ -267,7 +267,7 @@ def _task_file(given: Mapping[str, Any]) -> tuple[str, dict[str, Any], dict[str,
 
 
 def _default_source(task: str, preset_source: str, given: Mapping[str, Any]) -> str:
-    """The preset's text source; a file or folder that was named wins, and only the default task lies on the index."""
+    """The preset's text source; a file or folder that was named wins, and only the default task is on the index."""
     if task == OWN:
         return "file"
     if "data_folder" in given:

@@ -231,7 +231,7 @@ def _run(item: Item, known: _Known) -> Planned:
 
 
 def _folder(stage: str) -> str:
-    """Where the records of a stage lie."""
+    """The folder of a stage's records."""
     return protocol.CONFIRMATION if stage == "confirmation" else protocol.RECORDS
 
 

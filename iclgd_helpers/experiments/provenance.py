@@ -122,7 +122,7 @@ def code_hash(files: Iterable[Path]) -> str:
 
 @cache
 def source_hash() -> str:
-    """Hash of the helper code that can change a number, as it stands here."""
+    """Hash of the present helper code that can change a number."""
     return code_hash(PACKAGE / f"{name}.py" for name in ENGINE)
 
 

@@ -84,7 +84,7 @@ def compared(first: str, second: str, folder: Path) -> tuple[list[str], bool]:
 
 
 def _settled(record: Record) -> dict[str, Any]:
-    """What a record says, without what two runs of one identity may differ in."""
+    """A record's content, without the entries in which two runs of one identity may differ."""
     left_out = (*records.VOLATILE, "examples_sha256")
     return {name: value for name, value in record.json.items() if name not in left_out}
 

@@ -158,7 +158,7 @@ def _place(path: Path) -> int | None:
 
 
 def _check(path: Path, record: Record) -> None:
-    """A record is what its folder's name says, and holds the arms of its own parameters."""
+    """A record has the identity in its folder's name, and holds the arms of its own parameters."""
     content, parameters = record.json, record.json["parameters"]
     model = content.get("model_content", parameters["model"])
     found = provenance.run_id(parameters, content["engine"], content["data_checksum"], model)

@@ -1,10 +1,10 @@
 """
 Many jobs on many processes: on workers that the command starts and ends, or on those of a Dask scheduler.
 
-A job is plain data: a function's name and its arguments. Dask performs it at least once; since the function looks for
-its record first and a lock is held while it computes, what it makes is stored once. A worker may die, and so may the
+A job is plain data: a function's name and its arguments. Dask performs it at least once. The function looks for
+its record first, and holds a lock while it computes, so its record is stored once. A worker may die, and so may the
 command: what is stored stays, and the command that is started again goes on from there. Jobs wait in the command, not
-on the workers: so a job that kills its worker takes no other with it, and only it is counted as having failed.
+on the workers. So a job that kills its worker takes no other with it, and only it is counted as having failed.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class _Board:
         return json.dumps(asked | {"identities": identities()})
 
     def take(self, name: str, outcome: Mapping[str, Any]) -> None:
-        """Note what became of a job, and say so in one line."""
+        """Note what became of a job, and print it in one line."""
         state, message = outcome["state"], " ".join(outcome["message"].split())
         if state == DONE:
             self.values[name] = outcome["value"]
@@ -149,14 +149,14 @@ def run(
     interval: float = 60,
 ) -> list[str]:
     """
-    Perform the jobs, the earlier ones of the list first, and say a line of each as it ends.
+    Perform the jobs, the earlier ones of the list first, and print a line for each as it ends.
 
     Parameters
     ----------
     jobs : each after those that it needs.
     client : as `connected` has it.
     threads : of torch, for each job; None leaves them as they are.
-    interval : seconds without a line after which one says what is being computed.
+    interval : seconds without a line after which one names the jobs that are being computed.
 
     Returns
     -------

@@ -32,8 +32,8 @@ class Plan:
 
     `demonstrations` are those that fit into the context, in the order in which they are shown; `training` are those
     that are finetuned on. `calibration` are the texts on which each arm's prior is read: see `calibration_queries`.
-    `identity` is that of the record; checksum and content are what it depends on. `counts` tell what else the record
-    says of the texts, each only where there is something: see `_counts`.
+    `identity` is that of the record; checksum and content are what it depends on. `counts` are the record's
+    other entries on the texts, each only where there is something: see `_counts`.
     """
 
     parameters: ExperimentParameters
@@ -121,8 +121,10 @@ def calibration_queries(
     given: ExperimentParameters, data: TaskData, layout: Layout, drawn: Sequence[Example], longest: int
 ) -> list[Query]:
     """
-    The texts on which the prior of each arm is read: training rows that are no demonstrations, then texts without
-    content (`tasks.without_content`), whose row is negative. No label of theirs is used for a prior.
+    The texts on which the prior of each arm is read.
+
+    First come training rows that are no demonstrations, then texts without content (`tasks.without_content`), whose row
+    is negative. No label of theirs is used for a prior.
 
     Rows longer than the longest question are passed over, so that each fits behind the demonstrations. There are fewer
     than asked for where the training split has no more.
@@ -152,8 +154,8 @@ def _short(layout: Layout, queries: list[Query], drawn: list[Example], limit: in
     """
     The questions and demonstrations that are not too long, by `too_long=drop`.
 
-    Too long is what takes, with its label, more than half of the context (less what stands before the first prompt): so
-    a demonstration fits beside every question. A demonstration is drawn before it is left out.
+    A text is too long if it takes, with its label, more than half of the context (less what comes before the first
+    prompt). So a demonstration fits beside every question. A demonstration is drawn before it is left out.
     """
     room = layout.room(limit)
     short = [query for query in queries if query.length <= room]

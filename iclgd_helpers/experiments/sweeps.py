@@ -116,7 +116,7 @@ def score_summary(scores: NDArray[np.float64], classes: NDArray[np.int64]) -> Po
 
 
 def compare(run: Run, queries: Sequence[Query], updates: Mapping[Any, KVUpdate]) -> dict[Any, Point]:
-    """For each update: what `score_summary` says, and its similarity to in-context learning, on the same queries."""
+    """For each update: its `score_summary`, and its similarity to in-context learning, on the same queries."""
     bare, labels = run.layout.prefix(), np.array([query.label for query in queries])
     arms = {"zero_shot": Arm(bare), "in_context": Arm(run.layout.prefix(run.demonstrations))}
     arms |= {key: Arm(bare, update) for key, update in updates.items()}

@@ -108,7 +108,7 @@ def settings(given: ExperimentParameters, method: str) -> finetune.Settings:
 def _learners(run: Run, method: str, shuffled: Sequence[Example]) -> dict[str, finetune.Learner]:
     """
     All finetunings by `method`, side by side: at the given rate, at the chosen one, with shuffled labels, and from
-    perturbed weights (below float32 the result always depends on the machine, so that is not asked).
+    perturbed weights. Below float32 the last is left out: the result always depends on the machine.
     """
     given = run.parameters
     learners = {method: _learner(run, method, run.training)}

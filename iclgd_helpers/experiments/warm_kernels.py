@@ -2,7 +2,7 @@
 Kernels that need not import anything: forked from a process of this interpreter that has imported what pages import.
 
 `multiprocessing` has such a server, too. Its children unpickle what they run, remember a parent and how it starts
-processes, and import its main module; a kernel is to be like one that was started afresh.
+processes, and import its main module. A kernel is to be like one that was started afresh.
 """
 
 from __future__ import annotations

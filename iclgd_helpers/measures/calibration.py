@@ -2,8 +2,8 @@
 The calibrated reading of predictions: what a question adds to an arm's prior over the labels.
 
 An arm answers some labels more readily than others, whatever is asked. Taking that prior off leaves the evidence:
-log p(label | question) − log p(label). Sources: Zhao et al. 2021 (the prior of texts without content), Fei et al. 2023
-(of random words of the task's domain), Zhou et al. 2023 (the mean over a batch of unlabelled questions).
+log p(label | question) − log p(label). Zhao et al. 2021 take the prior of texts without content, Fei et al. 2023 of
+random words of the task's domain. Zhou et al. 2023 take the mean over a batch of unlabelled questions.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def by_prior(prior_alone: ArrayLike, evidence_alone: ArrayLike, both: ArrayLike)
     """
     Share of all predictions that change by a shift of the prior: the mean of its effect taken first and taken last.
 
-    The rest of `both` is by a change of evidence: the two shares are the Shapley values of the two exchanges, so they
-    add up to the changes that are seen. A negative share means that it undoes changes that the other one makes.
+    The rest of `both` comes from a change of evidence. The two shares are the Shapley values of the two exchanges, so
+    they add up to the changes that are seen. A negative share undoes changes that the other one makes.
 
     Parameters
     ----------

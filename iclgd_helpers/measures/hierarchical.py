@@ -4,7 +4,7 @@ One effect from questions within seeds within tasks, its interval, and a verdict
 The tasks are the paper's six and stay fixed: the effect is their plain mean. Seeds (draws of demonstrations) and
 questions are samples, crossed within a task, for every seed answers the same questions. The variance of a crossed mean
 is estimated from mean squares (Searle, Casella and McCulloch 1992, section 4.3), degrees of freedom are Satterthwaite's
-(1946). A bootstrap of five seeds would be too narrow (its variance is 4/5 of theirs); a mixed model from a library
+(1946). A bootstrap of five seeds would be too narrow: its variance is 4/5 of theirs. A mixed model from a library
 takes seconds for each of hundreds of effects, and page 77 simulates them many times.
 """
 
@@ -55,8 +55,8 @@ class TaskEffect:
     """
     The effect in one task, and what its variance is made of.
 
-    `variances`: of the mean, by source: seeds, questions, and both (the rest); `mean_squares`: the same three with what
-    each weighs in the variance, and its degrees of freedom.
+    `variances`: of the mean, by source: seeds, questions, and both (the rest). `mean_squares`: of the same
+    three, the contribution to the variance and the degrees of freedom.
     """
 
     value: float
@@ -92,8 +92,8 @@ def of_task(runs: Sequence[OfMeans]) -> TaskEffect | None:
     """
     The effect of one task from its runs, one a seed, over the same questions: the first ones that all of them have.
 
-    It is the statistic of the means over all seeds and questions, so that a ratio whose denominator is small with one
-    seed weighs as little as it says; its linear part (delta method) gives every answer its share of the variance.
+    The effect is the statistic of the means over all seeds and questions. So a seed in which the denominator of a ratio
+    is small has little weight. The linear part (delta method) gives every answer its share of the variance.
 
     Returns
     -------
@@ -174,7 +174,7 @@ def _variance(tasks: Mapping[str, TaskEffect]) -> tuple[float, float]:
 # ------------------------------------------------------------------------------------------------------------ verdicts
 def verdict(found: Estimate | None, adjusted_p: float, bound: float) -> str:
     """
-    What an estimate says of a statement whose effect is positive where it holds.
+    The verdict on a statement whose effect is positive where it holds.
 
     Parameters
     ----------
@@ -202,9 +202,9 @@ def needed(found: Estimate, bound: float) -> dict[str, int | None]:
     """
     How many seeds, or else questions, a task would need so that an effect of this size is decided.
 
-    Decided is an interval on one side of 0, or within the bound; every task gets as many times more, and the number is
-    that of the task with the fewest. None: `MOST_TIMES` as many would not do, for what one leaves open the other does
-    not close.
+    An effect is decided if its interval is on one side of 0, or within the bound. Every task gets as many times more,
+    and the number is that of the task with the fewest. None: `MOST_TIMES` as many would not do, because the other
+    source of variance alone leaves the effect undecided.
     """
     distance = max(abs(found.value), bound - abs(found.value))
     quantile = stats.t.ppf((1 + intervals.LEVEL) / 2, found.degrees)

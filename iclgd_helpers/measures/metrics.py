@@ -72,8 +72,8 @@ def sim_am_delta(zero_shot: Tensor, in_context: Tensor, finetuned: Tensor, first
     """
     SimAM between changes: cos(m_ICL − m_ZS, m_FT − m_ZS), mean over heads; `[query, layer]`.
 
-    Layer 0 is undefined unless its scores can see that a prompt stands before the question (`first_layer`, as
-    `LanguageModel.first_layer_sees_the_prompt` measures it): elsewhere m_ICL − m_ZS is rounding noise there.
+    Layer 0 is undefined unless its scores depend on whether a prompt comes before the question. `first_layer` is what
+    `LanguageModel.first_layer_sees_the_prompt` measures; without it m_ICL − m_ZS is rounding noise in layer 0.
     """
     value = cosine(in_context - zero_shot, finetuned - zero_shot).nanmean(-1)
     if not first_layer:
@@ -100,9 +100,9 @@ def jaccard(
     """
     Jaccard index, in [0, 1], of the predictions changed by in-context learning and by finetuning.
 
-    With `rule="code"` (the original's) an example counts as shared only if both changed it to the same label, and
-    one changed to two different labels counts twice in the union; `rule="set"` is the paper's formula. They differ
-    for three or more classes only. NaN if nothing changed.
+    With `rule="code"` (the original's) an example counts as shared only if both changed it to the same label. One that
+    is changed to two different labels counts twice in the union. `rule="set"` is the paper's formula. They differ for
+    three or more classes only. NaN if nothing changed.
     """
     a, b = changed(zero_shot, in_context, labels, which), changed(zero_shot, finetuned, labels, which)
     shared = a & b & (in_context == finetuned) if rule == "code" else a & b
@@ -112,10 +112,10 @@ def jaccard(
 
 def jaccard_by_chance(zero_shot: Predictions, in_context: Predictions, finetuned: Predictions) -> float:
     """
-    The Jaccard index (`rule="code"`, all changes) of two methods that change as many answers, from and to the same
-    classes, but blindly: of n answers z that one turns into c a times, and the other b times, they share a b / n.
+    The Jaccard index (`rule="code"`, all changes) of two methods that change as many answers, but blindly.
 
-    In [0, 1]; NaN if nothing changed. Page 50 derives it.
+    Both turn as many answers from and to the same classes. If one turns a of n answers z into c, and the other b, they
+    share a b / n of them. In [0, 1]; NaN if nothing changed. Page 50 derives it.
     """
     shared = 0.0
     for z in np.unique(zero_shot):

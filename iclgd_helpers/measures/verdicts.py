@@ -18,13 +18,13 @@ JUDGED = ("for", "against", "open")  # the statuses that a verdict counts; any o
 
 def status(effects: Sequence[Sequence[float]], least: int = 2) -> str:
     """
-    What the seeds of one task say of a statement.
+    The status of a statement in one task, from its seeds.
 
     Parameters
     ----------
-    effects : one (value, low, high) a seed. A value of NaN means that the effect is undefined there (an arm has
-        diverged, or a ratio has no denominator): that seed is left out. Low and high of NaN mean that there is no
-        interval over questions: such a seed is not clear. If no seed has one, the interval over seeds stands for it.
+    effects : one (value, low, high) a seed. A value of NaN means that the effect is undefined there: an arm has
+        diverged, or a ratio has no denominator. That seed is left out. Low and high of NaN mean that there is no
+        interval over questions: such a seed is not clear. If no seed has one, the interval over seeds replaces it.
     least : how many seeds are needed; 1 where one effect is that of the whole task.
 
     Returns
@@ -47,13 +47,13 @@ def status(effects: Sequence[Sequence[float]], least: int = 2) -> str:
 
 def verdict(statuses: Iterable[str], fewest: int = 3, words: tuple[str, str] = ("reproduced", "not reproduced")) -> str:
     """
-    What the tasks of one model say of a statement.
+    The verdict on a statement for one model, from its tasks.
 
     Parameters
     ----------
     statuses : one a task. Words other than for, against and open (`undefined`, a closed gate) take no part.
     fewest : how many tasks have to be judged.
-    words : what is said if at least two thirds of the judged tasks are for the statement, and if at least half are
+    words : the verdicts if at least two thirds of the judged tasks are for the statement, and if at least half are
         against it.
 
     Returns

@@ -116,7 +116,7 @@ def interval_points(
     arms: Sequence[str] | None = None,
     missing: str = "undefined",
 ) -> None:
-    """A dot with its interval in each row, first row on top; `arms` gives the styles. For None stands `missing`."""
+    """A dot with its interval in each row, first row on top; `arms` gives the styles. None is written as `missing`."""
     for row, (value, interval) in enumerate(zip(values, intervals, strict=True)):
         drawn = ARMS[arms[row]] if arms else ARMS["in_context"]
         if value is None or pd.isna(value):
@@ -164,9 +164,9 @@ FRAMES = """<div id="{id}" style="display:inline-block;width:{width}px;max-width
 
 def frames(drawn: Sequence[Figure], labels: Sequence[str], alt: str, still: tuple[Figure, str] | None = None) -> None:
     """
-    Display figures of one size as one picture with a slider, `labels` saying what each shows, and close them.
+    Display figures of one size as one picture with a slider and one of `labels` for each, and close them.
 
-    It needs no kernel and loads nothing. Where no script runs and in a PDF, the first frame stands alone, or `still`:
+    It needs no kernel and loads nothing. Where no script runs and in a PDF, only the first frame is shown, or `still`:
     a figure and what it shows. Raises ValueError unless there are as many labels as figures, and at least one.
     """
     if not drawn or len(drawn) != len(labels):

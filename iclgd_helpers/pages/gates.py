@@ -37,7 +37,7 @@ def state(seen: str, helps: bool | None) -> str:
 
 @dataclass(frozen=True)
 class Gate:
-    """Whether in-context learning beats zero-shot on training rows, and the estimate that says so."""
+    """Whether in-context learning beats zero-shot on training rows, and the estimate behind it."""
 
     is_open: bool
     estimate: Estimate | None
@@ -50,7 +50,7 @@ def gate(of_task: Sequence[Record], exploratory: bool | None = None) -> Gate:
     """
     The gate of a model and task, from the training rows that its records were calibrated on, in the records' reading.
 
-    The same rows for all seeds: those that are a demonstration of none. Open: the 95 % interval lies above 0. Records
+    The same rows for all seeds: those that are a demonstration of none. Open: the 95 % interval is above 0. Records
     without priors have the `exploratory` gate, as `selection.gate` has it.
     """
     read = [record.calibration for record in of_task if record.calibration is not None]

@@ -26,9 +26,10 @@ def draw(
     """
     One panel a model, one row a task: every quantity of `long` in the style of its arm (`arms`: quantity to arm).
 
-    Small marks are seeds, thick bars their 95 % intervals over questions; the large mark is the mean over seeds and the
-    thin line Student's 95 % interval (cut off at the frame; absent for one seed). Hollow: at the chosen rate. `marks`
-    has a reference value for each quantity, drawn as an upright stroke (mean over seeds); `line` is drawn throughout.
+    Small marks are seeds, thick bars their 95 % intervals over questions. The large mark is the mean over seeds, and
+    the thin line Student's 95 % interval (cut off at the frame; absent for one seed). Hollow: at the chosen rate.
+    `marks` has a reference value for each quantity, drawn as an upright stroke (mean over seeds); `line` is drawn
+    throughout.
     """
     marks = None if marks is None else marks[marks["quantity"].isin(arms)]
     models = list(dict.fromkeys(long["model"])) or ["no record"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -53,18 +53,9 @@ class Judged(NamedTuple):
     effects: list[tuple[Effect, str]]
 
 
-def judge(
-    statements: Sequence[Statement],
-    stored: Stored,
-    status: Callable[..., str] = verdicts.status,
-    verdict: Callable[..., str] = verdicts.verdict,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def judge(statements: Sequence[Statement], stored: Stored) -> tuple[pd.DataFrame, pd.DataFrame]:
     """
-    Verdicts on all statements. Records of random weights or of generated text are left out.
-
-    Parameters
-    ----------
-    status, verdict : the rule, as `measures.verdicts` has it.
+    Verdicts on all statements by the rule of `measures.verdicts`. Records of random weights or text are left out.
 
     Returns
     -------
@@ -76,22 +67,21 @@ def judge(
     said, effects = [], []
     for statement, model in itertools.product(statements, models):
         for rate in statement.rates:
-            tasks = {task: judged(statement, (model, task), rate, evidence, status) for task in TASKS}
-            words = [verdict(list(one), statement.fewest) for one in zip(*(t[:2] for t in tasks.values()), strict=True)]
+            tasks = {task: judged(statement, (model, task), rate, evidence) for task in TASKS}
+            states = zip(*(t[:2] for t in tasks.values()), strict=True)
+            words = [verdicts.verdict(list(one), statement.fewest) for one in states]
             key = (statement.id, selection.short(model), rate)
             said.append((*key, *words, {task: found.state for task, found in tasks.items()}))
             effects += [(*key, task, t.state, *effect, runs) for task, t in tasks.items() for effect, runs in t.effects]
     return pd.DataFrame(said, columns=list(VERDICTS)), pd.DataFrame(effects, columns=list(EFFECTS))
 
 
-def judged(
-    statement: Statement, key: tuple[str, str], rate: str, stored: Stored, status: Callable[..., str] = verdicts.status
-) -> Judged:
+def judged(statement: Statement, key: tuple[str, str], rate: str, stored: Stored) -> Judged:
     """What one (model, task) says of a statement at one learning rate; `missing` where nothing was recorded."""
     effects = effects_of(statement, key, rate, stored)
     if not effects:
         return Judged("missing", "missing", [])
-    seen = status([effect for effect, _runs in effects], least=2 if statement.unit == "seeds" else 1)
+    seen = verdicts.status([effect for effect, _runs in effects], least=2 if statement.unit == "seeds" else 1)
     helps = selection.gate(stored.rates, *key) if statement.gated else True
     return Judged(gates.state(seen, helps), seen, effects)
 

@@ -72,7 +72,7 @@ def show() -> None:
     """
     Display the line before the step, the two points, and the line after the step, with a slider for the rate.
 
-    Two tokens demonstrate: keys 1 and 2, values 3 and -1. Where no script runs, two rates stand above one another.
+    Two tokens demonstrate: keys 1 and 2, values 3 and -1. Where no script runs, two rates are drawn above one another.
     """
     drawn = []
     for rate in RATES:

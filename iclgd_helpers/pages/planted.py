@@ -2,7 +2,7 @@
 Records with planted effects, to see what the rule of `measures.hierarchical` decides before it meets real ones.
 
 Two classes. An arm's log-odds of the right class are a strength, a difficulty of the question that all arms share, and
-noise of its own; its log-odds of class 1 have a bias that differs from seed to seed. So answers are correlated over
+noise of its own. Its log-odds of class 1 have a bias that differs from seed to seed. So answers are correlated over
 arms and over seeds, raw predictions follow the bias, and calibrated ones should not.
 """
 
@@ -154,7 +154,7 @@ def truth(scenario: Scenario, n_tasks: int = 60, n_seeds: int = 20, n: int = 200
 
 def summary(draws: pd.DataFrame, truths: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """
-    What drawings say of the rule: a row for each scenario, statement and reading.
+    How the rule does in drawings: a row for each scenario, statement and reading.
 
     Columns: true effect; share of 95 % intervals that hold it (`coverage`); share of drawings with each verdict; n.
     """

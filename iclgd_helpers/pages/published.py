@@ -1,4 +1,4 @@
-"""Numbers that others published, from `results/published/`; where each comes from is said in its README."""
+"""Numbers that others published, from `results/published/`; the README there has their sources."""
 
 from __future__ import annotations
 

@@ -66,8 +66,8 @@ def over_seeds(long: pd.DataFrame) -> pd.DataFrame:
     One row for each model and task of a long table.
 
     Columns: value (mean over seeds), seeds_low, seeds_high (Student's t over seeds; NaN for one seed), n_seeds,
-    examples_low, examples_high (ends of the intervals over questions, averaged over seeds: what one seed's
-    questions leave open), n (fewest questions of a seed), ids. The two intervals are never pooled.
+    examples_low, examples_high, n (fewest questions of a seed), ids. The ends of the intervals over examples are
+    averaged over seeds: what one seed's questions leave open. The two intervals are never pooled.
     """
     rows = []
     for (model, task), group in long.dropna(subset="value").groupby(["model", "task"], sort=False):
@@ -98,7 +98,7 @@ def show(long: pd.DataFrame, name: str, digits: int = 3) -> HTML:
     """
     The table of `collect` as a page shows it, above a link to all its seeds and run ids as `<name>.csv`.
 
-    A row is a model and task, a column a quantity; the caption says what stands in a cell.
+    A row is a model and task, a column a quantity; the caption explains the cells.
     """
     summary = by_task(long)
     summary["task"] = summary["task"].map(TASKS)

@@ -1,5 +1,5 @@
 """
-What a record says of each question: the answers of its arms, and similarities.
+A record's values for each question: the answers of its arms, and similarities.
 
 Everything is `[question]`, over the questions that all arms have seen. KeyError: an arm is not there, or has diverged.
 """

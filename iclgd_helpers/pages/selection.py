@@ -135,7 +135,7 @@ def mark(record: Record) -> str:
 
 
 def notes(found: Sequence[Record], **sweeps: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[str]:
-    """Lines that say which runs are missing, of older helpers, or of random weights; of `sweeps`, which are older."""
+    """Lines that name runs that are missing, of older helpers, or of random weights; of `sweeps`, the older ones."""
     have = set(map(cell, found))
     wanted = [(model, task, seed) for model in MODELS for task in TASKS for seed in SEEDS[task]]
     missing = [key for key in wanted if key not in have]
@@ -188,7 +188,7 @@ def point_effect(point: Mapping[str, Any], measure: str) -> Effect:
 
 def gate(rates: Mapping[tuple[str, str], Mapping[str, Any]], model: str, task: str) -> bool | None:
     """
-    Whether in-context learning beats zero-shot on training rows: the 95 % interval of the difference lies above 0.
+    Whether in-context learning beats zero-shot on training rows: the 95 % interval of the difference is above 0.
 
     None where it was not measured.
     """

@@ -31,8 +31,8 @@ class Statement:
     Parameters
     ----------
     id : its name, an R and a number.
-    kind : who says it: paper, archive, or stricter.
-    says, source, test : in words: the statement, where it stands, what a positive effect is.
+    kind : its source: paper, archive, or stricter.
+    says, source, test : in words: the statement, its place in the source, what a positive effect is.
     effect : of what `unit` says, positive where the statement holds.
     bound : effects within it, to either side, are as good as none; in the effect's unit.
     gated : whether only tasks count on which in-context learning helps on training rows.
@@ -150,7 +150,7 @@ def _log_norms(record: Record, arm: str) -> tuple[Any, int]:
 
 
 def _one(value: float) -> OfMeans:
-    """A number of a run that no question stands behind."""
+    """A number of a run that has no questions."""
     return OfMeans(lambda mean: mean, ([value],))
 
 

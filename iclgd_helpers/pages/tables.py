@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import os
 import re
@@ -31,14 +32,35 @@ def table_html(frame: pd.DataFrame, caption: str = "", **options: Any) -> str:
     `frame` as an HTML table under `caption`; `options` are `to_html`'s.
 
     Nothing in it is taken for markup, whatever a reader's models, tasks and labels are called. Of a cell of several
-    lines the first is set in bold; short lines are not broken.
+    lines the first is set in bold; short lines are not broken. Head cells name what they head, a column or a row.
+    The names of the index have no line of their own: they head its columns.
     """
     marked = frame.map(lambda cell: cell.replace("\n", BREAK) if isinstance(cell, str) else cell)
     with pd.option_context("display.max_colwidth", None):  # sentences are not cut off
-        text = marked.to_html(escape=True, **options)
+        text = marked.to_html(escape=True, border=0, **options)
     text = re.sub(f"<td>([^<]*{BREAK}[^<]*)</td>", _lines, text)
-    head = f">\n  <caption>{html.escape(caption)}</caption>" if caption else ">"
-    return f"<div>{text.replace('>', head, 1)}</div>"  # as pandas does: a box to scroll in
+    start, head, body = re.split("(?<=<thead>)|(?=</thead>)", text, maxsplit=2)
+    head = _head(head, frame.index.nlevels if options.get("index", True) else 0, frame.columns.nlevels)
+    text = start + head + re.sub("<th.*?</th>", lambda cell: _scoped(cell[0], "row"), body, flags=re.S)
+    title = f">\n  <caption>{html.escape(caption)}</caption>" if caption else ">"
+    return f"<div>{text.replace('>', title, 1)}</div>"  # as pandas does: a box to scroll in
+
+
+def _head(lines: str, n_names: int, n_levels: int) -> str:
+    """The lines of a head, with the names of the index over its columns if pandas leaves the places there blank."""
+    rows = [re.findall("<th.*?</th>", row, re.S) for row in re.findall("<tr.*?</tr>", lines, re.S)]
+    if len(rows) > n_levels and all(cell == "<th></th>" for row in rows[:-1] for cell in row[:n_names]):
+        names = rows.pop()[:n_names]
+        rows[-1] = names + rows[-1][n_names:]
+    cells = ("".join(_scoped(cell, "col") for cell in row) for row in rows)
+    return "".join(f"\n    <tr>{row}</tr>" for row in cells) + "\n  "
+
+
+def _scoped(cell: str, kind: str) -> str:
+    """A head cell that says whether it heads a column or a row, or a group of them; a blank one heads nothing."""
+    start, _, text = cell.removesuffix("</th>").partition(">")
+    span = " ".join(["", *re.findall(r'\w+span="\d+"', start)])
+    return f'<th scope="{kind}{"group" if span else ""}"{span}>{text}</th>' if text.strip() else f"<td{span}></td>"
 
 
 def _lines(cell: re.Match[str]) -> str:
@@ -72,7 +94,7 @@ def share(name: str, *parts: HTML | str | Iterable[str | tuple[str, str]], folde
     """
     Display the parts (see `html_of`) in a notebook, and let other pages show them under that name (MyST-NB's `glue`).
 
-    With `folded`, a line that says what they are, they are shown when a reader opens it.
+    With `folded`, a line that describes them, they are shown when a reader opens it.
     """
     content = html_of(*parts)
     if folded:
@@ -82,11 +104,16 @@ def share(name: str, *parts: HTML | str | Iterable[str | tuple[str, str]], folde
 
 
 def share_figure(name: str, figure: Figure, alt: str) -> None:
-    """Display and close a figure as `figures.show` does, and let other pages show it, described by `alt`."""
+    """
+    Display and close a figure as `figures.show` does, and let other pages show it, described by `alt`.
+
+    The picture is stored once. Other pages, which are one folder down in the book, show the file that MyST-NB writes
+    for it, named by its hash.
+    """
     png, width = figures.png(figure), round(figure.get_figwidth() * 96)
     display(Image(png, width=width))
-    source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    picture = f'<img src="{source}" alt="{html.escape(alt)}" width="{width}" style="max-width:100%;height:auto">'
+    source = f"../_images/{hashlib.sha256(png).hexdigest()}.png"
+    picture = f'<img src="{source}" alt="{html.escape(alt)}" width="{width}" style="max-width:100%;height:auto"/>'
     prefix = "application/papermill.record/"  # kept in the notebook, not shown there
     display({prefix + "text/html": picture}, metadata={"scrapbook": {"name": name, "mime_prefix": prefix}}, raw=True)
 
@@ -95,8 +122,8 @@ def download(frame: pd.DataFrame, name: str, folder: str | Path | None = None) -
     """
     A link that saves `frame` as `<name>.csv`; it holds the data itself, so that it works offline and in Colab.
 
-    The file is written to `folder` too, else to $ICLGD_TABLES, which is set only where pages are stored (so that a
-    run with other parameters leaves the stored tables alone); to neither where it does not exist.
+    The file is written to `folder` too, else to $ICLGD_TABLES, and to neither where it does not exist. The variable is
+    set only where pages are stored, so that a run with other parameters leaves the stored tables alone.
     """
     folder = folder or os.environ.get("ICLGD_TABLES")
     text = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")

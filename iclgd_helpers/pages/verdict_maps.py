@@ -1,4 +1,4 @@
-"""Statements by tasks as a picture: a mark for what each task says, the verdict at the right."""
+"""Statements by tasks as a picture: a mark for each task's status, the verdict at the right."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIGNS = {  # status -> marker, face, size
 
 @dataclass(frozen=True)
 class Mark:
-    """What a task says of the statement in a row (from 0); `dimmed`: small and grey, since it takes no part."""
+    """A task's status for the statement in a row (from 0); `dimmed`: small and grey, since it takes no part."""
 
     row: int
     task: str

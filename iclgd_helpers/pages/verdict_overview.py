@@ -28,7 +28,7 @@ def table(rows: Sequence[Row], rate: str = "protocol", caption: str = "") -> HTM
     One line a statement, one column a model and reading.
 
     A statement about attention or gradients has one reading, and its cell spans both. The axis of every interval is in
-    units of the statement's bound, which is drawn as a band: a statement about shares and one about similarities can
+    units of the statement's bound, which is drawn as a band. So a statement about shares and one about similarities can
     be read side by side. A hollow dot describes all tasks together where the gate leaves too few to judge.
     """
     mine = [row for row in rows if row["rate"] == rate]

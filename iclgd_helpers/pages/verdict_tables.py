@@ -27,7 +27,7 @@ def spread_out(table: pd.DataFrame, rows: Sequence[str], columns: str | list[str
     ----------
     rows : names of the columns that name a row. The first holds ids, a letter and a number, which order the rows.
     columns : the column or columns that name a column.
-    missing : stands where nothing was found.
+    missing : the entry where nothing was found.
     """
     if not len(table):
         return table

@@ -27,8 +27,8 @@ def feature_map(name: str, d_k: int, generator: torch.Generator | None = None, n
     Parameters
     ----------
     name
-        `identity`; `elu1` (elu + 1) or `exp`, both entry by entry; `rff`, random Fourier features of the kernel
-        exp(-|x-y|^2/2); `favor`, positive random features of exp(x.y).
+        `identity`; `elu1` (elu + 1) or `exp`, both entry by entry; or one of two kinds of random features. `rff` are
+        Fourier features of the kernel exp(-|x-y|^2/2), `favor` are positive features of exp(x.y).
     generator
         from which the random ones draw their directions here, once.
     n_features

@@ -1,8 +1,8 @@
 """
 A small explicit transformer, and the same forward pass with every attention layer computed as one gradient step.
 
-Tokens are columns, demonstrations come first. What a layer does with its heads is a function (`Attend`), so that a page
-can put another one in its place: attention as usual, one gradient step, or a deliberately wrong version.
+Tokens are columns, demonstrations come first. A layer treats its heads by a function (`Attend`), so that a page can put
+another one in its place. Such functions are attention as usual, one gradient step, or a deliberately wrong version.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def rotate(columns: Tensor, positions: Tensor) -> Tensor:
 
 
 def project(weights: Weights, layer: dict[str, Tensor], inputs: Tensor, positions: Tensor) -> Heads:
-    """Keys, queries and values of the tokens `inputs` `[d_model, token]`, which stand at `positions` `[token]`."""
+    """Keys, queries and values of the tokens `inputs` `[d_model, token]`, which are at `positions` `[token]`."""
     config = weights.config
     q, k, v = (layer[f"w_{name}"] @ inputs + layer[f"b_{name}"] for name in "qkv")
     if config.attention != "softmax":
@@ -210,7 +210,7 @@ def training_tokens(causal: bool, token: int, n_demonstrations: int, n_tokens: i
     Tokens that write the base, and tokens that are trained on, when `token` asks.
 
     Source: [C], Lemma 6.1, corrected. Causal: a demonstration has the base zero and is trained on the demonstrations up
-    to itself; a prompt token has the prompt up to itself as base, and is trained on all demonstrations.
+    to itself. A prompt token has the prompt up to itself as base, and is trained on all demonstrations.
     """
     if causal and token < n_demonstrations:
         return range(0), range(token + 1)

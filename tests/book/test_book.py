@@ -10,6 +10,8 @@ import pytest
 from bs4 import BeautifulSoup
 from nbclient import NotebookClient
 
+from iclgd_helpers import pinned_downloads
+from iclgd_helpers.errors import InputError
 from tools import book_pages, browser, build_book
 
 LOADING = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "embed": "src"}
@@ -62,10 +64,46 @@ def test_links_between_pages_resolve(html, pages):
                 assert unquote(address.fragment) in names[target], f"{path.name}: {link['href']}"
 
 
+def undescribed(page: BeautifulSoup) -> list[str]:
+    """Images whose alternative text is short, or says no more than their caption."""
+    found = []
+    for image in page.select(".bd-article img"):
+        figure, alt = image.find_parent("figure"), " ".join(image.get("alt", "").split())
+        captions = [" ".join(one.text.split()).rstrip("#¶") for one in figure.select(".caption-text")] if figure else []
+        if len(alt) < 20 or alt in captions:
+            found.append(image["src"][:60])
+    return found
+
+
+def misplaced_headings(page: BeautifulSoup) -> list[str]:
+    """Headings that leave a level out, and titles after the first; a page without any."""
+    levels = [(int(heading.name[1]), heading.text) for heading in page.select(".bd-article :is(h1,h2,h3,h4,h5,h6)")]
+    if not levels or levels[0][0] != 1:
+        return ["no title first"]
+    pairs = zip(levels, levels[1:], strict=False)
+    return [text for (above, _), (level, text) in pairs if level > above + 1 or level == 1]
+
+
+def test_headings_come_in_order(html, pages):
+    contents = [path for path in pages if path.parent.name in ("book", "notebooks")]
+    assert len(contents) > 30
+    for path in contents:
+        assert misplaced_headings(pages[path]) == [], path.name
+    for wrong in ("<h2>A</h2>", "<h1>A</h1><h3>B</h3>", "<h1>A</h1><h2>B</h2><h1>C</h1>", ""):
+        assert misplaced_headings(BeautifulSoup(f"<div class='bd-article'>{wrong}</div>", "html.parser"))
+
+
+def test_a_description_says_more_than_its_caption():
+    text = "Accuracy of the arms with intervals, in context highest"
+    for alt, caption, good in ((text, "Accuracy", True), (text, text, False), ("", "Accuracy", False)):
+        figure = f"<figure><img src='a.png' alt='{alt}'><span class='caption-text'>{caption}</span></figure>"
+        assert (undescribed(BeautifulSoup(f"<div class='bd-article'>{figure}</div>", "html.parser")) == []) == good
+
+
 def test_images_are_there_and_described(pages):
     for path, page in pages.items():
+        assert undescribed(page) == [], path.name
         for image in page.select(".bd-article img"):
-            assert len(image.get("alt", "")) >= 20, f"{path.name}: {image['src']}"
             assert image["src"].startswith("data:image/") or (path.parent / unquote(image["src"])).is_file()
 
 
@@ -196,6 +234,21 @@ LOST = """(() => {
   }
   return lost;
 })()"""
+# What axe-core calls serious or critical, as "rule: element". Contrast and scrolling boxes have checks of their own.
+AXE = """(async () => {
+  const others = ["color-contrast", "scrollable-region-focusable"];
+  const off = Object.fromEntries(others.map(rule => [rule, {enabled: false}]));
+  const seen = await axe.run(document, {resultTypes: ["violations"], rules: off});
+  return seen.violations.filter(one => ["serious", "critical"].includes(one.impact))
+    .flatMap(one => one.nodes.map(node => `${one.id}: ${node.target.join(" ")} ${node.html.slice(0, 120)}`));
+})()"""
+AXE_WHEEL = pinned_downloads.Package(
+    "axe-playwright-python",  # holds axe-core 4.12.1; the rest of it is not used
+    "0.1.8",
+    "axe_playwright_python-0.1.8-py3-none-any.whl",
+    "fdd263c998388f1a8e67cad02677e612d946248bd44d163be5e8650ea31f95f8",
+    1,
+)
 RESULTS = "book/results.html"
 PHONE = 375  # pixels
 PAPER = 717  # pixels: A4 between the margins of the browser
@@ -207,6 +260,16 @@ def tab(tmp_path_factory) -> Iterator[browser.Page]:
         pytest.skip("no chromium found: install it, or set ICLGD_BROWSER to its path")
     with browser.Page(tmp_path_factory.mktemp("profile")) as page:
         yield page
+
+
+@pytest.fixture(scope="session")
+def axe(tmp_path_factory) -> str:
+    """The script of axe-core."""
+    try:
+        wheel = pinned_downloads.fetch(AXE_WHEEL, tmp_path_factory.mktemp("axe"), "no such test")
+    except InputError as error:
+        pytest.skip(f"needs a download: {error}")
+    return pinned_downloads.read_member(wheel, "axe_playwright_python/axe.min.js").decode()
 
 
 @pytest.fixture(scope="session")
@@ -262,6 +325,22 @@ def test_every_page_can_be_read(reports, fault: str):
     """Contrast; names and stops of tables and boxes that scroll; nothing is lost on paper."""
     found = {name: seen[fault] for name, seen in reports.items() if seen.get(fault)}
     assert not found, {name: (len(faults), faults[:3]) for name, faults in found.items()}
+
+
+BROKEN = "document.querySelector('.bd-article').insertAdjacentHTML('beforeend', '<button></button><img src=x.png>')"
+
+
+def test_axe_finds_nothing_serious(html, tab, axe):
+    found = {}
+    with browser.Server(html) as server:
+        for path in sorted(p for folder in ("book", "notebooks") for p in (html / folder).glob("*.html")):
+            tab.open(f"{server.address}/{path.relative_to(html)}")
+            tab.run(f"{axe}; 0")
+            if faults := tab.run(AXE):
+                found[path.name] = len(faults), faults[:5]
+        tab.run(BROKEN)
+        assert {fault.split(":")[0] for fault in tab.run(AXE)} >= {"button-name", "image-alt"}, "the control"
+    assert not found, found
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """What the build adds to a page: its run line and places; what it folds, and what stays in view."""
 
+import json
 import re
 
 import pytest
@@ -21,17 +22,40 @@ def a_page():
     cells += [new_markdown_cell("**After this page**", id="goals"), code("setup", "colab")]
     cells += [code("parameters", "seed = 0", "parameters"), code("imports", "import x"), new_markdown_cell("## A")]
     cells += [code("draw", "figures.show(figure)"), code("check", "figures.show(f)", CHECK), code("sum", "1 + 1")]
-    return new_notebook(cells=[*cells, code("provenance", "theory_run(p)", "hide-input")])
+    cells += [code("long", "figures.show(f)", "hide-cell"), new_markdown_cell("*1.* Two.", id="solutions")]
+    cells += [code("finding", "tables.share()", "hide-input"), code("provenance", "theory_run(p)", "hide-input")]
+    return new_notebook(cells=cells)
+
+
+def test_what_a_page_found_comes_first_wherever_it_was_computed():
+    page = a_page()
+    page.cells.insert(-2, new_markdown_cell("It falls.", id="finding-md"))
+    cells = page_frames.framed(page, PAGE, {}).cells
+    assert [cell.id for cell in cells][:4] == ["title", "finding-md", "finding", "frame"]
+    assert "{div} finding\nIt falls." in cells[1].source
+    assert page_frames.tags(cells[2]) == {"finding", "remove-input"}
+    assert [cell.id for cell in cells].count("finding") == 1
+
+
+@pytest.mark.parametrize("path", book_pages.notebooks(), ids=lambda path: path.stem)
+def test_every_page_has_its_finding(path):
+    ids = [cell["id"] for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]]
+    assert ids.count("finding") == 1
 
 
 def test_a_page_is_framed():
-    cells = page_frames.framed(a_page(), PAGE, {"seconds": 33.2, "peak_gb": 0.84}).cells
+    page = a_page()
+    page.cells = [cell for cell in page.cells if cell.id != "finding"]
+    cells = page_frames.framed(page, PAGE, {"seconds": 33.2, "peak_gb": 0.84}).cells
     assert [cell.id for cell in cells][:4] == ["title", "frame", "goals", cells[3].id] and cells[3].source == "## A"
     assert [cell.id for cell in cells][-4:] == ["signed-off", "parameters", "imports", "provenance"]
     assert "setup" not in [cell.id for cell in cells]
     shown = {cell.id: page_frames.tags(cell) for cell in cells if cell.cell_type == "code"}
     assert all(shown[name] & {"hide-cell"} for name in ("parameters", "imports", "provenance"))
     assert shown["draw"] == {"hide-input"} and shown["check"] == {CHECK} and shown["sum"] == set()
+    assert shown["long"] == {"hide-cell"}
+    (solutions,) = (cell for cell in cells if cell.id == "solutions")
+    assert "Solutions\n---\nclass: dropdown" in solutions.source and "*1.* Two." in solutions.source
     assert (
         "33 seconds" in cells[1].source and "0.8 GB" in cells[1].source and "iclgd run 03 -p seed 3" in cells[1].source
     )

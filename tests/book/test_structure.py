@@ -44,7 +44,8 @@ def test_valid_and_clean(path):
 
 
 def test_opening_cells(path):
-    first, second, setup, *_ = cells(path)
+    first, second, *_ = cells(path)
+    setup = cells(path, "code")[0]
     assert re.match(rf"# {path.stem[:2]} \S", first.source)
     assert notebooks.colab_link(path) in first.source.splitlines(), "a line of its own"
     assert (first.cell_type, second.cell_type) == ("markdown", "markdown")

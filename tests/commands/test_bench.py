@@ -2,11 +2,14 @@
 
 import ast
 import copy
+import importlib
 import json
 import os
+import re
 import sys
 import time
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -130,6 +133,19 @@ def test_a_quick_run_is_never_stored_for_the_book(quick, monkeypatch, tmp_path):
     monkeypatch.setattr(bench_main, "bench_hash", lambda: "code")
     bench_main.main([*quick, "--store", "--output", str(tmp_path / "bench.json")])
     assert (tmp_path / "results" / "bench" / "bench.json").exists() == (not quick)
+
+
+def jobs_without_a_function(sources: list[str]) -> set[str]:
+    """What sections ask a fresh process for, by name, and no module has."""
+    asked = set(re.findall(r'"what": "(\w+)"', "\n".join(sources)))
+    modules = {name: importlib.import_module(module) for name, module in children.MODULES.items()}
+    return {name for name in asked if not hasattr(modules.get(name), name)}
+
+
+def test_every_job_that_a_section_asks_for_is_there():
+    sources = [path.read_text(encoding="utf-8") for path in Path(children.__file__).parent.glob("*.py")]
+    assert jobs_without_a_function(sources) == set()
+    assert jobs_without_a_function([*sources, '{"what": "predict"}']) == {"predict"}, "the control"
 
 
 def test_children(tiny):

@@ -23,7 +23,8 @@ LATER = "delta-table A-delta A-order untrained-table A-untrained".split()
 def page(monkeypatch):
     """Runs cells of the page on changed tables, and returns the verdicts; nothing is written or displayed."""
     monkeypatch.setattr(tables, "download", lambda *_: None)
-    monkeypatch.setattr(tables, "share", lambda *_: None)
+    shared = {}
+    monkeypatch.setattr(tables, "share", lambda name, *parts: shared.update({name: parts}))
     original = {name: getattr(published, name) for name in SOURCES}
 
     def run(ids, **changes):
@@ -35,9 +36,10 @@ def page(monkeypatch):
                 return found
 
             monkeypatch.setattr(published, name, changed)
-        names = notebook_cells.run(PAGE, "parameters", "imports", "data", "finding", *ids)
+        names = notebook_cells.run(PAGE, "parameters", "imports", "data", "define-finding", *ids)
         return {name: entry["verdict"] for name, entry in names["findings"].items()}
 
+    run.shared = shared
     return run
 
 
@@ -104,13 +106,27 @@ CASES = {
 }
 
 
+def every_cell():
+    """All cells that findings need, and those that count them, in the page's order."""
+    needed = {*itertools.chain(*(ids for ids, _source, _change in CASES.values())), "findings", "finding"}
+    return [name for name in notebook_cells.sources(PAGE) if name in needed]
+
+
 def test_all_findings_hold_and_are_the_stored_ones(page):
-    every = list(dict.fromkeys(itertools.chain(*(ids for ids, _source, _change in CASES.values()))))
-    order = list(notebook_cells.sources(PAGE))
-    found = page(sorted(every, key=order.index))
+    found = page(every_cell())
     assert set(found.values()) == {"PASS"} and set(found) == set(CASES)
     stored = pd.read_csv(published.FOLDER.parent / "tables" / "audit_findings.csv").set_index("finding")
     assert stored["verdict"].to_dict() == found
+    _archive, lines = page.shared["finding-84"]
+    assert f"{len(CASES)} of {len(CASES)} findings" in lines[0][1] and "not confirmed" not in lines[0][1]
+
+
+def test_the_box_names_the_findings_that_do_not_hold(page):
+    _ids, source, change = CASES["A-untrained"]
+    page(every_cell(), **{source: change})
+    _archive, (first, _, last) = page.shared["finding-84"]
+    assert f"{len(CASES) - 1} of {len(CASES)} findings" in first[1] and "not confirmed: A-untrained." in first[1]
+    assert "on 2 of 5" in last[1]
 
 
 def test_what_precision_alone_does_is_no_effect_of_clipping(page):

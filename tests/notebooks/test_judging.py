@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from test_reproduction import MODEL, a_grid, diverged, made_up
 
-from iclgd_helpers.measures import resampling
+from iclgd_helpers.measures import resampling, verdicts
 from iclgd_helpers.measures.hierarchical import OfMeans
 from iclgd_helpers.pages import gates, judging, selection, verdict_maps, verdict_tables
 from iclgd_helpers.pages.judging import Stored
@@ -32,17 +32,14 @@ def test_behind_the_gate_a_task_counts_only_if_it_is_open(helps: bool | None, sa
 
 
 # -------------------------------------------------------------------------------------------------------------- judge
-def test_the_judge_applies_the_rule_that_it_is_given() -> None:
+def test_the_judge_applies_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     stored = Stored([made_up(MODEL, task) for task in selection.TASKS])  # one seed a task
+    assert judging.judge([statement()], stored)[0]["verdict"].item() == "inconclusive"  # two are asked for
 
-    def of_one_seed(effects: Any, least: int) -> str:
-        return "for" if effects and least == 2 else "open"
-
-    (by_rule, _effects), (by_another, _same) = (
-        judging.judge([statement()], stored, **given) for given in ({}, {"status": of_one_seed})
-    )
-    assert (by_rule["verdict"].item(), by_another["verdict"].item()) == ("inconclusive", "reproduced")
-    said = judging.judge([statement()], stored, verdict=lambda states, fewest: f"{len(states)} {fewest}")[0]
+    monkeypatch.setattr(verdicts, "status", lambda effects, least: "for" if effects and least == 2 else "open")
+    assert judging.judge([statement()], stored)[0]["verdict"].item() == "reproduced"
+    monkeypatch.setattr(verdicts, "verdict", lambda states, fewest: f"{len(states)} {fewest}")
+    said = judging.judge([statement()], stored)[0]
     assert said["verdict"].item() == said["without_the_gate"].item() == "6 3"
 
 
@@ -146,8 +143,8 @@ def test_map_has_a_mark_for_each_status_and_the_verdict_beside_it() -> None:
 
 def test_map_of_statements_has_a_panel_for_each_rate_that_was_run() -> None:
     said = pd.concat([SAID, verdicts_of(("R2", "n", "protocol", "not run", "not run"))])
-    for verdicts, titles in ((said, ["m, protocol rate", "m, chosen rate"]), (said.iloc[:0], [""])):
-        figure = verdict_maps.of_statements(verdicts, ["R2", "R10"])
+    for said_again, titles in ((said, ["m, protocol rate", "m, chosen rate"]), (said.iloc[:0], [""])):
+        figure = verdict_maps.of_statements(said_again, ["R2", "R10"])
         assert [ax.get_title("left") for ax in figure.axes] == titles
         assert len(figure.axes[0].texts) == 2 * (len(titles) - 1)
         plt.close(figure)

@@ -257,7 +257,7 @@ def planted(
 def judged(found: list[dict[str, Any]]) -> dict[str, str]:
     """Statement -> verdict, by the page's own cells; every table and figure between them is made as well."""
     names = ["rates", "look", "curves", "draw-curves", "steps-figure", "operations-figure", "effect", "status"]
-    names += ["effects-table", "effects-figure", "verdicts", "reach"]
+    names += ["effects-table", "effects-figure", "verdicts", "finding", "reach"]
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("ICLGD_TABLES", raising=False)  # nothing is written
         patch.setattr("iclgd_helpers.pages.figures.show", plt.close)

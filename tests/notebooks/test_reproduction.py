@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import hashlib
 import re
 from collections.abc import Iterable
 from functools import cache
@@ -422,7 +423,7 @@ def test_a_models_name_is_text_in_tables_lists_and_figures(page: dict[str, Any])
     names["stored"] = judging.Stored(a_grid(name), rates={(name, "cb"): gate})
     cells = (
         "state table-1 partition figure-1 figure-1-calibrated figure-1-jaccard chance table-2 table-2-more table-3 "
-        "figure-3-data figure-3 figure-3-steps gate all-verdicts verdict-table short verdict-long second verdict-map "
+        "figure-3-data figure-3 figure-3-steps gate all-verdicts verdict-table finding verdict-long second verdict-map "
         "sensitivity runs"
     ).split()
     with pytest.MonkeyPatch.context() as patch:
@@ -435,6 +436,18 @@ def test_a_models_name_is_text_in_tables_lists_and_figures(page: dict[str, Any])
     soups = [BeautifulSoup(shown_page, "html.parser") for shown_page in pages]
     assert not any(soup.find("img") for soup in soups) and len(pictures) == 6
     assert sum(name in soup.text for soup in soups) >= len(soups) - 3, "all but the clips, and what has no priors"
+
+
+def test_a_shared_figure_is_stored_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other pages name the file that the build writes for it; that it is there is tested on the built book."""
+    shown: list[Any] = []
+    monkeypatch.setattr(tables, "display", lambda data, **_: shown.append(data))
+    tables.share_figure("some", figures.axes()[0], 'one "a" < b')
+    image, glued = shown
+    (page,) = glued.values()
+    picture = BeautifulSoup(page, "html.parser").img
+    assert picture and picture["alt"] == 'one "a" < b' and picture["src"].startswith("../_images/")
+    assert Path(picture["src"]).stem == hashlib.sha256(image.data).hexdigest() and len(page) < 300
 
 
 # --------------------------------------------------------------------------------------- random weights, other models

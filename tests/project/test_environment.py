@@ -139,6 +139,9 @@ def test_one_address_and_one_version():
     assert f"## {PROJECT['version']}" in (ROOT / "CHANGELOG.md").read_text()
     assert f"version = {{{PROJECT['version']}}}" in (ROOT / "book" / "cite.md").read_text()
     assert f"release: {PROJECT['version']}\n" in (ROOT / "_config.yml").read_text()
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    of_book = config["sphinx"]["config"]
+    assert (of_book["project"], of_book["epub_identifier"]) == (config["title"], url)
     owner = url.removeprefix("https://github.com/").split("/")[0]
     for path in [ROOT / "README.md", *(ROOT / "book").glob("*.md"), *(ROOT / "notebooks").glob("*.ipynb")]:
         for address in re.findall(rf"github(?:\.com)?/{owner}/[\w.-]+", path.read_text()):
