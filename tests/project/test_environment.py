@@ -104,6 +104,7 @@ def test_pages_need_no_extra():
     extras -= needed(base)
     names = importlib.metadata.packages_distributions()
     blocked = [name for name, found in names.items() if extras & set(map(canonicalize_name, found))]
+    blocked.remove("sphinx")  # SciPy takes the name's presence for a build of its own documentation
     assert {"papermill", "nbclient", "pytest"} <= set(blocked)
     program = "import sys; sys.modules.update(dict.fromkeys({}, None)); import {}"
     for missing, passes in ((blocked, True), ([*blocked, "seaborn"], False)):
