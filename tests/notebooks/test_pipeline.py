@@ -14,7 +14,17 @@ from iclgd_helpers.errors import CellError, InputError
 from iclgd_helpers.experiments import warm_kernels
 from iclgd_helpers.experiments.notebook_execution import Execution
 from iclgd_helpers.experiments.parameters import ExperimentParameters
-from tools import book_pages, build_book, claims_pages, coverage_page, notebooks, page_costs, page_frames, status_page
+from tools import (
+    api_page,
+    book_pages,
+    build_book,
+    claims_pages,
+    coverage_page,
+    notebooks,
+    page_costs,
+    page_frames,
+    status_page,
+)
 
 
 @pytest.fixture
@@ -37,6 +47,7 @@ def project(tmp_path, monkeypatch):
         monkeypatch.setenv(name, str(tmp_path))  # `refresh` sets them; afterwards they are as before
     monkeypatch.setattr(build_book, "render", lambda build: None)
     monkeypatch.setattr(coverage_page, "coverage_page", lambda: "")
+    monkeypatch.setattr(api_page, "api_page", lambda: "")
     monkeypatch.setattr(page_frames, "belongings", lambda path: f"- **{path.stem}**")
     return tmp_path
 
