@@ -47,13 +47,8 @@ def book(folder: Path, preset: str = "quick", stored: bool = False) -> Path:
     build = folder / "_build"
     copy_prose(build / "source")
     costs = take_stored(build) if stored else executed(build, preset)
-    from tools import (
-        api_page,
-        claims_pages,
-        coverage_page,
-        page_frames,
-        status_page,
-    )  # slow to import, and of no use before
+    # Slow to import, and of no use before.
+    from tools import api_page, claims_pages, coverage_page, page_frames, status_page
 
     for notebook in notebooks():
         target = places(build, notebook)[0]

@@ -39,7 +39,7 @@ def framed(notebook: nbformat.NotebookNode, path: Path, costs: dict[str, Any]) -
     for cell in rest:
         if cell.id == "goals":
             cell.source = folded("What this page teaches, and what it asks for", cell.source)
-        if cell.id == "solutions" and "<details>" not in cell.source:
+        if cell.id == "solutions":
             cell.source = folded("Solutions", cell.source)
         if cell.cell_type == "code" and DRAWS.search(cell.source) and not OPEN_OR_FOLDED & tags(cell):
             fold(cell, "hide-input")

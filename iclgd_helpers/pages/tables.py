@@ -137,6 +137,12 @@ def download(frame: pd.DataFrame, name: str, folder: str | Path | None = None) -
     return HTML(f"{link}Download {html.escape(name)}.csv</a> ({len(frame)} rows)")
 
 
+def direction(interval: Sequence[float]) -> str:
+    """`higher` or `lower` if a difference's interval excludes zero; `undecided` if it does not, or has no width."""
+    low, high = interval
+    return "higher" if 0 < low < high else "lower" if low < high < 0 else "undecided"
+
+
 def with_interval(
     value: float | None, interval: Sequence[float | None], digits: int = 3, missing: str = "undefined"
 ) -> str:

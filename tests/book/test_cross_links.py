@@ -273,14 +273,6 @@ STATE = """(() => {
 FIRST = "document.querySelector('a.cross-page')"
 
 
-@pytest.fixture(scope="module")
-def tab(tmp_path_factory) -> Iterator[browser.Page]:
-    if browser.path() is None:
-        pytest.skip("no chromium found: install it, or set ICLGD_BROWSER to its path")
-    with browser.Page(tmp_path_factory.mktemp("profile")) as page:
-        yield page
-
-
 def point(tab: browser.Page, selector: str) -> None:
     """Move the mouse over the middle of an element, and wait until what was there before has gone."""
     place = f"document.querySelector({selector!r}).getBoundingClientRect()"

@@ -8,6 +8,7 @@ import gzip
 import json
 import re
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -85,18 +86,20 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_book.render(build)
 
 
+def test_the_epub_has_its_title_and_formulas_and_no_buttons(html: Path, tmp_path: Path) -> None:
+    """Built strictly with the real settings: the theme would fail on the buttons that launch a notebook."""
+    shutil.copytree(html.parent / "source", tmp_path / "_build" / "source")
+    (book,) = build_book.render(tmp_path / "_build", "epub").glob("*.epub")
+    with zipfile.ZipFile(book) as packed:
+        about, formulas = (packed.read(name).decode() for name in ("content.opf", "book/formulas.xhtml"))
+    assert f"<dc:title>{yaml.safe_load((ROOT / '_config.yml').read_text())['title']}</dc:title>" in about
+    assert formulas.count("<math") >= 5 and "\\(" not in formulas
+
+
 @pytest.fixture(scope="session")
 def pages(html: Path) -> dict[str, BeautifulSoup]:
     files = [path for path in html.rglob("*.html") if path != html / "index.html"]  # that one only leads on
     return {path.stem: BeautifulSoup(path.read_text(), "html.parser") for path in files}
-
-
-@pytest.fixture(scope="session")
-def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Page]:
-    if browser.path() is None:
-        pytest.skip("no chromium found: install it, or set ICLGD_BROWSER to its path")
-    with browser.Page(tmp_path_factory.mktemp("profile")) as page:
-        yield page
 
 
 @pytest.fixture
