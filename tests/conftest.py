@@ -1,4 +1,4 @@
-"""What several modules of tests share: tiny models of the six families in two precisions, folders, the refusal."""
+"""What several modules share: tiny models of the six families in two precisions, folders, the refusal, a tab."""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -18,6 +18,7 @@ from iclgd_helpers.data.token_layout import Layout, Query, TrainingSequence
 from iclgd_helpers.engine import models
 from iclgd_helpers.errors import InputError
 from iclgd_helpers.measures import intervals
+from tools import browser
 
 # Reproducible, no time limit on a busy machine, and no examples kept from one run to the next.
 hypothesis.settings.register_profile("book", deadline=None, derandomize=True, database=None)
@@ -102,6 +103,15 @@ def records_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of records of the test's own, not made yet."""
     monkeypatch.setenv("ICLGD_RECORDS", str(tmp_path / "records"))
     return tmp_path / "records"
+
+
+@pytest.fixture(scope="session")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Page]:
+    """A tab of a real browser; tests that ask for one are skipped where none is installed."""
+    if browser.path() is None:
+        pytest.skip("no chromium found: install it, or set ICLGD_BROWSER to its path")
+    with browser.Page(tmp_path_factory.mktemp("profile")) as page:
+        yield page
 
 
 @pytest.fixture
