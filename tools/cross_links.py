@@ -136,14 +136,16 @@ def summary(page: nodes.document) -> str:
 
 
 def statements(env: BuildEnvironment) -> dict[str, Target]:
-    """The statements that the reproduction judges, if the page of results has the place where it lists them."""
-    docname, _, place = env.config.cross_links_statements.partition("#")
-    if docname not in env.found_docs or place not in env.get_doctree(docname).ids:
+    """The statements that the reproduction judges, if the book has the page of their verdicts."""
+    docname = env.config.cross_links_statements
+    if docname not in env.found_docs:
         return {}
-    from iclgd_helpers.pages.statements import STATEMENTS  # slow to import
+    # Slow to import.
+    from iclgd_helpers.pages.statements import STATEMENTS
+    from iclgd_helpers.pages.verdict_overview import place
 
     return {
-        said.id: Target("statement", docname, place, short(f"{said.id} ({said.kind}): {said.says}"))
+        said.id: Target("statement", docname, place(said.id), short(f"{said.id} ({said.kind}): {said.says}"))
         for said in STATEMENTS
     }
 
@@ -284,6 +286,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_config_value("cross_links_forms", {}, "html")  # term -> the only forms of it that are linked
     app.add_config_value("cross_links_pages", {}, "html")  # term -> pattern of the pages on which it is linked
     app.add_config_value("cross_links_papers", {}, "html")  # letter -> key in the bibliography
-    app.add_config_value("cross_links_statements", "", "html")  # page#anchor where the statements are listed
+    app.add_config_value("cross_links_statements", "", "html")  # page with the verdicts on the statements
     app.add_post_transform(CrossLinks)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

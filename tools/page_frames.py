@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import itertools
 import json
 import re
 from pathlib import Path
@@ -23,6 +25,7 @@ FINDING = ("finding-md", "finding")  # ids of cells with what the page found
 SIGNED_OFF = (
     "## How this page was run\n\nParameters, imports, versions and the provenance of what is shown, in this order."
 )
+NAMELESS_TABLE = re.compile(r"(<table[^>]*>)(?!\s*<caption)")
 DRAWS = re.compile(r"verdict_overview\.finding\(|\bfigures\.(?:show|show_vector|frames|axes)\(|\bdrawings\.")
 
 
@@ -32,7 +35,8 @@ def framed(notebook: nbformat.NotebookNode, path: Path, costs: dict[str, Any]) -
 
     Under the title come what the page found, wherever the notebook computes it, then the command that runs the page
     with another seed, what the page costs, and where its claims, proofs, errata and results are. What one learns is
-    folded, and so is code that only draws. What prepares a page and signs it off comes last.
+    folded, and so is code that only draws. Tables get their captions and pictures their descriptions. What prepares a
+    page and signs it off comes last.
     """
     title, *rest = notebook.cells
     found = [cell for cell in rest if cell.id in FINDING]
@@ -48,6 +52,10 @@ def framed(notebook: nbformat.NotebookNode, path: Path, costs: dict[str, Any]) -
         fold(cell, "hide-cell")
     for cell in found:
         box(cell)
+    for cell in rest:
+        if cell.cell_type == "code":
+            name_tables(cell)
+            describe_pictures(cell)
     content = [cell for cell in rest if cell not in (*set_up, *found) and cell.id != "setup"]
     frame, end = new_markdown_cell(head(path, costs), id="frame"), new_markdown_cell(SIGNED_OFF, id="signed-off")
     notebook.cells = [title, *found, frame, *content, end, *set_up]
@@ -73,6 +81,25 @@ def box(cell: nbformat.NotebookNode) -> None:
         cell.metadata["tags"] = sorted((tags(cell) - {"hide-input"}) | {"finding", "remove-input"})
 
 
+def name_tables(cell: nbformat.NotebookNode) -> None:
+    """Give tables the captions that the cell's metadata list under `captions`; the last one serves all that follow."""
+    if not (captions := cell.metadata.get("captions")):
+        return
+    left = itertools.chain(captions, itertools.repeat(captions[-1]))
+    for data in (output.data for output in cell.outputs if "text/html" in output.get("data", {})):
+        data["text/html"] = NAMELESS_TABLE.sub(
+            lambda start: f"{start[1]}<caption>{html.escape(next(left))}</caption>", data["text/html"]
+        )
+
+
+def describe_pictures(cell: nbformat.NotebookNode) -> None:
+    """Put what a figure is, which the cell's metadata say, before what it shows, which was computed as it was drawn."""
+    layout = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
+    for picture in (output.get("metadata", {}).get("image/png", {}) for output in cell.outputs):
+        if "alt" in picture:
+            picture["alt"] = f"{layout} {picture['alt']}".strip()
+
+
 def folded(name: str, markdown: str) -> str:
     """A text that opens when it is asked for."""
     fence = ":" * 8
@@ -91,7 +118,9 @@ def run_line(path: Path, costs: dict[str, Any]) -> str:
     took = f"About {seconds:.0f} seconds on two cores" if seconds else "Not timed yet"
     took += f", {costs['peak_gb']:.1f} GB of memory" if "peak_gb" in costs else ""
     command = " ".join(filter(None, ["iclgd run", path.stem.partition("_")[0], options]))
-    return f"{took}{'. With another seed' if options else ''}:\n\n```bash\n{command}\n```"
+    fence = ":" * 8
+    said = f"{took}{'. With another seed' if options else ''}:"
+    return f"{fence}{{div}} run-line\n{said}\n\n```bash\n{command}\n```\n{fence}"
 
 
 def belongings(path: Path) -> str:

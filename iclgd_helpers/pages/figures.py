@@ -24,6 +24,7 @@ from matplotlib.ticker import LogFormatter
 from iclgd_helpers.experiments.arms import ARMS as ARMS
 from iclgd_helpers.experiments.arms import GREY as GREY
 from iclgd_helpers.experiments.arms import METHODS as METHODS
+from iclgd_helpers.pages import alt_texts
 
 WIDTH = 5.2  # inches: at the width of a phone, 9 pt text is still read
 DOTS_PER_INCH = 192
@@ -82,8 +83,13 @@ def png(figure: Figure, dots_per_inch: int = DOTS_PER_INCH, formulas: bool = Fal
 
 
 def show(figure: Figure, formulas: bool = False) -> None:
-    """Display `figure` as one opaque PNG, sharp on dense screens, and close it; `formulas` as in `png`."""
-    display(Image(png(figure, formulas=formulas), width=round(figure.get_figwidth() * 96)))
+    """
+    Display `figure` as one opaque PNG, sharp on dense screens, and close it; `formulas` as in `png`.
+
+    Its alternative text says what the marks say; the book puts the cell's own text on the layout before it.
+    """
+    alt, width = alt_texts.in_numbers(figure), round(figure.get_figwidth() * 96)
+    display(Image(png(figure, formulas=formulas), width=width, alt=alt or None))
 
 
 def svg(figure: Figure) -> str:
@@ -145,21 +151,26 @@ def layer_lines(ax: Axes, comparison: Mapping[str, Any], metric: str, arm: str, 
 
 
 FRAMES = """<div id="{id}" style="display:inline-block;width:{width}px;max-width:100%">
-<img src="{first}" alt="{alt}. {shown}" width="{width}" style="max-width:100%;height:auto">
+<img src="{first}" alt="{still}" width="{width}" style="max-width:100%;height:auto">
 <div style="display:none">
 <input type="range" min="0" max="{last}" value="0" step="1" aria-label="{alt}" aria-valuetext="{label}"
  style="width:100%;margin:0;min-height:2em"><output style="display:block;min-height:3em">{label}</output></div>
 <script>(function () {{
   var box = document.getElementById("{id}"), image = box.querySelector("img"), slider = box.querySelector("input");
-  var labels = {labels}, sources = {sources};
+  var labels = {labels}, told = {told}, sources = {sources};
   slider.parentNode.style.display = "block";
   slider.oninput = function () {{
     image.src = sources[slider.value];
     box.querySelector("output").textContent = labels[slider.value];
     slider.setAttribute("aria-valuetext", labels[slider.value]);
-    image.alt = {alt_json} + ". " + labels[slider.value];
+    image.alt = told[slider.value];
   }};{start}
 }})();</script></div>"""
+
+
+def _script(texts: list[str]) -> str:
+    """Texts as a list in a script, which no text can end."""
+    return json.dumps(texts).replace("<", "\\u003c")
 
 
 def frames(drawn: Sequence[Figure], labels: Sequence[str], alt: str, still: tuple[Figure, str] | None = None) -> None:
@@ -167,19 +178,22 @@ def frames(drawn: Sequence[Figure], labels: Sequence[str], alt: str, still: tupl
     Display figures of one size as one picture with a slider and one of `labels` for each, and close them.
 
     It needs no kernel and loads nothing. Where no script runs and in a PDF, only the first frame is shown, or `still`:
-    a figure and what it shows. Raises ValueError unless there are as many labels as figures, and at least one.
+    a figure and what it shows. The alternative text of each is `alt`, its label and what its marks say. Raises
+    ValueError unless there are as many labels as figures, and at least one.
     """
     if not drawn or len(drawn) != len(labels):
         raise ValueError(f"{len(drawn)} frames and {len(labels)} labels: need as many of each, and at least one")
     width = round(drawn[0].get_figwidth() * 96)
-    images = [png(figure, dots_per_inch=144) for figure in ([still[0]] if still else []) + list(drawn)]
+    pairs = [*([still] if still else []), *zip(drawn, labels, strict=True)]
+    told = [f"{alt}. {label}. {alt_texts.in_numbers(figure)}".strip() for figure, label in pairs]
+    images = [png(figure, dots_per_inch=144) for figure, _ in pairs]
     sources = [f"data:image/png;base64,{base64.b64encode(image).decode()}" for image in images]
     others = json.dumps(sources[1:])
     page = FRAMES.format(
         id="frames-" + hashlib.sha256(images[0] + alt.encode()).hexdigest()[:12],
         first=sources[0], sources=others if still else f"[image.src].concat({others})", width=width,
-        alt=html.escape(alt), label=html.escape(labels[0]), shown=html.escape(still[1] if still else labels[0]),
+        alt=html.escape(alt), label=html.escape(labels[0]), still=html.escape(told[0]),
         start="\n  slider.oninput();" if still else "", last=len(drawn) - 1,
-        labels=json.dumps(list(labels)).replace("<", "\\u003c"), alt_json=json.dumps(alt).replace("<", "\\u003c"),
+        labels=_script(list(labels)), told=_script(told[1 if still else 0 :]),
     )  # fmt: skip
     display({"text/html": page, "image/png": images[0]}, metadata={"image/png": {"width": width}}, raw=True)

@@ -60,7 +60,7 @@ def _rows(ax: Axes, long: pd.DataFrame, arms: Mapping[str, str], marks: pd.DataF
         ax.plot(rows["value"], heights, ls="", ms=3.2, alpha=0.7, zorder=3, **look | {"mew": 0.5})
         mean = means.loc[(name, task)]
         ax.hlines(place, mean["seeds_low"], mean["seeds_high"], color=look["color"], lw=0.8, zorder=2)
-        ax.plot(mean["value"], place, ls="", ms=6, zorder=4, **look)
+        ax.plot(mean["value"], place, ls="", ms=6, zorder=4, label=name, **look)
         if strokes is not None and (name, task) in strokes.index:
             ax.plot(strokes[name, task], place, "|", color="black", ms=9, mew=1.6, zorder=5)
     ax.hlines(np.arange(1, len(tasks)) - 0.5, 0, 1, color="#dddddd", lw=0.8, transform=ax.get_yaxis_transform())

@@ -77,18 +77,35 @@ def laid_out(table: pd.DataFrame, digits: int) -> pd.DataFrame:
             lines.setdefault((row.row, row.model), {})[task] = _cell(row, digits)
     order = list(dict.fromkeys(table["row"]))
     keys = sorted(lines, key=lambda key: (order.index(key[0]), key[1] != "published", key[1]))
-    return pd.DataFrame([lines[key] for key in keys], index=pd.MultiIndex.from_tuples(keys)).fillna("–")
+    return _with_sizes(lines, keys, table)
 
 
 def _cell(row: Any, digits: int) -> str:
-    """One cell of ours: value, both intervals, n and the difference, a line each."""
-    lines = [f"{row.value:.{digits}f}"]
+    """One cell of ours: the value with its difference, then both intervals."""
+    away = getattr(row, "difference", float("nan"))
+    lines = [f"{row.value:.{digits}f}" + ("" if pd.isna(away) else f" Δ {away:+.{digits}f}")]
     if row.n_seeds:  # not for a mean of tasks
         lines += [f"q {_pair(row.examples_low, row.examples_high, digits)}"]
-        lines += [f"s {_pair(row.seeds_low, row.seeds_high, digits)}", f"n {row.n_seeds:.0f} × {row.n:.0f}"]
-    if not pd.isna(getattr(row, "difference", float("nan"))):
-        lines.append(f"Δ {row.difference:+.{digits}f}")
+        lines += [f"s {_pair(row.seeds_low, row.seeds_high, digits)}"]
     return "\n".join(lines)
+
+
+def _with_sizes(
+    lines: Mapping[tuple[str, str], Mapping[str, str]], keys: Sequence[tuple[str, str]], table: pd.DataFrame
+) -> pd.DataFrame:
+    """`lines` in the order of `keys`, and below them how many seeds and questions they have: a line a model."""
+    sizes: dict[tuple[str, str], dict[str, str]] = {}
+    for (model, task), cells in table[table["n_seeds"] > 0].groupby(["model", "task"], sort=False):
+        size = " × ".join(_span(cells[name]) for name in ("n_seeds", "n"))
+        sizes.setdefault(("seeds × questions", model), {})[TASKS[task]] = size
+    both = [lines[key] for key in keys] + list(sizes.values())
+    index = pd.MultiIndex.from_tuples([*keys, *sizes]) if both else None
+    return pd.DataFrame(both, index=index).fillna("–")
+
+
+def _span(numbers: pd.Series) -> str:
+    """The number that all are, or the smallest and the largest."""
+    return " to ".join(f"{n:.0f}" for n in sorted({numbers.min(), numbers.max()}))
 
 
 def _pair(low: float, high: float, digits: int) -> str:
@@ -110,8 +127,7 @@ def left_out_laid_out(table: pd.DataFrame, digits: int) -> pd.DataFrame:
     lines: dict[tuple[str, str], dict[str, str]] = {}
     for row in table.itertuples():
         lines.setdefault((row.row, row.model), {})[TASKS[row.task]] = _cell(row, digits)
-    index = pd.MultiIndex.from_tuples(lines) if lines else None
-    return pd.DataFrame(list(lines.values()), index=index).reindex(columns=list(TASKS.values())).fillna("–")
+    return _with_sizes(lines, list(lines), table).reindex(columns=list(TASKS.values()), fill_value="–")
 
 
 def clipping(clips: Mapping[tuple[str, str], Mapping[str, Any]]) -> pd.DataFrame:

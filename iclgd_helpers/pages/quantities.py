@@ -18,7 +18,7 @@ LONG = ("model", "task", "seed", "value", "low", "high", "n", "id")
 OVER_SEEDS = "model task value seeds_low seeds_high n_seeds examples_low examples_high n ids".split()
 CELL = (
     "Mean over seeds; s: Student's 95 % interval over seeds; q: 95 % interval over questions, its ends averaged over "
-    "seeds; n: seeds times questions."
+    "seeds. Last lines: seeds times questions."
 )
 MAIN = ("zero_shot", "in_context", "in_context_shuffled", *arms.METHODS)
 # What is read from a record: (value, low, high, n), the interval being over questions.

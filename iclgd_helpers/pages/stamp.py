@@ -10,10 +10,12 @@ from typing import Any
 
 import pandas as pd
 import torch
+from IPython.display import HTML
 
 from iclgd_helpers.experiments import provenance
 from iclgd_helpers.experiments.parameters import ExperimentParameters, TheoryParameters
 from iclgd_helpers.experiments.records import Record, is_current
+from iclgd_helpers.pages import tables
 
 THEORY = ("torch", "numpy", "pandas", "matplotlib")
 MODELS = ("torch", "transformers", "numpy", "pandas", "matplotlib")
@@ -25,9 +27,9 @@ def environment(packages: Sequence[str] = THEORY, **more: object) -> dict[str, o
     return {"python": platform.python_version()} | {name: version(name) for name in packages} | more
 
 
-def as_table(facts: Mapping[str, object], heading: str = "environment") -> pd.DataFrame:
+def as_table(facts: Mapping[str, object], heading: str = "environment") -> HTML:
     """Facts below one another, under a heading."""
-    return pd.Series(facts).rename(heading).to_frame()
+    return tables.table(pd.Series(facts).rename(heading).to_frame())
 
 
 def _device(name: str) -> str:

@@ -40,13 +40,19 @@ def table(rows: Sequence[Row], rate: str = "protocol", caption: str = "") -> HTM
     for statement in STATEMENTS:
         cells = [_cells(found, statement.id, model) for model in models]
         said = f'<th scope="row"><b>{statement.id}</b> {html.escape(statement.says)} <i>{statement.kind}</i></th>'
-        lines.append(f"<tr>{said}{''.join(cells)}</tr>")
+        named = f' id="{place(statement.id)}"' if rate == "protocol" else ""  # links lead to one table alone
+        lines.append(f"<tr{named}>{said}{''.join(cells)}</tr>")
     title = f"<caption>{html.escape(caption)}</caption>" if caption else ""
     first = '<th scope="col" rowspan="2">statement</th>'
     return HTML(
         f'<div class="verdicts"><table>{title}<thead><tr>{first}{head}</tr><tr>{second}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+def place(name: str) -> str:
+    """Where links to a statement lead: its line in the table at the protocol's learning rate."""
+    return f"statement-{name}"
 
 
 def _cells(found: Mapping[tuple[str, str, str], Row], name: str, model: str) -> str:

@@ -11,6 +11,8 @@ from bs4 import BeautifulSoup, Tag
 from sphinx.application import Sphinx
 from sphinx.util.docutils import docutils_namespace
 
+from iclgd_helpers.pages import verdict_overview
+from iclgd_helpers.pages.statements import STATEMENTS
 from tools import book_pages, browser, cross_links
 
 CONFIG = yaml.safe_load((book_pages.ROOT / "_config.yml").read_text())["sphinx"]["config"]
@@ -43,7 +45,8 @@ run
     One model and one task.
 :::
 """,
-    "book/results.md": "# Results\n\nOf R5 first.\n\n## Statements and gate\n\nR5 is listed here.\n",
+    "book/results.md": "# Results\n\nOf R5 first.\n\n"
+    '<a id="statement-R5"></a> <a id="statement-R18b"></a>\n',
     "book/references.md": "# References\n\n{cite:t}`natan` is [B].\n\n```{bibliography}\n```\n",
     "refs.bib": "@misc{natan, author = {Natan, Tomer}, title = {{On [B] and T3.1}}, year = {2023}}",
     "notebooks/04_softmax.md": """# 04 Softmax, T3.1
@@ -131,7 +134,7 @@ def build(tmp_path_factory) -> Iterator[Callable[..., Path]]:
             "epub_show_urls": "no",
             "suppress_warnings": CONFIG["suppress_warnings"],
             "cross_links_papers": {"B": "natan"},
-            "cross_links_statements": "book/results#statements-and-gate",
+            "cross_links_statements": "book/results",
             "cross_links_forms": {"run": ["a run"]},
             "cross_links_pages": {"base": "book/"},
         } | config
@@ -177,7 +180,7 @@ def test_names_become_links(html):
     assert sorted(links) == sorted([
         ("T3.1", CLAIM + "claim-t3-1"), ("T3.1-svd", CLAIM + "claim-t3-1-svd"), ("T3.1-svd", CLAIM + "claim-t3-1-svd"),
         ("[B]", paper), ("page 50", PAGE), ("50", PAGE), ("chapter 50", PAGE),
-        ("R5", STATEMENT + "statements-and-gate"), ("R18b", STATEMENT + "statements-and-gate"),
+        ("R5", STATEMENT + "statement-R5"), ("R18b", STATEMENT + "statement-R18b"),
         ("linear attention", TERM + "term-linear-attention"), ("prompts", TERM + "term-prompt"),
         ("identities", TERM + "term-identity"), ("a run", TERM + "term-run"),
     ])  # fmt: skip
@@ -210,7 +213,7 @@ def test_entries_do_not_link_to_themselves(html):
     claims = [("identity", "glossary.html#term-identity"), ("T3.1-svd", "#claim-t3-1-svd"), ("T3.1", "#claim-t3-1")]
     assert made(article(html / "book" / "claims.html")) == claims
     assert made(article(html / "book" / "glossary.html")) == [("prompt", "#term-prompt")]
-    assert [text for text, _ in made(article(html / "book" / "results.html"))] == ["R5"], "not in their own section"
+    assert [text for text, _ in made(article(html / "book" / "results.html"))] == ["R5"]
     assert [text for text, _ in made(article(html / "book" / "references.html"))] == ["[B]"], "not in the list"
 
 
@@ -229,7 +232,7 @@ def test_previews_are_short_plain_texts(html):
 
 
 def test_without_places_names_stay_text(build):
-    nowhere = {"cross_links_papers": {}, "cross_links_statements": "book/results#elsewhere"}
+    nowhere = {"cross_links_papers": {}, "cross_links_statements": "book/elsewhere"}
     folder = build("html", **nowhere, cross_links_pages={"prompt": "book/"}, cross_links_forms={"run": []})
     texts = {text for text, _ in made(article(folder / "notebooks" / "04_softmax.html"))}
     assert not texts & {"[B]", "R5", "prompts", "a run"} and texts >= {"T3.1", "page 50", "base"}
@@ -260,9 +263,11 @@ def test_the_configured_names_exist():
         assert any(re.match(pattern, name) for name in toc), pattern
     entries = (book_pages.ROOT / "book" / "references.bib").read_text()
     assert all(f"{{{key}," in entries for key in CONFIG["cross_links_papers"].values())
-    page, _, place = CONFIG["cross_links_statements"].partition("#")
-    headings = re.findall(r"^## (.*)", (book_pages.ROOT / f"{page}.md").read_text(), flags=re.M)
-    assert place in {heading.lower().replace(" ", "-") for heading in headings}
+    assert CONFIG["cross_links_statements"] in toc
+    rows = BeautifulSoup(verdict_overview.table(verdict_overview.stored()).data, "html.parser").select("tr[id]")
+    assert [row["id"] for row in rows] == [verdict_overview.place(said.id) for said in STATEMENTS]
+    chosen = verdict_overview.table(verdict_overview.stored(), "chosen").data
+    assert not BeautifulSoup(chosen, "html.parser").select("[id]")  # on the same page
 
 
 # ---------------------------------------------------------------------------------------------------- in the browser

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from iclgd_helpers.experiments.notebook_files import parameters_cell
 from iclgd_helpers.pages import claims, figures
@@ -60,6 +60,46 @@ def test_a_page_is_framed():
         "33 seconds" in cells[1].source and "0.8 GB" in cells[1].source and "iclgd run 03 -p seed 3" in cells[1].source
     )
     assert "dropdown" in cells[2].source and "After this page" in cells[2].source
+
+
+def with_output(data, **metadata):
+    outputs = [new_output("display_data", data, metadata=metadata.pop("shown", {}))]
+    return new_code_cell("t", id="t", metadata=metadata, outputs=outputs)
+
+
+def framed_output(cell):
+    page = a_page()
+    page.cells.insert(6, cell)
+    (found,) = (cell for cell in page_frames.framed(page, PAGE, {}).cells if cell.id == "t")
+    return found.outputs[0]
+
+
+def test_tables_get_the_captions_of_their_cell():
+    tables = "<table border=1><tr/></table><table><caption>own</caption></table><table/><table/>"
+    html = framed_output(with_output({"text/html": tables}, captions=["A <row>.", "B."])).data["text/html"]
+    assert re.findall("<caption>(.*?)</caption>", html) == ["A &lt;row&gt;.", "own", "B.", "B."]
+    assert framed_output(with_output({"text/html": tables})).data["text/html"] == tables
+
+
+def test_a_picture_is_described_by_what_it_is_and_by_what_it_shows():
+    described = {"mystnb": {"image": {"alt": "Two lines."}}}
+    output = framed_output(with_output({"image/png": ""}, shown={"image/png": {"alt": "a 1."}}, **described))
+    assert output.metadata["image/png"]["alt"] == "Two lines. a 1."
+    output = framed_output(with_output({"image/png": ""}, **described))  # as stored without it: the page says its own
+    assert "image/png" not in output.metadata
+
+
+@pytest.mark.parametrize("path", book_pages.notebooks(), ids=lambda path: path.stem)
+def test_every_table_has_a_caption(path):
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    shown = {
+        cell["id"]: [o["data"].get("text/html", "") for o in cell.get("outputs", ()) if "data" in o] for cell in cells
+    }
+    nameless = {
+        name for name, parts in shown.items() if any(map(page_frames.NAMELESS_TABLE.search, map("".join, parts)))
+    }
+    nameless -= {cell["id"] for cell in cells if cell["metadata"].get("captions")}
+    assert not nameless
 
 
 @pytest.mark.parametrize("path", book_pages.notebooks(), ids=lambda path: path.stem)

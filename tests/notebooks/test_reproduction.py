@@ -571,7 +571,7 @@ def test_what_table_2_leaves_out_has_a_line_for_each_arm_that_was_run() -> None:
     more = paper_tables.left_out(a_grid())
     assert set(more["row"]) >= {"accuracy, joint", "null of SimAOU, standard", "Rec2FTP, joint"}
     shown = paper_tables.left_out_laid_out(more, 3)
-    assert list(shown.columns) == list(selection.TASKS.values()) and len(shown) == more["row"].nunique()
+    assert list(shown.columns) == list(selection.TASKS.values()) and len(shown) == more["row"].nunique() + 1
     assert paper_tables.left_out_laid_out(more.iloc[:0], 3).empty
 
 
@@ -624,6 +624,15 @@ def test_layout_has_the_printed_cells_and_ours() -> None:
         assert not ours["value"].isna().any()
     accuracy = table_1_cell("ICL Accuracy")
     assert accuracy == pytest.approx(100 * 100 / N)
+
+
+def test_tables_say_their_sizes_once_and_where_they_differ() -> None:
+    table = paper_tables.beside(2, a_grid())
+    sizes = paper_tables.laid_out(table, 3).loc["seeds × questions"]
+    assert list(sizes.index) == [MODEL] and set(sizes.loc[MODEL]) == {f"3 × {N}"}
+    fewer = table["task"].eq("cb") & table["row"].eq(table["row"].iloc[0])
+    table.loc[fewer, ["n_seeds", "n"]] = [2, 7]
+    assert paper_tables.laid_out(table, 3).loc[("seeds × questions", MODEL), "CB"] == f"2 to 3 × 7 to {N}"
 
 
 def table_1_cell(row: str) -> float:
