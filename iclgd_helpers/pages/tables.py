@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from iclgd_helpers.experiments import readings
 from iclgd_helpers.experiments.arms import ARMS
 from iclgd_helpers.experiments.records import Record, is_current
-from iclgd_helpers.pages import figures
+from iclgd_helpers.pages import alt_texts, figures
 from iclgd_helpers.pages.figures import DIVERGED
 from iclgd_helpers.pages.selection import TASKS, cell, mark
 from iclgd_helpers.paths import resolve_path
@@ -105,15 +105,17 @@ def share(name: str, *parts: HTML | str | Iterable[str | tuple[str, str]], folde
 
 def share_figure(name: str, figure: Figure, alt: str) -> None:
     """
-    Display and close a figure as `figures.show` does, and let other pages show it, described by `alt`.
+    Display and close a figure as `figures.show` does, and let other pages show it, described by `alt` and its numbers.
 
     The picture is stored once. Other pages, which are one folder down in the book, show the file that MyST-NB writes
     for it, named by its hash.
     """
-    png, width = figures.png(figure), round(figure.get_figwidth() * 96)
-    display(Image(png, width=width))
+    numbers, width = alt_texts.in_numbers(figure), round(figure.get_figwidth() * 96)
+    png = figures.png(figure)
+    display(Image(png, width=width, alt=numbers or None))
     source = f"../_images/{hashlib.sha256(png).hexdigest()}.png"
-    picture = f'<img src="{source}" alt="{html.escape(alt)}" width="{width}" style="max-width:100%;height:auto"/>'
+    said = f"{alt} {numbers}".strip()
+    picture = f'<img src="{source}" alt="{html.escape(said)}" width="{width}" style="max-width:100%;height:auto"/>'
     prefix = "application/papermill.record/"  # kept in the notebook, not shown there
     display({prefix + "text/html": picture}, metadata={"scrapbook": {"name": name, "mime_prefix": prefix}}, raw=True)
 
