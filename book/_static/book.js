@@ -116,3 +116,20 @@ addEventListener("DOMContentLoaded", () => {
   document.addEventListener("focusout", leave);
   addEventListener("keydown", event => event.key == "Escape" && (box.hidden = true));
 });
+
+// Formulas are set a few at a time, what shows first: a page of a thousand of them can be read and used at once. Who
+// waits for MathJax.startup.promise waits for all of them.
+addEventListener("DOMContentLoaded", () => {
+  const startup = window.MathJax?.startup;
+  if (!startup?.promise) return; // a page without formulas
+  const formulas = [...document.querySelectorAll(".math")].map(box => ({ box, top: box.getBoundingClientRect().top }));
+  const [before, after] = [formulas.filter(({ top }) => top < 0).reverse(), formulas.filter(({ top }) => top >= 0)];
+  const boxes = [...after, ...before].map(({ box }) => box);
+  const set = async () => {
+    while (boxes.length) {
+      await MathJax.typesetPromise(boxes.splice(0, 12));
+      await new Promise(done => setTimeout(done));
+    }
+  };
+  startup.promise = startup.promise.then(set);
+});

@@ -168,6 +168,18 @@ FRAMES = """<div id="{id}" style="display:inline-block;width:{width}px;max-width
 }})();</script></div>"""
 
 
+def _source(image: bytes, kind: str) -> str:
+    """An image inside a page."""
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+
+
+def _webp(image: bytes) -> bytes:
+    """The same picture, without loss, in three quarters of the bytes; not every reader of ePubs shows it."""
+    small = io.BytesIO()
+    PIL.Image.open(io.BytesIO(image)).convert("RGB").save(small, "webp", lossless=True)
+    return small.getvalue()
+
+
 def _script(texts: list[str]) -> str:
     """Texts as a list in a script, which no text can end."""
     return json.dumps(texts).replace("<", "\\u003c")
@@ -187,7 +199,7 @@ def frames(drawn: Sequence[Figure], labels: Sequence[str], alt: str, still: tupl
     pairs = [*([still] if still else []), *zip(drawn, labels, strict=True)]
     told = [f"{alt}. {label}. {alt_texts.in_numbers(figure)}".strip() for figure, label in pairs]
     images = [png(figure, dots_per_inch=144) for figure, _ in pairs]
-    sources = [f"data:image/png;base64,{base64.b64encode(image).decode()}" for image in images]
+    sources = [_source(images[0], "png"), *(_source(_webp(image), "webp") for image in images[1:])]
     others = json.dumps(sources[1:])
     page = FRAMES.format(
         id="frames-" + hashlib.sha256(images[0] + alt.encode()).hexdigest()[:12],

@@ -110,15 +110,22 @@ def stored() -> list[dict[str, Any]]:
 
 
 def finding(rows: Sequence[Row], *ids: str) -> list[tuple[str, str]]:
-    """What came out of some statements, at the protocol's learning rate: a lead and the rest of a line for each."""
-    said = []
+    """
+    What came out of some statements, at the protocol's learning rate: a lead and the rest of a line for each.
+
+    One last line names those that are not judged for any model or reading.
+    """
+    said, nowhere = [], []
     for name in ids:
         mine = [row for row in rows if row["id"] == name and row["rate"] == "protocol"]
         words = [f"{row['model']}, {_reading(row)}: {_in_words(row)}" for row in mine if row["effect"] is not None]
         left = len(mine) - len(words)
-        words += [f"{left} of {len(mine)} pairs of model and reading {NO_EVIDENCE}"] if left else []
-        said.append((f"{name} {BY_ID[name].says}", "; ".join(words) + "."))
-    return said
+        if words:
+            words += [f"{left} of {len(mine)} pairs of model and reading {NO_EVIDENCE}"] if left else []
+            said.append((f"{name} {BY_ID[name].says}", "; ".join(words) + "."))
+        else:
+            nowhere.append(f"{BY_ID[name].says[:-1]} ({name})")
+    return said + ([("Not judged, whatever model and reading:", "; ".join(nowhere) + ".")] if nowhere else [])
 
 
 def _reading(row: Row) -> str:

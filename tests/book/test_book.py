@@ -441,3 +441,13 @@ def test_sliders_stand_under_their_figure(html, tab):
     assert len(apart("left")) >= 2 and max(apart("left") + apart("right")) < 2
     tab.run(f"{boxes}.forEach(box => Object.assign(box.style, {{display: 'block', width: 'auto'}}))")
     assert min(apart("left")) > 50, "the control"
+
+
+def test_a_page_can_be_read_before_all_of_its_formulas_are_set(show, tab):
+    count = "document.querySelectorAll('mjx-container').length"
+    early = f"addEventListener('load', () => {{ window.early = {count}; }})"
+    show("book/theorems.html", before=early)
+    at_first, all_of_them = tab.run(f"[window.early, {count}]")
+    assert at_first < all_of_them / 2 and all_of_them > 500
+    show("book/theorems.html", blocked="*book.js*")
+    assert tab.run(count) == 0, "the control: nothing else sets them"

@@ -222,7 +222,16 @@ def test_a_pages_finding_is_in_the_words_of_its_verdicts() -> None:
     assert f"raw reading: reproduced, effect {raw['effect']:+.3f} [" in line[1] and "exploratory" not in line[1]
     assert f"calibrated reading: {calm['verdict']}, effect {calm['effect']:+.3f} [" in line[1]
     assert "exploratory rows: " in verdict_overview.finding([rows[0] | {"part": "exploratory"}], "R1")[0][1]
-    assert other[0].startswith("R13") and verdict_overview.finding([], "R1")[0][1] == "."
+    assert other[0].startswith("R13")
+    nothing = [row | {"effect": None} for row in rows]
+    assert verdict_overview.finding(nothing, "R1", "R13") == [
+        (
+            "Not judged, whatever model and reading:",
+            "; ".join(f"{BY_ID[name].says[:-1]} ({name})" for name in ("R1", "R13")) + ".",
+        )
+    ]
+    half = verdict_overview.finding([row | {"effect": None} if row["id"] == "R1" else row for row in rows], "R1", "R13")
+    assert [lead[:3] for lead, _ in half] == ["R13", "Not"]
     assert {row["id"] for row in verdict_overview.stored()} == set(BY_ID)
 
 

@@ -1,9 +1,11 @@
 """The identities between attention and one gradient step, over random shapes, seeds, feature maps, rates and dtypes."""
 
+import io
 import math
 
 import matplotlib.pyplot as plt
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from hypothesis import given, settings
@@ -246,6 +248,14 @@ def test_bad_input_is_named(call, message):
         call()
 
 
+def test_a_frame_loses_nothing_as_webp():
+    figure, ax = figures.axes()
+    ax.imshow(np.arange(12).reshape(3, 4))
+    png = figures.png(figure)
+    before, after = (PIL.Image.open(io.BytesIO(image)).convert("RGB") for image in (png, figures._webp(png)))
+    assert before.tobytes() == after.tobytes() and len(set(before.getdata())) > 10
+
+
 def test_frames_hold_every_picture_and_load_nothing(monkeypatch):
     shown, open_before = [], plt.get_fignums()
     monkeypatch.setattr(figures, "display", lambda *bundles, **options: shown.append(bundles[0]))
@@ -257,7 +267,8 @@ def test_frames_hold_every_picture_and_load_nothing(monkeypatch):
     figures.frames(drawn, ["first", 'a "half" <step>', "last"], "A line that grows")
     (bundle,) = shown
     page = bundle["text/html"]
-    assert page.count("data:image/png;base64,") == 3 and bundle["image/png"].startswith(b"\x89PNG")
+    assert (page.count("data:image/png;base64,"), page.count("data:image/webp;base64,")) == (1, 2)
+    assert bundle["image/png"].startswith(b"\x89PNG") and "from 0 to 4" in page, "what the last frame shows"
     assert "http" not in page and "src=" in page and page.count("<script>") == 1 == page.count("</script>")
     assert 'aria-label="A line that grows"' in page and "<step>" not in page and "first" in page
     assert plt.get_fignums() == open_before, "figures are closed"
