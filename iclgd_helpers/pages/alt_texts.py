@@ -57,12 +57,13 @@ def _meshes(ax: Axes) -> list[QuadMesh]:
 
 
 def _series(ax: Axes, named: bool) -> dict[str, Series]:
-    """Points by label; where nothing has a label but the rows have names, the marks without one."""
+    """Points by label; where nothing has a label, the marks beside names, or the only line that there is."""
     found: dict[str, Series] = {}
+    alone = len(ax.lines) == 1
     for line in ax.lines:
         unmarked = line.get_marker() in ("None", None, "", " ")
         label = "" if str(line.get_label()).startswith("_") else str(line.get_label())
-        if label or (named and not unmarked):
+        if label or alone or (named and not unmarked):
             found.setdefault(label, []).extend(zip(*(np.asarray(part, float) for part in line.get_data()), strict=True))
     for bars in (drawn for drawn in ax.containers if isinstance(drawn, BarContainer)):
         if not str(bars.get_label()).startswith("_"):

@@ -58,6 +58,8 @@ def test_a_map_tells_its_range(panel, draw):
 
 def test_nothing_drawn_is_nothing_said(panel):
     assert told(panel) == ""
+    panel.plot([0, 1], [2, 3])
+    assert told(panel) == "from 2 to 3."  # the only line needs no name
     panel.plot([0, 1], [np.nan, np.nan], label="diverged")
     assert told(panel) == "diverged undefined."
 
