@@ -69,7 +69,11 @@ def html(build: Path) -> None:
     """The pages as HTML, with links to the book in one file where that has been made."""
     files = [file for ending in ("pdf", "epub") for file in build.glob(f"*.{ending}")]
     links = [f'<a href="../{file.name}">{file.suffix[1:].upper()}</a>, written {written(file)}' for file in files]
-    said = f"Download: {'; '.join(links)}." if links else "This build has neither yet."
+    said = (
+        f"Download: {'; '.join(links)}."
+        if links
+        else "This build has no PDF and no ePub yet; `make pdf` and `make epub` write them."
+    )
     storage.write_text(build / "source" / "book" / "_generated" / "downloads.md", f"{said}\n")
     render(build)
     for file in files:

@@ -24,10 +24,11 @@ def items() -> dict[str, list[dict[str, Any]]]:
 
 
 def link(page: str) -> str:
-    """Markdown link to a notebook or a page of the book."""
+    """Markdown link to a notebook, or to a page of the book or a place on it (`results#table-3-clipping`)."""
     if (ROOT / "notebooks" / f"{page}.ipynb").is_file():
         return f"[{title(page).partition(' ')[0]}](../notebooks/{page}.ipynb)"
-    return f"{{doc}}`{page}`"
+    name, _, place = page.partition("#")
+    return f"[{name}]({name}.md#{place})" if place else f"{{doc}}`{name}`"
 
 
 def judged(statement: str, verdicts: list[dict[str, Any]]) -> str:
@@ -67,7 +68,7 @@ def coverage_page() -> str:
         lines += [
             f"## [{paper}], {PAPERS[paper]}",
             "",
-            "| Where | What it says | Page | Outcome |",
+            "| Where | Outcome | What it says | Page |",
             "|---|---|---|---|",
         ]
         for item in found:
@@ -75,6 +76,6 @@ def coverage_page() -> str:
             if not item["pages"] or not carried:
                 raise ValueError(f"{ITEMS.name}: {item['where']} has no place")
             pages = ", ".join(map(link, item["pages"]))
-            lines.append(f"| {item['where']} | {item['says']} | {pages} | {'; '.join(carried)} |")
+            lines.append(f"| {item['where']} | {'; '.join(carried)} | {item['says']} | {pages} |")
         lines.append("")
     return "\n".join(lines)

@@ -15,7 +15,7 @@ from iclgd_helpers.pages.statements import BY_ID, STATEMENTS
 from iclgd_helpers.paths import resolve_path
 
 Row = Mapping[str, Any]  # of `decisions.decide`
-SIGNS = {REPRODUCED: "▲", REFUTED: "▼", EQUIVALENT: "＝", UNDECIDED: "?"}
+SIGNS = {REPRODUCED: "▲", REFUTED: "▼", EQUIVALENT: "=", UNDECIDED: "?"}
 CLASSES = {REPRODUCED: "reproduced", REFUTED: "refuted", EQUIVALENT: "none", UNDECIDED: "undecided"}
 REACH = 5.0  # bounds to either side of the axis; what lies further off is drawn at its end
 WIDTH, HEIGHT, MARGIN = 100, 14, 5  # of the axis; a dot at its end is drawn whole
@@ -113,7 +113,7 @@ def finding(rows: Sequence[Row], *ids: str) -> list[tuple[str, str]]:
     """
     What came out of some statements, at the protocol's learning rate: a lead and the rest of a line for each.
 
-    One last line names those that are not judged for any model or reading.
+    One last line names those that are not judged for any model or reading, and why if all of them need the gate.
     """
     said, nowhere = [], []
     for name in ids:
@@ -124,8 +124,15 @@ def finding(rows: Sequence[Row], *ids: str) -> list[tuple[str, str]]:
             words += [f"{left} of {len(mine)} pairs of model and reading {NO_EVIDENCE}"] if left else []
             said.append((f"{name} {BY_ID[name].says}", "; ".join(words) + "."))
         else:
-            nowhere.append(f"{BY_ID[name].says[:-1]} ({name})")
-    return said + ([("Not judged, whatever model and reading:", "; ".join(nowhere) + ".")] if nowhere else [])
+            nowhere.append(name)
+    return said + (
+        [(_not_judged(nowhere), "; ".join(f"{BY_ID[n].says[:-1]} ({n})" for n in nowhere) + ".")] if nowhere else []
+    )
+
+
+def _not_judged(ids: Sequence[str]) -> str:
+    why = " because in-context learning helps on too few tasks" if all(BY_ID[name].gated for name in ids) else ""
+    return f"Not judged for any model or reading{why}:"
 
 
 def _reading(row: Row) -> str:
@@ -158,12 +165,17 @@ def lines(rows: Sequence[Row], n_runs: Mapping[str, tuple[int, int]]) -> list[tu
         parts = {row["part"] for row in rows if row["model"] == model} - {EXPLORATORY}
         where = "" if parts else f" on exploratory rows (confirmatory runs: {there} of {wanted})"
         counts = ", ".join(f"{n} {word}" for word, n in counted(mine).items())
-        said.append((f"{model}:", f"{counts}, of {len(mine)} verdicts{where}."))
+        said.append(
+            (f"{model}:", f"{counts}, of {len(mine)} verdicts, one a statement, reading and learning rate{where}.")
+        )
     for word in (REPRODUCED, REFUTED, EQUIVALENT):
         if names := always(rows, word):
             said.append(
                 (f"{word.capitalize()} everywhere:", "; ".join(f"{BY_ID[n].says[:-1]} ({n})" for n in names) + ".")
             )
+    judged = {row["id"] for row in rows if row["effect"] is not None}
+    if nowhere := [one.id for one in STATEMENTS if one.id not in judged]:
+        said.append((_not_judged(nowhere), f"{len(nowhere)} of {len(STATEMENTS)} statements ({', '.join(nowhere)})."))
     if names := bias_only(rows):
         said.append(("Raw and calibrated differ in sign or verdict:", ", ".join(names) + "."))
     return said

@@ -48,7 +48,7 @@ def test_verdicts_are_counted_in_the_words_of_the_results():
     rows = [{"id": "R1", "verdict": word, "effect": 0.1} for word in ("equivalent to none", "refuted", "refuted")]
     rows += [{"id": "R1", "verdict": "undecided", "effect": None}, {"id": "R2", "verdict": "reproduced", "effect": 1.0}]
     said = coverage_page.judged("R1", rows)
-    assert said == "R1: ＝ equivalent to none 1 of 4, ▼ refuted 2 of 4, not judged 1 of 4"
+    assert said == "R1: = equivalent to none 1 of 4, ▼ refuted 2 of 4, not judged 1 of 4"
 
 
 @pytest.mark.parametrize("fault", [{"pages": []}, {"by": []}, {"by": ["thm-nowhere"]}])

@@ -226,7 +226,7 @@ def test_a_pages_finding_is_in_the_words_of_its_verdicts() -> None:
     nothing = [row | {"effect": None} for row in rows]
     assert verdict_overview.finding(nothing, "R1", "R13") == [
         (
-            "Not judged, whatever model and reading:",
+            "Not judged for any model or reading:",
             "; ".join(f"{BY_ID[name].says[:-1]} ({name})" for name in ("R1", "R13")) + ".",
         )
     ]
