@@ -675,8 +675,20 @@ FAULTS = [
     ),
     *_faults(
         "pages/figures.py", "unit/test_one_dimension.py",
-        ("A still picture is left out of the page.", "([still[0]] if still else [])", "[]",
+        ("A still picture is left out of the page.", "*([still] if still else [])", "*[]",
          "test_where_no_script_runs_the_still_picture_stands"),
+    ),
+    *_faults(
+        "pages/alt_texts.py", "unit/test_alt_texts.py",
+        ("A picture's text leaves out how low a line goes between its ends.", "if low[1] < min(first, last)",
+         "if low[1] < -1e9", "test_a_line_tells_its_ends_and_what_goes_beyond_them"),
+        ("A picture's text gives a row's value to the next row.", "names.get(round(place), '')",
+         "names.get(round(place) + 1, '')", "test_rows_are_told_by_name"),
+    ),
+    *_faults(
+        "pages/paper_tables.py", "notebooks/test_reproduction.py",
+        ("The smallest number of questions stands for all.", "sorted({numbers.min(), numbers.max()})",
+         "sorted({numbers.min()})", "test_tables_say_their_sizes_once_and_where_they_differ"),
     ),
     *_faults(
         "pages/one_dimension.py", "unit/test_one_dimension.py",

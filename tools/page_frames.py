@@ -19,12 +19,19 @@ from iclgd_helpers.pages.statements import STATEMENTS
 from tools import claims_pages, page_costs
 from tools.book_pages import ROOT
 
-SET_UP = {"parameters", "imports", "resolve", "stamp", "provenance"}  # ids of cells that prepare and sign off
+SET_UP = {  # ids of cells that prepare a page and sign it off, and what a reader opens
+    "parameters": "Parameters",
+    "imports": "Imports",
+    "resolve": "Values in use",
+    "stamp": "Versions",
+    "provenance": "Provenance",
+}
 OPEN_OR_FOLDED = {"nbval-check-output", "hide-cell"}  # cells that draw and whose code is a check, or folded already
 FINDING = ("finding-md", "finding")  # ids of cells with what the page found
 SIGNED_OFF = (
     "## How this page was run\n\nParameters, imports, versions and the provenance of what is shown, in this order."
 )
+ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})(?!\d|\])")
 NAMELESS_TABLE = re.compile(r"(<table[^>]*>)(?!\s*<caption)")
 DRAWS = re.compile(r"verdict_overview\.finding\(|\bfigures\.(?:show|show_vector|frames|axes)\(|\bdrawings\.")
 
@@ -45,11 +52,13 @@ def framed(notebook: nbformat.NotebookNode, path: Path, costs: dict[str, Any]) -
             cell.source = folded("What this page teaches, and what it asks for", cell.source)
         if cell.id == "solutions":
             cell.source = folded("Solutions", cell.source)
+        if cell.id == "references":
+            cell.source = ARXIV.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", cell.source)
         if cell.cell_type == "code" and DRAWS.search(cell.source) and not OPEN_OR_FOLDED & tags(cell):
-            fold(cell, "hide-input")
+            fold(cell, "hide-input", "Code of the figure" if "mystnb" in cell.metadata else "Code")
     set_up = [cell for cell in rest if cell.id in SET_UP or "parameters" in tags(cell)]
     for cell in set_up:
-        fold(cell, "hide-cell")
+        fold(cell, "hide-cell", SET_UP.get(cell.id, "Parameters"))
     for cell in found:
         box(cell)
     for cell in rest:
@@ -67,9 +76,12 @@ def tags(cell: nbformat.NotebookNode) -> set[str]:
     return set(cell.metadata.get("tags", []))
 
 
-def fold(cell: nbformat.NotebookNode, how: str) -> None:
-    """Fold a cell's code, or all of it."""
+def fold(cell: nbformat.NotebookNode, how: str, name: str) -> None:
+    """Fold a cell's code, or all of it, under a name unless the cell has one."""
     cell.metadata["tags"] = sorted((tags(cell) - {"hide-input", "hide-cell"}) | {how})
+    shown = cell.metadata.setdefault("mystnb", {})
+    for prompt in ("code_prompt_show", "code_prompt_hide"):
+        shown.setdefault(prompt, name)
 
 
 def box(cell: nbformat.NotebookNode) -> None:

@@ -451,3 +451,13 @@ def test_a_page_can_be_read_before_all_of_its_formulas_are_set(show, tab):
     assert at_first < all_of_them / 2 and all_of_them > 500
     show("book/theorems.html", blocked="*book.js*")
     assert tab.run(count) == 0, "the control: nothing else sets them"
+
+
+def test_a_wide_equation_shows_its_beginning(show, tab):
+    boxes = "[...document.querySelectorAll('div.math:has(> mjx-container)')].filter(box => box.checkVisibility())"
+    side = "getBoundingClientRect().left"
+    before = f"Math.min(...{boxes}.map(box => box.querySelector('mjx-container').{side} - box.{side}))"
+    show("book/theorems.html", width=375)
+    assert tab.run(f"{boxes}.some(box => box.scrollWidth > box.clientWidth + 1)") and tab.run(before) > -1
+    tab.run(f"{boxes}.forEach(box => box.style.flexDirection = 'row-reverse')")
+    assert tab.run(before) < -20, "the control: the theme's order"

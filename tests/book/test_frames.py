@@ -110,6 +110,13 @@ def test_a_page_names_its_claims_and_no_others(path):
     assert ("**Verdicts:**" in said) == bool(page_frames.statements_of(path))
 
 
+def test_no_two_pages_write_one_table():
+    """A page that was refreshed later would take the other's place in `results/tables`."""
+    written = {path: set(re.findall(r"Download (\w+)\.csv", path.read_text())) for path in book_pages.notebooks()}
+    names = [name for found in written.values() for name in found]
+    assert len(names) > 20 and len(names) == len(set(names)), sorted(n for n in names if names.count(n) > 1)
+
+
 def test_every_page_says_how_it_is_run():
     for path in book_pages.notebooks():
         line = page_frames.run_line(path, {})

@@ -627,12 +627,13 @@ def test_layout_has_the_printed_cells_and_ours() -> None:
 
 
 def test_tables_say_their_sizes_once_and_where_they_differ() -> None:
-    table = paper_tables.beside(2, a_grid())
-    sizes = paper_tables.laid_out(table, 3).loc["seeds × questions"]
+    table = paper_tables.left_out(a_grid())
+    sizes = paper_tables.left_out_laid_out(table, 3).loc["seeds × questions"]
     assert list(sizes.index) == [MODEL] and set(sizes.loc[MODEL]) == {f"3 × {N}"}
     fewer = table["task"].eq("cb") & table["row"].eq(table["row"].iloc[0])
     table.loc[fewer, ["n_seeds", "n"]] = [2, 7]
-    assert paper_tables.laid_out(table, 3).loc[("seeds × questions", MODEL), "CB"] == f"2 to 3 × 7 to {N}"
+    shown = paper_tables.left_out_laid_out(table, 3)
+    assert shown.loc["seeds × questions"].loc[MODEL, "CB"] == f"2 to 3 × 7 to {N}"
 
 
 def table_1_cell(row: str) -> float:

@@ -49,6 +49,6 @@ def test_where_no_script_runs_the_still_picture_stands(monkeypatch):
     one_dimension.show()
     page = shown[0]["text/html"]
     image = page[: page.index("<script>")]
-    assert page.count("data:image/png;base64,") == 6 and image.count("data:image/png;base64,") == 1
+    assert page.count("data:image/webp;base64,") == 5 and image.count("data:image/png;base64,") == 1
     assert "Rate 1: labels 7 and 0" in image and "Rate 2: labels 4 and 1" in image and 'value="0"' in image
     assert "[image.src]" not in page and page.index("slider.oninput();") > page.index("slider.oninput =")
