@@ -125,9 +125,10 @@ addEventListener("DOMContentLoaded", () => {
   const formulas = [...document.querySelectorAll(".math")].map(box => ({ box, top: box.getBoundingClientRect().top }));
   const [before, after] = [formulas.filter(({ top }) => top < 0).reverse(), formulas.filter(({ top }) => top >= 0)];
   const boxes = [...after, ...before].map(({ box }) => box);
+  const size = Math.max(12, Math.ceil(boxes.length / 40)); // each time, the whole page is laid out again
   const set = async () => {
     while (boxes.length) {
-      await MathJax.typesetPromise(boxes.splice(0, 12));
+      await MathJax.typesetPromise(boxes.splice(0, size));
       await new Promise(done => setTimeout(done));
     }
   };
