@@ -10,8 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.category import StrCategoryFormatter, StrCategoryLocator
 from matplotlib.collections import PathCollection, QuadMesh
-from matplotlib.container import BarContainer
+from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedFormatter, FixedLocator, FuncFormatter
 
 LONGEST = 700  # characters; a screen reader reads them all
@@ -39,7 +40,8 @@ def _panel(ax: Axes) -> str:
     names, upright = (rows, False) if rows else (columns, True)
     series = _series(ax, bool(names))
     told = [f"{label} {_told(points, names, upright)}".strip() for label, points in series.items() if points]
-    told += [_range(image.get_array()) for image in (*ax.images, *_meshes(ax))]
+    maps = [*ax.images, *(drawn for drawn in ax.collections if isinstance(drawn, QuadMesh))]
+    told += [_range(entries.get_array()) for entries in maps]
     title = ax.get_title("left") or ax.get_title() or (ax.get_ylabel() if upright else ax.get_xlabel())
     return f"{title}: {'; '.join(told)}.".removeprefix(": ") if told and ax.get_label() != "<colorbar>" else ""
 
@@ -52,30 +54,30 @@ def _names(axis: Axis) -> dict[float, str]:
     return {place: label.get_text() for place, label in zip(axis.get_ticklocs(), axis.get_ticklabels(), strict=False)}
 
 
-def _meshes(ax: Axes) -> list[QuadMesh]:
-    return [drawn for drawn in ax.collections if isinstance(drawn, QuadMesh)]
-
-
 def _series(ax: Axes, named: bool) -> dict[str, Series]:
     """Points by label; where nothing has a label, the marks beside names, or the only line that there is."""
     found: dict[str, Series] = {}
+    for artist, label in zip(*ax.get_legend_handles_labels(), strict=True):
+        found.setdefault(label, []).extend(_points(artist))
+    if found:
+        return found
     alone = len(ax.lines) == 1
-    for line in ax.lines:
-        unmarked = line.get_marker() in ("None", None, "", " ")
-        label = "" if str(line.get_label()).startswith("_") else str(line.get_label())
-        if label or alone or (named and not unmarked):
-            found.setdefault(label, []).extend(zip(*(np.asarray(part, float) for part in line.get_data()), strict=True))
-    for bars in (drawn for drawn in ax.containers if isinstance(drawn, BarContainer)):
-        if not str(bars.get_label()).startswith("_"):
-            lying = bars.orientation == "horizontal"
-            boxes = [patch.get_bbox() for patch in bars.patches]
-            points = [(b.width, b.y0 + b.height / 2) if lying else (b.x0 + b.width / 2, b.height) for b in boxes]
-            found.setdefault(str(bars.get_label()), []).extend(points)
-    for dots in (drawn for drawn in ax.collections if isinstance(drawn, PathCollection)):
-        if not str(dots.get_label()).startswith("_"):
-            found.setdefault(str(dots.get_label()), []).extend(map(tuple, np.asarray(dots.get_offsets(), float)))
-    labelled = {label: points for label, points in found.items() if label}
-    return labelled or found
+    told = [line for line in ax.lines if alone or (named and line.get_marker() not in ("None", None, "", " "))]
+    return {"": [point for line in told for point in _points(line)]}
+
+
+def _points(artist: Any) -> Series:
+    """Where a line, dots, bars or their like are drawn."""
+    if isinstance(artist, BarContainer):
+        boxes = [patch.get_bbox() for patch in artist.patches]
+        if artist.orientation == "horizontal":
+            return [(box.width, box.y0 + box.height / 2) for box in boxes]
+        return [(box.x0 + box.width / 2, box.height) for box in boxes]
+    if isinstance(artist, ErrorbarContainer):
+        artist = artist.lines[0]
+    if isinstance(artist, Line2D):
+        return list(zip(*(np.asarray(part, float) for part in artist.get_data()), strict=True))
+    return list(map(tuple, np.asarray(artist.get_offsets(), float))) if isinstance(artist, PathCollection) else []
 
 
 def _told(points: Series, names: Mapping[float, str], upright: bool) -> str:

@@ -88,8 +88,13 @@ def show(figure: Figure, formulas: bool = False) -> None:
 
     Its alternative text says what the marks say; the book puts the cell's own text on the layout before it.
     """
+    display(image(figure, formulas))
+
+
+def image(figure: Figure, formulas: bool = False) -> Image:
+    """What `show` displays; the figure is closed."""
     alt, width = alt_texts.in_numbers(figure), round(figure.get_figwidth() * 96)
-    display(Image(png(figure, formulas=formulas), width=width, alt=alt or None))
+    return Image(png(figure, formulas=formulas), width=width, alt=alt or None)
 
 
 def svg(figure: Figure) -> str:

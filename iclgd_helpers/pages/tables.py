@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from IPython.display import HTML, Image, display
+from IPython.display import HTML, display
 from matplotlib.figure import Figure
 
 from iclgd_helpers.experiments import readings
 from iclgd_helpers.experiments.arms import ARMS
 from iclgd_helpers.experiments.records import Record, is_current
-from iclgd_helpers.pages import alt_texts, figures
+from iclgd_helpers.pages import figures
 from iclgd_helpers.pages.figures import DIVERGED
 from iclgd_helpers.pages.selection import TASKS, cell, mark
 from iclgd_helpers.paths import resolve_path
@@ -110,12 +110,10 @@ def share_figure(name: str, figure: Figure, alt: str) -> None:
     The picture is stored once. Other pages, which are one folder down in the book, show the file that MyST-NB writes
     for it, named by its hash.
     """
-    numbers, width = alt_texts.in_numbers(figure), round(figure.get_figwidth() * 96)
-    png = figures.png(figure)
-    display(Image(png, width=width, alt=numbers or None))
-    source = f"../_images/{hashlib.sha256(png).hexdigest()}.png"
-    said = f"{alt} {numbers}".strip()
-    picture = f'<img src="{source}" alt="{html.escape(said)}" width="{width}" style="max-width:100%;height:auto"/>'
+    display(image := figures.image(figure))
+    source = f"../_images/{hashlib.sha256(image.data).hexdigest()}.png"
+    said = html.escape(f"{alt} {image.alt or ''}".strip())
+    picture = f'<img src="{source}" alt="{said}" width="{image.width}" style="max-width:100%;height:auto"/>'
     prefix = "application/papermill.record/"  # kept in the notebook, not shown there
     display({prefix + "text/html": picture}, metadata={"scrapbook": {"name": name, "mime_prefix": prefix}}, raw=True)
 

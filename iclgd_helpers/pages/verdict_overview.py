@@ -113,7 +113,7 @@ def finding(rows: Sequence[Row], *ids: str) -> list[tuple[str, str]]:
     """
     What came out of some statements, at the protocol's learning rate: a lead and the rest of a line for each.
 
-    One last line names those that are not judged for any model or reading, and why if all of them need the gate.
+    One last line names those that are not judged for any model or reading, and why if that is the gate.
     """
     said, nowhere = [], []
     for name in ids:
@@ -125,13 +125,16 @@ def finding(rows: Sequence[Row], *ids: str) -> list[tuple[str, str]]:
             said.append((f"{name} {BY_ID[name].says}", "; ".join(words) + "."))
         else:
             nowhere.append(name)
-    return said + (
-        [(_not_judged(nowhere), "; ".join(f"{BY_ID[n].says[:-1]} ({n})" for n in nowhere) + ".")] if nowhere else []
-    )
+    if nowhere:
+        names = "; ".join(f"{BY_ID[name].says[:-1]} ({name})" for name in nowhere)
+        said.append((_not_judged(rows, nowhere), f"{names}."))
+    return said
 
 
-def _not_judged(ids: Sequence[str]) -> str:
-    why = " because in-context learning helps on too few tasks" if all(BY_ID[name].gated for name in ids) else ""
+def _not_judged(rows: Sequence[Row], ids: Sequence[str]) -> str:
+    """A lead; it blames the gate only where there is evidence on each of the statements that the gate withholds."""
+    withheld = {row["id"] for row in rows if row["effect"] is None and row["without_the_gate"] is not None}
+    why = " because in-context learning helps on too few tasks" if withheld.issuperset(ids) else ""
     return f"Not judged for any model or reading{why}:"
 
 
@@ -175,7 +178,9 @@ def lines(rows: Sequence[Row], n_runs: Mapping[str, tuple[int, int]]) -> list[tu
             )
     judged = {row["id"] for row in rows if row["effect"] is not None}
     if nowhere := [one.id for one in STATEMENTS if one.id not in judged]:
-        said.append((_not_judged(nowhere), f"{len(nowhere)} of {len(STATEMENTS)} statements ({', '.join(nowhere)})."))
+        said.append(
+            (_not_judged(rows, nowhere), f"{len(nowhere)} of {len(STATEMENTS)} statements ({', '.join(nowhere)}).")
+        )
     if names := bias_only(rows):
         said.append(("Raw and calibrated differ in sign or verdict:", ", ".join(names) + "."))
     return said

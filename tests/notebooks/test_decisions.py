@@ -223,13 +223,19 @@ def test_a_pages_finding_is_in_the_words_of_its_verdicts() -> None:
     assert f"calibrated reading: {calm['verdict']}, effect {calm['effect']:+.3f} [" in line[1]
     assert "exploratory rows: " in verdict_overview.finding([rows[0] | {"part": "exploratory"}], "R1")[0][1]
     assert other[0].startswith("R13")
-    nothing = [row | {"effect": None} for row in rows]
+    nothing = [row | {"effect": None, "without_the_gate": None} for row in rows]
     assert verdict_overview.finding(nothing, "R1", "R13") == [
         (
             "Not judged for any model or reading:",
             "; ".join(f"{BY_ID[name].says[:-1]} ({name})" for name in ("R1", "R13")) + ".",
         )
     ]
+    withheld = [row | {"effect": None, "without_the_gate": [0.1, 0.0, 0.2]} for row in rows]
+    assert "in-context learning helps on too few tasks" in verdict_overview.finding(withheld, "R13")[0][0]
+    every = [withheld[0] | {"id": name} for name in BY_ID]
+    (lead, names) = next(line for line in verdict_overview.lines(every, {}) if line[0].startswith("Not judged"))
+    assert not any("too few" in lead for lead, _ in verdict_overview.lines(every[1:], {})), "the control: no evidence"
+    assert "too few tasks" in lead and names.startswith(f"{len(BY_ID)} of {len(BY_ID)} statements (R1, ")
     half = verdict_overview.finding([row | {"effect": None} if row["id"] == "R1" else row for row in rows], "R1", "R13")
     assert [lead[:3] for lead, _ in half] == ["R13", "Not"]
     assert {row["id"] for row in verdict_overview.stored()} == set(BY_ID)

@@ -47,7 +47,12 @@ def test_bars_and_dots(panel):
     panel.set_yticks([0, 1], ["CB", "MR"])
     panel.scatter([0.5], [1], label="null")
     panel.set_title("Changes")
-    assert told(panel) == "Changes: both 0.2 (CB), 0.3 (MR); null 0.5."
+    assert told(panel) == "Changes: null 0.5; both 0.2 (CB), 0.3 (MR)."
+
+
+def test_bars_of_error(panel):
+    panel.errorbar([1, 2], [0.2, 0.4], [0.1, 0.1], fmt="o", label="mean")
+    assert told(panel) == "mean from 0.2 to 0.4."
 
 
 @pytest.mark.parametrize("draw", ["imshow", "pcolormesh"])
