@@ -13,7 +13,7 @@ from typing import Any
 
 from iclgd_helpers import storage
 from iclgd_helpers.errors import CellError
-from tools import page_costs, page_lanes
+from tools import light_pages, page_costs, page_lanes
 from tools.book_pages import ROOT, notebooks, pages, preset_values
 
 
@@ -75,7 +75,7 @@ def html(build: Path) -> None:
         else "This build has no PDF and no ePub yet; `make pdf` and `make epub` write them."
     )
     storage.write_text(build / "source" / "book" / "_generated" / "downloads.md", f"{said}\n")
-    render(build)
+    light_pages.lighten(render(build))
     for file in files:
         shutil.copy(file, build / "html" / file.name)
 

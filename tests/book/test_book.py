@@ -1,5 +1,6 @@
 """The built book: strict, complete, self-contained; readable on a phone, in the dark, by keyboard, and on paper."""
 
+import gzip
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -7,6 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 import nbformat
+import PIL.Image
 import pytest
 from bs4 import BeautifulSoup
 from nbclient import NotebookClient
@@ -106,6 +108,42 @@ def test_images_are_there_and_described(pages):
         assert undescribed(page) == [], path.name
         for image in page.select(".bd-article img"):
             assert image["src"].startswith("data:image/") or (path.parent / unquote(image["src"])).is_file()
+
+
+def weight(file: Path) -> int:
+    """Bytes that a host sends for a page or what it shows, compressed unless it is already."""
+    content = file.read_bytes()
+    return len(content if file.suffix in (".png", ".webp") else gzip.compress(content, 6))
+
+
+def too_heavy(path: Path, page: BeautifulSoup, most: int) -> bool:
+    """Whether a page weighs more with all that it loads, now or later; without the letters of formulas and icons."""
+    sources = [element.get("src") or element["href"] for element in page.select("[src], link[rel~=stylesheet]")]
+    sources += re.findall(r'"([^"]+\.webp)"', str(page))
+    files = {path.parent / unquote(source).partition("?")[0] for source in sources if not source.startswith("data:")}
+    return weight(path) + sum(map(weight, files)) > most
+
+
+def test_no_page_is_too_heavy_for_a_phone(html, pages):
+    contents = {path: page for path, page in pages.items() if path.parent.name in ("book", "notebooks")}
+    assert not [path.name for path, page in contents.items() if too_heavy(path, page, 1_500_000)]
+    index = html / "book" / "index.html"
+    assert not too_heavy(index, pages[index], 400_000)
+    assert too_heavy(index, pages[html / "notebooks" / "70_layer_causal_finetuning.html"], 600_000), "the control"
+
+
+def test_a_page_fetches_pictures_and_frames_when_they_are_looked_at(html, pages, tab):
+    for path, page in pages.items():
+        assert "data:image/webp" not in str(page), path.name
+        for image in page.select(".bd-article img[src^='../_images/'][src$='.png']"):
+            width, height = PIL.Image.open(path.parent / image["src"]).size
+            assert image["loading"] == "lazy"
+            assert int(image["height"]) == pytest.approx(int(image["width"]) * height / width, abs=1)
+    tab.open((html / "notebooks" / "03_what_the_step_does_not_say.html").as_uri())
+    picture, slider = (f"document.querySelector('[id^=frames-] {kind}')" for kind in ("img", "input"))
+    before = tab.run(f"{picture}.currentSrc")
+    tab.run(f"{slider}.value = 3; {slider}.oninput(); {picture}.decode()")
+    assert tab.run(f"{picture}.currentSrc") != before and tab.run(f"{picture}.naturalWidth") > 300
 
 
 def test_figures_have_numbered_captions(html, pages):
@@ -219,6 +257,12 @@ UNNAMED = """(() => {
   return new Set(names).size < names.length ? [...found, "one name twice"] : found;
 })()"""
 
+# Equations and code that scroll sideways.
+WIDE = """[...document.querySelectorAll(".bd-article :is(div.math, pre)")]
+  .filter(box => box.checkVisibility() && box.scrollWidth > box.clientWidth + 1)
+  .map(box => box.textContent.slice(0, 80))
+"""
+
 # What paper would lose: boxes that cut their content, content beyond the edge, cells that cover each other.
 LOST = """(() => {
   const lost = [], edge = document.documentElement.clientWidth + 1;
@@ -251,7 +295,7 @@ AXE_WHEEL = pinned_downloads.Package(
     1,
 )
 RESULTS = "book/results.html"
-PHONE = 375  # pixels
+PHONE, DESK = 375, 1440  # pixels
 PAPER = 717  # pixels: A4 between the margins of the browser
 
 
@@ -277,12 +321,13 @@ def reports(html, tab) -> dict[str, dict]:
     with browser.Server(html) as server:
         for name in names:
             tab.open(f"{server.address}/{name}", PHONE, theme="dark")
-            for width in (PHONE, 1280):
+            for width in (PHONE, DESK):
                 tab.window(width)
                 for theme in ("light", "dark"):
                     tab.run(f"for (const key of ['mode', 'theme']) document.documentElement.dataset[key] = '{theme}'")
                     seen = tab.run(REPORT) | {"unnamed": tab.run(UNNAMED)}
                     seen["pale"] = tab.run(PALE) if width == PHONE else []  # no width changes a colour
+                    seen["wide"] = tab.run(WIDE) if width == DESK else []
                     found[f"{name} {width} {theme}"] = seen
             with tab.printing(PAPER):
                 found[f"{name} {width} {theme}"]["lost"] = tab.run(LOST)
@@ -315,9 +360,9 @@ def test_dark_mode_is_dark(reports):
         assert (max(channels) < 60) == name.endswith("dark"), f"{name}: {seen['background']}"
 
 
-@pytest.mark.parametrize("fault", ["pale", "unnamed", "lost"])
+@pytest.mark.parametrize("fault", ["pale", "unnamed", "lost", "wide"])
 def test_every_page_can_be_read(reports, fault: str):
-    """Contrast; names and stops of tables and boxes that scroll; nothing is lost on paper."""
+    """Contrast; names and stops of tables and boxes that scroll; nothing is lost on paper or scrolls on a desk."""
     found = {name: seen[fault] for name, seen in reports.items() if seen.get(fault)}
     assert not found, {name: (len(faults), faults[:3]) for name, faults in found.items()}
 
@@ -360,6 +405,12 @@ def test_control_a_page_without_our_style_or_script_has_the_fault(tab, show, scr
     for blocked in ("", f"*{without}*"):
         show("notebooks/80_cost_and_speed.html", blocked=blocked, width=375, theme="dark")
         assert bool(tab.run(script)) == bool(blocked)
+
+
+def test_control_code_without_our_style_scrolls_on_a_desk(tab, show):
+    for blocked in ("", "*book.css*"):
+        show("book/mutations.html", blocked=blocked, width=DESK)
+        assert bool(tab.run(WIDE)) == bool(blocked)
 
 
 def test_control_paper_without_our_style_loses_columns(tab, show):
