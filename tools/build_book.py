@@ -16,6 +16,8 @@ from iclgd_helpers.errors import CellError
 from tools import light_pages, page_costs, page_lanes
 from tools.book_pages import ROOT, notebooks, pages, preset_values
 
+DOWNLOADS = "source/book/_generated/downloads.md"  # in a build: what the landing page says of the book in one file
+
 
 def render(build: Path, builder: str = "html") -> Path:
     """Strict build of `build`/source into the folder that is returned, `build`/html; a warning is an error."""
@@ -74,7 +76,7 @@ def html(build: Path) -> None:
         if links
         else "This build has no PDF and no ePub yet; `make pdf` and `make epub` write them."
     )
-    storage.write_text(build / "source" / "book" / "_generated" / "downloads.md", f"{said}\n")
+    storage.write_text(build / DOWNLOADS, f"{said}\n")
     light_pages.lighten(render(build))
     for file in files:
         shutil.copy(file, build / "html" / file.name)

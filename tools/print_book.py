@@ -8,11 +8,14 @@ It prints what the last `make book` has built.
 
 from __future__ import annotations
 
+import datetime
 import io
 import sys
 import tempfile
+import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pypdf
 
@@ -31,8 +34,8 @@ READY = """(async () => {
   for (const folded of document.querySelectorAll("details")) folded.open = true;
   for (const image of document.images) { image.loading = "eager"; if (!image.complete) await image.decode(); }
 })()"""
-HEADINGS = """[...document.querySelectorAll("h1, h2, h3, h4, h5, h6")].filter(heading => heading.checkVisibility())
-  .map(heading => heading.innerText)"""
+HEADINGS = """[...document.querySelectorAll("h1, h2, h3, h4, h5, h6, [role=heading]")]
+  .filter(heading => heading.checkVisibility()).map(heading => heading.innerText)"""
 
 
 def pdf() -> Path:
@@ -46,7 +49,7 @@ def pdf() -> Path:
     """
     if browser.path() is None:
         raise InputError("no Chromium found: install the package chromium, or set ICLGD_BROWSER to its path")
-    built = build_book.render(BUILD, "singlehtml")
+    built = _rendered("singlehtml")
     whole = (built / "book" / "index.html").read_text(encoding="utf-8")
     whole = whole.replace('href="book/index.html#', 'href="#')  # links within the page, which stay so in the file
     (built / "index.html").write_text(whole, encoding="utf-8")  # where its links to pictures are right
@@ -61,6 +64,13 @@ def pdf() -> Path:
         raise InputError(f"the PDF has fewer sections than the book: its bookmarks end or part before {lost!r}")
     storage.write_bytes(BUILD / f"{NAME}.pdf", printed)
     return BUILD / f"{NAME}.pdf"
+
+
+def _rendered(builder: str) -> Path:
+    """The pages as a builder makes them; they say that they are the book in one file."""
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
+    storage.write_text(BUILD / build_book.DOWNLOADS, f"This is the whole book in one file, written {now}.\n")
+    return build_book.render(BUILD, builder)
 
 
 def first_without_bookmark(printed: bytes, headings: list[str]) -> str:
@@ -84,11 +94,31 @@ def plain(heading: str) -> str:
 
 
 def epub() -> Path:
-    """Write the ePub; the file."""
-    built = build_book.render(BUILD, "epub")
+    """Write the ePub; the file. Raises InputError if a page of it cannot be read."""
+    built = _rendered("epub")
     (file,) = built.glob("*.epub")
+    if fault := first_fault(file):
+        raise InputError(f"a reader of ePubs would refuse the book: {fault}")
     storage.write_bytes(BUILD / f"{NAME}.epub", file.read_bytes())
     return BUILD / f"{NAME}.epub"
+
+
+def first_fault(book: Path) -> str:
+    """The first page of an ePub that is no XML, or that one who turns its pages does not come to; empty if none is."""
+    with zipfile.ZipFile(book) as packed:
+        listed = ElementTree.fromstring(packed.read("content.opf"))
+        hrefs = {item.get("id"): item.get("href") for item in listed.findall(".//{*}item")}
+        turned = {
+            hrefs.get(page.get("idref")) for page in listed.findall(".//{*}itemref") if page.get("linear") != "no"
+        }
+        for page in (name for name in packed.namelist() if name.endswith(".xhtml") and name != "nav.xhtml"):
+            try:
+                ElementTree.fromstring(packed.read(page))
+            except ElementTree.ParseError as error:
+                return f"{page} is no XHTML ({error})"
+            if page not in turned:
+                return f"{page} is not in the order of its pages"
+    return ""
 
 
 def main(arguments: list[str]) -> int:

@@ -3,6 +3,7 @@
 import gzip
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -15,7 +16,7 @@ from nbclient import NotebookClient
 
 from iclgd_helpers import pinned_downloads
 from iclgd_helpers.errors import InputError
-from tools import book_pages, browser, build_book
+from tools import book_pages, browser, build_book, print_book
 
 LOADING = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "embed": "src"}
 LOADING_LINKS = {"stylesheet", "preload", "icon", "shortcut", "modulepreload"}
@@ -48,6 +49,12 @@ def test_every_notebook_is_a_page_with_its_outputs(html, pages):
             for out in o.get("data", {})
         }
         assert bool(page.select(".cell_output img")) == bool(stored & {"image/png", "image/svg+xml"})
+
+
+def test_the_whole_book_can_be_read_as_an_epub(html, tmp_path):
+    shutil.copytree(html.parent / "source", tmp_path / "_build" / "source")
+    (book,) = build_book.render(tmp_path / "_build", "epub").glob("*.epub")
+    assert print_book.first_fault(book) == ""
 
 
 def test_status_page_says_what_was_built(html, pages):

@@ -19,7 +19,7 @@ import yaml
 from bs4 import BeautifulSoup
 
 from iclgd_helpers.pages import tables
-from tools import api_page, browser, build_book, icons
+from tools import api_page, browser, build_book, icons, print_book
 from tools.book_pages import ROOT
 
 PLAIN = """# A page without a formula
@@ -94,6 +94,7 @@ def test_the_epub_has_its_title_and_formulas_and_no_buttons(html: Path, tmp_path
         about, formulas = (packed.read(name).decode() for name in ("content.opf", "book/formulas.xhtml"))
     assert f"<dc:title>{yaml.safe_load((ROOT / '_config.yml').read_text())['title']}</dc:title>" in about
     assert formulas.count("<math") >= 5 and "\\(" not in formulas
+    assert print_book.first_fault(book) == ""
 
 
 @pytest.fixture(scope="session")
