@@ -42,7 +42,7 @@ def framed(notebook: nbformat.NotebookNode, path: Path, costs: dict[str, Any]) -
 
     Under the title come what the page found, wherever the notebook computes it, then the command that runs the page
     with another seed, what the page costs, and where its claims, proofs, errata and results are. What one learns is
-    folded, and so is code that only draws. Tables get their captions and pictures their descriptions. What prepares a
+    folded, solutions one by one, and so is code that only draws. Tables get their captions and pictures their descriptions. What prepares a
     page and signs it off comes last.
     """
     title, *rest = notebook.cells
@@ -51,7 +51,7 @@ def framed(notebook: nbformat.NotebookNode, path: Path, costs: dict[str, Any]) -
         if cell.id == "goals":
             cell.source = folded("What this page teaches, and what it asks for", cell.source)
         if cell.id == "solutions":
-            cell.source = folded("Solutions", cell.source)
+            cell.source = solutions(cell.source)
         if cell.id == "references":
             cell.source = ARXIV.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", cell.source)
         if cell.cell_type == "code" and DRAWS.search(cell.source) and not OPEN_OR_FOLDED & tags(cell):
@@ -116,6 +116,15 @@ def folded(name: str, markdown: str) -> str:
     """A text that opens when it is asked for."""
     fence = ":" * 8
     return f"{fence}{{admonition}} {name}\n---\nclass: dropdown\n---\n{markdown}\n{fence}"
+
+
+def solutions(markdown: str) -> str:
+    """A fold for each solution, numbered as the text numbers them, so that one does not show the next."""
+    if not (first := re.match(r"(\**)1\.\1 ", markdown)):
+        return folded("Solutions", markdown)
+    stars = re.escape(first[1])
+    texts = re.split(rf"(?m)^{stars}\d+\.{stars} ", markdown)[1:]
+    return "\n\n".join(folded(f"Solution {number}", text.strip()) for number, text in enumerate(texts, 1))
 
 
 def head(path: Path, costs: dict[str, Any]) -> str:

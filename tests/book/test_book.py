@@ -270,7 +270,8 @@ WIDE = """[...document.querySelectorAll(".bd-article :is(div.math, pre)")]
   .map(box => box.textContent.slice(0, 80))
 """
 
-# What paper would lose: boxes that cut their content, content beyond the edge, cells that cover each other.
+# What paper would lose, or show twice: boxes that cut their content, content beyond the edge, cells that cover each
+# other, what formulas say to a screen reader.
 LOST = """(() => {
   const lost = [], edge = document.documentElement.clientWidth + 1;
   for (const e of document.querySelectorAll(".bd-article *")) {
@@ -280,6 +281,8 @@ LOST = """(() => {
   }
   for (const formula of document.querySelectorAll(".bd-article mjx-math"))
     if (formula.getBoundingClientRect().right > edge) lost.push(formula.textContent);
+  for (const spoken of document.querySelectorAll(".bd-article mjx-assistive-mml"))
+    if (getComputedStyle(spoken).position != "absolute") lost.push("shown twice: " + spoken.textContent);
   for (const row of document.querySelectorAll(".bd-article tr")) {
     const boxes = [...row.cells].map(cell => cell.getBoundingClientRect());
     if (boxes.some((box, i) => i && box.left < boxes[i - 1].right - 1)) lost.push("covered: " + row.textContent);

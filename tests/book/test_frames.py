@@ -27,6 +27,15 @@ def a_page():
     return new_notebook(cells=cells)
 
 
+@pytest.mark.parametrize("stars", ["", "*", "**"])
+def test_one_solution_does_not_show_the_next(stars):
+    first, second = f"{stars}1.{stars} A list:\n\n{' ' if stars else '   '}1. one", f"{stars}2.{stars} Two."
+    folds = page_frames.solutions(f"{first}\n\n{second}").split("{admonition}")[1:]
+    texts = [fold.split("---\n")[2] for fold in folds]
+    assert len(texts) == 2 and "1. one" in texts[0] and "Two." not in texts[0] and "Two." in texts[1]
+    assert page_frames.solutions("No number.").count("{admonition} Solutions") == 1
+
+
 def test_what_a_page_found_comes_first_wherever_it_was_computed():
     page = a_page()
     page.cells.insert(-2, new_markdown_cell("It falls.", id="finding-md"))
@@ -55,7 +64,7 @@ def test_a_page_is_framed():
     assert shown["draw"] == {"hide-input"} and shown["check"] == {CHECK} and shown["sum"] == set()
     assert shown["long"] == {"hide-cell"}
     (solutions,) = (cell for cell in cells if cell.id == "solutions")
-    assert "Solutions\n---\nclass: dropdown" in solutions.source and "*1.* Two." in solutions.source
+    assert "Solution 1\n---\nclass: dropdown\n---\nTwo." in solutions.source
     assert (
         "33 seconds" in cells[1].source and "0.8 GB" in cells[1].source and "iclgd run 03 -p seed 3" in cells[1].source
     )
