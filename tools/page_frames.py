@@ -42,8 +42,8 @@ def framed(notebook: nbformat.NotebookNode, path: Path, costs: dict[str, Any]) -
 
     Under the title come what the page found, wherever the notebook computes it, then the command that runs the page
     with another seed, what the page costs, and where its claims, proofs, errata and results are. What one learns is
-    folded, solutions one by one, and so is code that only draws. Tables get their captions and pictures their descriptions. What prepares a
-    page and signs it off comes last.
+    folded, and so is code that only draws; solutions open one by one. Tables get their captions and pictures their
+    descriptions. What prepares a page and signs it off comes last.
     """
     title, *rest = notebook.cells
     found = [cell for cell in rest if cell.id in FINDING]
