@@ -26,6 +26,7 @@ from tools.book_pages import ROOT
 
 BUILD = ROOT / "_build"
 NAME = "in-context-learning-as-gradient-descent"
+PAPER = 717  # pixels: A4 between the margins of the browser
 FOOTER = (
     '<div style="font-size:8px;width:100%;text-align:center;color:#555">'
     '<span class="title"></span> &middot; <span class="pageNumber"></span></div>'
@@ -59,7 +60,9 @@ def pdf() -> Path:
             tab.run(READY)
             options = {"displayHeaderFooter": True, "headerTemplate": "<span></span>", "footerTemplate": FOOTER}
             options |= {"generateDocumentOutline": True, "generateTaggedPDF": True}
-            printed, headings = tab.paper(marginTop=0.6, marginBottom=0.7, **options), tab.run(HEADINGS)
+            printed = tab.paper(marginTop=0.6, marginBottom=0.7, **options)
+            with tab.printing(PAPER):  # some headings are on paper only, others on the screen
+                headings = tab.run(HEADINGS)
     if lost := first_without_bookmark(printed, headings):
         raise InputError(f"the PDF has fewer sections than the book: its bookmarks end or part before {lost!r}")
     storage.write_bytes(BUILD / f"{NAME}.pdf", printed)

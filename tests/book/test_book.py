@@ -306,7 +306,6 @@ AXE_WHEEL = pinned_downloads.Package(
 )
 RESULTS = "book/results.html"
 PHONE, DESK = 375, 1440  # pixels
-PAPER = 717  # pixels: A4 between the margins of the browser
 
 
 @pytest.fixture(scope="session")
@@ -339,7 +338,7 @@ def reports(html, tab) -> dict[str, dict]:
                     seen["pale"] = tab.run(PALE) if width == PHONE else []  # no width changes a colour
                     seen["wide"] = tab.run(WIDE) if width == DESK else []
                     found[f"{name} {width} {theme}"] = seen
-            with tab.printing(PAPER):
+            with tab.printing(print_book.PAPER):
                 found[f"{name} {width} {theme}"]["lost"] = tab.run(LOST)
     tab.forget(probe)
     return found
@@ -426,7 +425,7 @@ def test_control_code_without_our_style_scrolls_on_a_desk(tab, show):
 def test_control_paper_without_our_style_loses_columns(tab, show):
     for blocked in ("", "*book.css*"):
         show(blocked=blocked)
-        with tab.printing(PAPER):
+        with tab.printing(print_book.PAPER):
             assert bool(tab.run(LOST)) == bool(blocked)
 
 

@@ -7,10 +7,12 @@ import pytest
 from iclgd_helpers.errors import InputError
 from tools import browser, build_book, print_book
 
-BOOK = """<!doctype html><title>T</title><article><h1>A book</h1><h2>1. First &amp; foremost</h2><p>Text.</p>
+BOOK = """<!doctype html><title>T</title><style>@media print {nav {display: none}} @media screen {div {display: none}}
+</style><article><nav><h2>Menu</h2></nav><h1>A book</h1>
+<div><h2>Contents</h2><p role="heading" aria-level="2">Part</p></div><h2>1. First &amp; foremost</h2><p>Text.</p>
 <h3>A <em>part</em></h3><h2>2. Second</h2><details><summary>More</summary><h3>Folded</h3></details>
 <h4 hidden>Never shown</h4><p><a href="book/index.html#x">link</a></p><p id="x">There.</p></article>"""
-HEADINGS = ["A book", "1. First & foremost", "A part", "2. Second", "Folded"]
+HEADINGS = ["A book", "Contents", "Part", "1. First & foremost", "A part", "2. Second", "Folded"]
 
 
 def small_book(build: Path, builder: str) -> Path:
@@ -28,7 +30,7 @@ def test_every_section_is_a_bookmark_of_the_pdf(tmp_path, monkeypatch):
     assert b"127.0.0.1" not in printed, "links within the book lead to the server that it was printed from"
     assert print_book.first_without_bookmark(printed, HEADINGS) == ""
     assert print_book.first_without_bookmark(printed, [*HEADINGS, "Lost"]) == "Lost"
-    assert print_book.first_without_bookmark(printed, [HEADINGS[0], *HEADINGS[2:]]) == "A part"
+    assert print_book.first_without_bookmark(printed, [HEADINGS[0], *HEADINGS[2:]]) == "Part"
 
 
 @pytest.mark.skipif(browser.path() is None, reason="no chromium found: install it, or set ICLGD_BROWSER to its path")
