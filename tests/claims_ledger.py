@@ -72,7 +72,7 @@ def entry(claim: Claim) -> dict[str, Any]:
         {"text": control.text, "erratum": list(control.erratum)} | error
         for control, error in zip(claim.controls, wrong, strict=True)
     ]
-    texts = ("id", "statement", "source", "notebook", "status", "drawn")
+    texts = ("id", "statement", "source", "notebook", "status", "refutes", "drawn")
     return (
         {name: getattr(claim, name) for name in texts}
         | values

@@ -11,7 +11,7 @@ import pandas as pd
 
 from iclgd_helpers import storage
 from iclgd_helpers.pages import published
-from iclgd_helpers.pages.claims import ROOT, Entry, load, title
+from iclgd_helpers.pages.claims import ROOT, Entry, load, title, worded
 
 ERRATA = range(1, 31)
 
@@ -78,7 +78,7 @@ def claims_page(ledger: list[Entry], theorems_page: str) -> str:
             items = [found(claim), *map(failed, claim["controls"]), f"Source: {claim['source']}."]
             items += [f"See {', '.join(places)}."] if places else []
             items.append(f"Check: `{claim['test'].partition('::')[2]}`")
-            head = f"**{claim['id']}** ({claim['status']}). {claim['statement'].rstrip('.')}."
+            head = f"**{claim['id']}** ({claim['status']}). {worded(claim).rstrip('.')}."
             lines += [f"({name})=\n{head}\n\n" + "\n".join(f"- {item}" for item in items)]
     return "\n\n".join(lines) + "\n"
 

@@ -25,7 +25,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.nodes import make_refnode
 
-from iclgd_helpers.pages.claims import load
+from iclgd_helpers.pages.claims import load, worded
 from tools.claims_pages import anchor
 
 LONGEST = 200  # characters of a preview
@@ -95,7 +95,7 @@ def claims(env: BuildEnvironment) -> dict[str, Target]:
     for entry in load():
         if (name := anchor(entry["id"])) in places:
             docname, place = places[name]
-            said = short(f"Claim ({entry['status']}): {entry['statement']}")
+            said = short(f"Claim ({entry['status']}): {worded(entry)}")
             found[entry["id"]] = Target("claim", docname, place, said)
     return found
 

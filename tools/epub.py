@@ -7,12 +7,8 @@ of the lists are wrong for a book whose first page lies in a folder.
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import posixpath
 import re
-import unicodedata
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +18,11 @@ from latex2mathml.converter import convert
 from sphinx.application import Sphinx
 from sphinx.builders.epub3 import Epub3Builder
 
+PICTURES = (".svg", ".png")  # of prose; the theme's are small
 STYLES = ("pygments.css", "reading.css")  # the second is ours
 PAGE = re.compile(r'(<item id="epub-[^>]*href="([^"]+\.xhtml)" media-type="[^"]*")')
 DOCTYPE = re.compile(r"<!DOCTYPE[^>]*>")
-VARIANT = re.compile(r'<mi mathvariant="(double-struck|script)">([A-Z])</mi>')
+LETTER = re.compile(r"\\(math(?:bb|cal|bf))\s*([A-Za-z])(?![A-Za-z])")
 NO_SHAPE = re.compile(r"<path (?![^>]*\bd=)")  # matplotlib's of a space
 
 
@@ -33,19 +30,10 @@ def mathml(formula: str, display: str) -> str:
     """
     A formula's MathML, set `inline` or as a `block`.
 
-    The converter knows `aligned` as `align*` only; readers show a letter's variant where it is a letter of its own.
+    The converter knows the rows of `align*` alone, and letters of another kind where they stand in braces.
     """
-    known = re.sub(r"(begin|end)\{aligned\}", r"\1{align*}", formula)
-    return VARIANT.sub(lambda letter: _letter(letter[1].upper(), letter[2]), convert(known, display=display))
-
-
-def _letter(variant: str, letter: str) -> str:
-    """A capital as Unicode has it in a variant: the common ones are older than its block of mathematical letters."""
-    names = (f"{block}{variant} CAPITAL {letter}" for block in ("", "MATHEMATICAL "))
-    for name in names:
-        with contextlib.suppress(KeyError):
-            return f"<mi>{unicodedata.lookup(name)}</mi>"
-    raise ValueError(f"no letter {letter} in {variant.lower()}")
+    known = re.sub(r"(begin|end)\{(?:aligned|gathered)\}", r"\1{align*}", formula)
+    return str(convert(LETTER.sub(r"\\\1{\2}", known), display=display))
 
 
 def inline(translator: Any, node: nodes.Element) -> None:
@@ -72,10 +60,14 @@ class Builder(Epub3Builder):
             entry["refuri"] = posixpath.normpath(entry["refuri"])
 
     def build_content(self) -> None:
-        """The list of files: no scripts and letters of the website's, and which pages hold formulas or drawings."""
+        """
+        The list of files: no scripts and letters of the website's, and which pages hold formulas or drawings.
+
+        An ePub may not name files elsewhere, as the first line of matplotlib's drawings does.
+        """
         folder = Path(self.outdir)
         for file in folder.joinpath("_static").rglob("*"):
-            if file.is_file() and file.name not in (*STYLES, "idea.svg"):
+            if file.is_file() and file.name not in STYLES and file.suffix not in PICTURES:
                 file.unlink()
         for file in folder.rglob("*.svg"):
             drawn = file.read_text(encoding="utf-8")
@@ -97,9 +89,9 @@ class Builder(Epub3Builder):
 
 
 def as_xhtml(body: str) -> str:
-    """A page's HTML without scripts and styles, with every tag closed and a name space for drawings."""
+    """A page's HTML without scripts, styles and files in links; every tag closed, and a name space for drawings."""
     page: Any = BeautifulSoup(body, "html5lib").body
-    for element in page.select("script, style, summary > .expanded, .headerlink"):
+    for element in page.select("script, style, summary > .expanded, .headerlink, a[href^='data:']"):
         element.decompose()
     for paragraph in page.select("summary > p"):
         paragraph.name = "span"
@@ -107,11 +99,14 @@ def as_xhtml(body: str) -> str:
         drawing["xmlns"] = "http://www.w3.org/2000/svg"
     for cell in page.select("th, td"):  # of pandas; XHTML leaves both to the style
         del cell["valign"], cell["halign"]
-    for link in page.select("a[href*='.html']:not([href*=':'])"):
+    for link in page.select("a[href*='.html']:not([href*='://'])"):
         link["href"] = link["href"].replace(".html", ".xhtml")
-    for _name, owners in itertools.groupby(sorted(page.select("[id]"), key=itemgetter("id")), itemgetter("id")):
-        for again in list(owners)[1:]:  # sphinx-proof gives all proofs one name
-            del again["id"]
+    seen: set[str] = set()
+    for element in page.select("[id]"):  # sphinx-proof gives all proofs one name
+        if element["id"] in seen:
+            del element["id"]
+        else:
+            seen.add(element["id"])
     return str(page.decode_contents())
 
 
@@ -124,7 +119,7 @@ def on_page(app: Sphinx, _page: str, _template: str, context: dict[str, Any], _d
 
 
 def choose(app: Sphinx) -> None:
-    """Take MathML, pictures in place of sliders, and no buttons to launch a page, where the ePub is written."""
+    """Take MathML, and no buttons to launch a page, where the ePub is written."""
     if app.builder.name == "epub":
         app.config.html_math_renderer = "mathml"
         app.config.html_theme_options.pop("launch_buttons", None)

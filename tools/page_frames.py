@@ -119,12 +119,10 @@ def folded(name: str, markdown: str) -> str:
 
 
 def solutions(markdown: str) -> str:
-    """A fold for each solution, numbered as the text numbers them, so that one does not show the next."""
-    if not (first := re.match(r"(\**)1\.\1 ", markdown)):
-        return folded("Solutions", markdown)
-    stars = re.escape(first[1])
-    texts = re.split(rf"(?m)^{stars}\d+\.{stars} ", markdown)[1:]
-    return "\n\n".join(folded(f"Solution {number}", text.strip()) for number, text in enumerate(texts, 1))
+    """A fold for each solution, so that one does not show the next; they are numbered like the exercises (tested)."""
+    stars = re.escape(markdown.partition("1")[0])
+    parts = re.split(rf"(?m)^{stars}(\d+)\.{stars} ", markdown)[1:]
+    return "\n\n".join(folded(f"Solution {n}", text.strip()) for n, text in zip(parts[::2], parts[1::2], strict=True))
 
 
 def head(path: Path, costs: dict[str, Any]) -> str:

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import datetime
 import io
+import posixpath
 import sys
 import tempfile
+import urllib.parse
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -107,21 +109,41 @@ def epub() -> Path:
 
 
 def first_fault(book: Path) -> str:
-    """The first page of an ePub that is no XML, or that one who turns its pages does not come to; empty if none is."""
+    """
+    What is wrong with an ePub, empty if nothing is.
+
+    A page is no XML; one who turns the pages does not come to it; the table of contents lacks it; what it links to or
+    shows is not there.
+    """
+    trees = {}
     with zipfile.ZipFile(book) as packed:
-        listed = ElementTree.fromstring(packed.read("content.opf"))
-        hrefs = {item.get("id"): item.get("href") for item in listed.findall(".//{*}item")}
-        turned = {
-            hrefs.get(page.get("idref")) for page in listed.findall(".//{*}itemref") if page.get("linear") != "no"
-        }
-        for page in (name for name in packed.namelist() if name.endswith(".xhtml") and name != "nav.xhtml"):
+        files = set(packed.namelist())
+        for name in (name for name in packed.namelist() if name.endswith((".xhtml", ".opf"))):
             try:
-                ElementTree.fromstring(packed.read(page))
+                trees[name] = ElementTree.fromstring(packed.read(name))
             except ElementTree.ParseError as error:
-                return f"{page} is no XHTML ({error})"
-            if page not in turned:
-                return f"{page} is not in the order of its pages"
+                return f"{name} is no XHTML ({error})"
+    listed = trees.pop("content.opf")
+    hrefs = {item.get("id"): item.get("href") for item in listed.findall(".//{*}item")}
+    order = [page for page in listed.findall(".//{*}itemref") if page.get("linear") != "no"]
+    links = {name: set(_links(name, tree)) for name, tree in trees.items()}
+    turned = {hrefs.get(page.get("idref")) for page in order}
+    for page in trees.keys() - {"nav.xhtml"}:
+        if page not in turned:
+            return f"{page} is not in the order of pages"
+        if page not in links["nav.xhtml"]:
+            return f"{page} is not in the table of contents"
+        if lost := links[page] - files:
+            return f"{page} leads to {lost.pop()}, which is not in the book"
     return ""
+
+
+def _links(page: str, tree: ElementTree.Element) -> Iterator[str]:
+    """The files of the book that a page links to or shows."""
+    for element in tree.iter():
+        address = urllib.parse.urlsplit(element.get("href") or element.get("src") or "")
+        if address.path and not address.scheme:
+            yield posixpath.normpath(posixpath.join(posixpath.dirname(page), urllib.parse.unquote(address.path)))
 
 
 def main(arguments: list[str]) -> int:

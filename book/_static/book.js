@@ -134,3 +134,18 @@ addEventListener("DOMContentLoaded", () => {
   };
   startup.promise = startup.promise.then(set);
 });
+
+// Who touches a slider, or comes to it by keyboard, will move it: then its frames are fetched.
+for (const kind of ["pointerover", "focusin"])
+  document.addEventListener(kind, event => {
+    const box = event.target.closest?.("[id^=frames-]:not([data-fetched])");
+    if (!box) return;
+    box.dataset.fetched = "";
+    for (const [file] of box.querySelector("script").textContent.matchAll(/[^"]+\.webp/g)) new Image().src = file;
+  });
+
+// What the theme calls a PDF prints the page that is shown.
+addEventListener("DOMContentLoaded", () => {
+  for (const name of document.querySelectorAll(".btn-download-pdf-button .btn__text-container"))
+    name.textContent = "print this page";
+});

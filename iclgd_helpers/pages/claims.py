@@ -21,6 +21,11 @@ def load(path: Path = PATH) -> list[Entry]:
     return storage.read_json(path)["claims"] if path.is_file() else []
 
 
+def worded(claim: Entry) -> str:
+    """A claim's statement; where a sentence of the papers is refuted, that one before it."""
+    return f"“{claim['refutes']}” Correct: {claim['statement']}" if claim["refutes"] else str(claim["statement"])
+
+
 @cache
 def title(notebook: str) -> str:
     """First heading of a notebook; its name where there is none."""

@@ -1,4 +1,4 @@
-"""All verdicts on one screen: a sentence a statement; for each model and reading a word, a colour, an interval."""
+"""All verdicts in one table: a sentence a statement; for each model and reading a word, a colour, an interval."""
 
 from __future__ import annotations
 
@@ -156,25 +156,23 @@ def counted(rows: Iterable[Row]) -> dict[str, int]:
 
 def lines(rows: Sequence[Row], n_runs: Mapping[str, tuple[int, int]]) -> list[tuple[str, str]]:
     """
-    The outcome in a few sentences, as pairs of a lead and the rest.
+    The outcome at the protocol's learning rate in a few sentences, as pairs of a lead and the rest.
 
     Parameters
     ----------
     n_runs : model -> how many of its runs there are, and how many there should be.
     """
-    said = []
+    rows, said = [row for row in rows if row["rate"] == "protocol"], []
     for model, (there, wanted) in n_runs.items():
         mine = [row for row in rows if row["model"] == model and row["effect"] is not None]
         parts = {row["part"] for row in rows if row["model"] == model} - {EXPLORATORY}
         where = "" if parts else f" on exploratory rows (confirmatory runs: {there} of {wanted})"
         counts = ", ".join(f"{n} {word}" for word, n in counted(mine).items())
-        said.append(
-            (f"{model}:", f"{counts}, of {len(mine)} verdicts, one a statement, reading and learning rate{where}.")
-        )
+        said.append((f"{model}:", f"{counts}, of {len(mine)} verdicts, one a statement and reading{where}."))
     for word in (REPRODUCED, REFUTED, EQUIVALENT):
         if names := always(rows, word):
             said.append(
-                (f"{word.capitalize()} everywhere:", "; ".join(f"{BY_ID[n].says[:-1]} ({n})" for n in names) + ".")
+                (f"{word.capitalize()} wherever judged:", "; ".join(f"{BY_ID[n].says[:-1]} ({n})" for n in names) + ".")
             )
     judged = {row["id"] for row in rows if row["effect"] is not None}
     if nowhere := [one.id for one in STATEMENTS if one.id not in judged]:

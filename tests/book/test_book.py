@@ -4,6 +4,7 @@ import gzip
 import os
 import re
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -55,6 +56,10 @@ def test_the_whole_book_can_be_read_as_an_epub(html, tmp_path):
     shutil.copytree(html.parent / "source", tmp_path / "_build" / "source")
     (book,) = build_book.render(tmp_path / "_build", "epub").glob("*.epub")
     assert print_book.first_fault(book) == ""
+    with zipfile.ZipFile(book) as packed:
+        pages = [packed.read(name).decode() for name in packed.namelist() if name.endswith(".xhtml")]
+    formulas = [formula for page in pages for formula in re.findall("<math.*?</math>", page)]
+    assert len(formulas) > 1000 and not [one for one in formulas if "\\" in one or "linebreak" in one]
 
 
 def test_status_page_says_what_was_built(html, pages):
@@ -140,17 +145,20 @@ def test_no_page_is_too_heavy_for_a_phone(html, pages):
 
 
 def test_a_page_fetches_pictures_and_frames_when_they_are_looked_at(html, pages, tab):
+    n_pictures = 0
     for path, page in pages.items():
-        assert "data:image/webp" not in str(page), path.name
+        assert str(page).count("data:image/") == len(page.select("[id^=frames-] img[src^='data:image/']")), path.name
         for image in page.select(".bd-article img[src^='../_images/'][src$='.png']"):
             width, height = PIL.Image.open(path.parent / image["src"]).size
             assert image["loading"] == "lazy"
             assert int(image["height"]) == pytest.approx(int(image["width"]) * height / width, abs=1)
+            n_pictures += 1
+    assert n_pictures > 80
     tab.open((html / "notebooks" / "03_what_the_step_does_not_say.html").as_uri())
     picture, slider = (f"document.querySelector('[id^=frames-] {kind}')" for kind in ("img", "input"))
-    before = tab.run(f"{picture}.currentSrc")
+    assert tab.run(f"{picture}.currentSrc").startswith("data:")
     tab.run(f"{slider}.value = 3; {slider}.oninput(); {picture}.decode()")
-    assert tab.run(f"{picture}.currentSrc") != before and tab.run(f"{picture}.naturalWidth") > 300
+    assert tab.run(f"{picture}.currentSrc").endswith(".webp") and tab.run(f"{picture}.naturalWidth") > 300
 
 
 def test_figures_have_numbered_captions(html, pages):
@@ -420,6 +428,17 @@ def test_control_code_without_our_style_scrolls_on_a_desk(tab, show):
     for blocked in ("", "*book.css*"):
         show("book/mutations.html", blocked=blocked, width=DESK)
         assert bool(tab.run(WIDE)) == bool(blocked)
+    show("book/theorems.html", width=DESK)
+    tab.run("document.querySelector('div.math').style.cssText = 'width: 1rem; min-width: 0'")
+    assert len(tab.run(WIDE)) == 1
+
+
+def test_control_on_paper_nothing_is_shown_twice(tab, show):
+    show("notebooks/74_fixed_prompt_finetuning.html")
+    with tab.printing(print_book.PAPER):
+        assert not tab.run(LOST)
+        tab.run("document.querySelector('td mjx-assistive-mml').style.setProperty('position', 'static', 'important')")
+        assert any("shown twice" in fault for fault in tab.run(LOST))
 
 
 def test_control_paper_without_our_style_loses_columns(tab, show):

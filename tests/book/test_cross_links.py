@@ -17,9 +17,9 @@ from tools import book_pages, browser, cross_links
 
 CONFIG = yaml.safe_load((book_pages.ROOT / "_config.yml").read_text())["sphinx"]["config"]
 LEDGER = [
-    {"id": "T3.1", "status": "identity", "statement": "One step is attention. " + "It is long. " * 30},
-    {"id": "T3.1-svd", "status": "refuted here", "statement": "Fewer do."},
-    {"id": "T9-absent", "status": "identity", "statement": "It has no place on the page of claims."},
+    {"id": "T3.1", "status": "identity", "refutes": "", "statement": "One step is attention. " + "It is long. " * 30},
+    {"id": "T3.1-svd", "status": "refuted here", "refutes": "All are needed.", "statement": "Fewer do."},
+    {"id": "T9-absent", "status": "identity", "refutes": "", "statement": "It has no place on the page of claims."},
 ]
 SOURCES = {
     "index.md": "# Book\n\n```{toctree}\n" + "\n".join(
@@ -220,7 +220,7 @@ def test_entries_do_not_link_to_themselves(html):
 def test_previews_are_short_plain_texts(html):
     page = article(html / "notebooks" / "04_softmax.html")
     said = {link.text: link["title"] for link in page.select("a.cross")}
-    assert said["T3.1-svd"] == "Claim (refuted here): Fewer do."
+    assert said["T3.1-svd"] == "Claim (refuted here): “All are needed.” Correct: Fewer do."
     assert said["T3.1"].startswith("Claim (identity): One step is attention. It is long.") and said["T3.1"][-1] == "…"
     assert said["page 50"] == "50 Both. A summary."
     assert said["linear\nattention"] == "Attention in a prompt, without φ or η_crit. It is linear attention."

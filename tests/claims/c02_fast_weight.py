@@ -198,6 +198,7 @@ def zero_base(seed, others=1):
     "the condition of the appendix that inputs are keys is sufficient and not necessary.",
     source="the book's own derivation; [C] appendix",
     status="refuted here",
+    refutes="Pseudo-demonstrations have to be keys of tokens.",
     controls=[
         Control("one pseudo-demonstration fewer, the best there are", {"fewer": 1}),
         Control("the condition as printed: how far the pseudo-inputs are from keys", {"needed": True}, erratum=(22,)),

@@ -648,6 +648,7 @@ def loss_of_a_rate(seed: int, pairings: int = 1) -> Interval:
     "its loss",
     source="[C] section 5, citing Mahankali et al. 2023",
     status="refuted here",
+    refutes="One gradient step is enough for the task.",
     side="below",
     controls=[
         Control("the best single step, which was said to suffice", {"steps": 1}, erratum=(23,)),

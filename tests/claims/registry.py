@@ -82,6 +82,7 @@ class Claim:
     source: paper, section and equation. notebook: the chapter (file stem) that shows it.
     tolerance: relative, of an exact claim. controls: each must fail the same check.
     drawn: what a seed draws at random, in words; empty where nothing is, and the check runs once.
+    refutes: the papers' sentence that the claim corrects, where its status says that one is refuted.
     side: of a measured claim, on which side of each control's interval its own lies, `below` or `above`.
     """
 
@@ -95,6 +96,7 @@ class Claim:
     options: dict[str, Any] = field(default_factory=dict)
     status: str = "identity"
     tolerance: float | None = 1e-9
+    refutes: str = ""
     side: str = ""
 
     def outcome(self, seed: int) -> Exact | Measured:
@@ -123,6 +125,8 @@ def claim(id: str, **fields: Any) -> Callable[[Check], Check]:
         CLAIMS[id] = Claim(id=id, check=check, **fields)
         if CLAIMS[id].status not in STATUSES:
             raise ValueError(f"claim {id!r} has status {CLAIMS[id].status!r}; known are {STATUSES}")
+        if bool(CLAIMS[id].refutes) != (CLAIMS[id].status == STATUSES[-1]):
+            raise ValueError(f"claim {id!r} has to name the sentence that it refutes, or refutes none")
         return check
 
     return enter
