@@ -195,8 +195,8 @@ def frames(drawn: Sequence[Figure], labels: Sequence[str], alt: str, still: tupl
     Display figures of one size as one picture with a slider and one of `labels` for each, and close them.
 
     It needs no kernel, and in the notebook it loads nothing. Where no script runs, in a PDF and in an ePub, only the
-    first frame is shown, or `still`: a figure and what it shows. The alternative text of each is `alt`, its label and what its marks say. Raises
-    ValueError unless there are as many labels as figures, and at least one.
+    first frame is shown, or `still`: a figure and what it shows. The alternative text of each is `alt`, its label and
+    what its marks say. Raises ValueError unless there are as many labels as figures, and at least one.
     """
     if not drawn or len(drawn) != len(labels):
         raise ValueError(f"{len(drawn)} frames and {len(labels)} labels: need as many of each, and at least one")
