@@ -81,7 +81,12 @@ def _rendered(builder: str) -> Path:
 def first_without_bookmark(printed: bytes, headings: list[str]) -> str:
     """The first heading that is not the next bookmark of a PDF; empty if all are, in order."""
     marks = iter(bookmarks(pypdf.PdfReader(io.BytesIO(printed)).outline))
-    return next((heading for heading in headings if plain(heading) != plain(next(marks, ""))), "")
+    return next((heading for heading in headings if not marks_it(next(marks, ""), heading)), "")
+
+
+def marks_it(bookmark: str, heading: str) -> bool:
+    """Whether a bookmark is of a heading; the browser says one twice that it has moved to the next page."""
+    return bool(plain(heading)) and plain(bookmark) in (plain(heading), 2 * plain(heading))
 
 
 def bookmarks(outline: Sequence[object]) -> Iterator[str]:

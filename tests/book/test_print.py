@@ -43,6 +43,12 @@ def test_a_pdf_that_lacks_sections_is_not_written(tmp_path, monkeypatch):
     assert list(tmp_path.glob("*.pdf")) == []
 
 
+def test_a_heading_is_marked_in_its_own_words_once_or_twice():
+    for mark, same in (("A part", True), ("Apart", True), ("A partA part", True), ("A part A", False), ("", False)):
+        assert print_book.marks_it(mark, "A part") == same
+    assert not print_book.marks_it("", "")
+
+
 def test_without_a_browser_or_a_built_book_it_says_what_to_do(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(print_book, "BUILD", tmp_path)
     assert print_book.main(["pdf"]) == 1 and "make book" in capsys.readouterr().err
