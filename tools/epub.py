@@ -23,6 +23,7 @@ STYLES = ("pygments.css", "reading.css")  # the second is ours
 PAGE = re.compile(r'(<item id="epub-[^>]*href="([^"]+\.xhtml)" media-type="[^"]*")')
 DOCTYPE = re.compile(r"<!DOCTYPE[^>]*>")
 LETTER = re.compile(r"\\(math(?:bb|cal|bf))\s*([A-Za-z])(?![A-Za-z])")
+ROWS = {"aligned": "align*", "gathered": "matrix"}
 NO_SHAPE = re.compile(r"<path (?![^>]*\bd=)")  # matplotlib's of a space
 
 
@@ -30,9 +31,9 @@ def mathml(formula: str, display: str) -> str:
     """
     A formula's MathML, set `inline` or as a `block`.
 
-    The converter knows the rows of `align*` alone, and letters of another kind where they stand in braces.
+    The converter knows rows under other names, and letters of another kind where they stand in braces.
     """
-    known = re.sub(r"(begin|end)\{(?:aligned|gathered)\}", r"\1{align*}", formula)
+    known = re.sub(r"\{(aligned|gathered)\}", lambda rows: f"{{{ROWS[rows[1]]}}}", formula)
     return str(convert(LETTER.sub(r"\\\1{\2}", known), display=display))
 
 

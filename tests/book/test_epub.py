@@ -33,7 +33,7 @@ def test_an_output_becomes_xhtml():
     ("formula", "shown", "never"),
     [
         (r"\begin{aligned}a&=b\\c&=d\end{aligned}", "<mtable", "<mi>&"),
-        (r"\begin{gathered}a\\b\end{gathered}", "<mtable", "linebreak"),
+        (r"\begin{gathered}a\\b\end{gathered}", "<mtable><mtr>", "linebreak"),
         (r"\mathbb R^d", "<mi>ℝ</mi>", "mathvariant"),
         (r"\mathcal L", "<mi>ℒ</mi>", "mathvariant"),
         (r"\mathbf q", "<mi>𝐪</mi>", "mathvariant"),
