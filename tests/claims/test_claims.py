@@ -233,7 +233,7 @@ def test_erratum_26_is_the_mean_of_the_printed_table():
 
 def test_the_pages_are_made_from_the_ledger():
     exact = {"id": "T3.1-x", "statement": "It holds", "source": "[C]", "notebook": "99_none"}
-    exact |= {"test": "tests/claims/test_claims.py::test_claim[T3.1-x]", "status": "identity"}
+    exact |= {"test": "tests/claims/test_claims.py::test_claim[T3.1-x]", "status": "identity", "refutes": ""}
     exact |= {"controls": [{"text": "wrong sign", "erratum": [3], "error": 110.4}], "drawn": "weights", "seeds": 3}
     exact |= {"tolerance": 1e-9, "residual": 4.3e-14}
     measured = exact | {"id": "V-y", "tolerance": None, "residual": None, "drawn": "", "seeds": 1}
@@ -246,6 +246,9 @@ def test_the_pages_are_made_from_the_ledger():
     assert "#claim-t3-1-x" in claims_pages.erratum([exact, measured], 3) and "No check" in claims_pages.erratum(
         [exact], 4
     )
+    assert "(identity). It holds." in page
+    refuted = claims_pages.claims_page([exact | {"status": "refuted here", "refutes": "It never does."}], "")
+    assert "(refuted here). “It never does.” Correct: It holds." in refuted
     assert "weights; 3 seeds" in page and page.count("Nothing is drawn") == 1
     told = "2 claims (2 identity) with 2 controls; in 1 of them nothing is drawn at random.\n"
     assert claims_pages.summary([exact, measured]) == told
