@@ -231,6 +231,14 @@ def test_erratum_26_is_the_mean_of_the_printed_table():
     assert "19.38" not in claims_pages.printed_gap() and "6 tasks" in claims_pages.printed_gap()
 
 
+@pytest.mark.parametrize(("status", "refutes"), [("identity", "It never does."), ("refuted here", "")])
+def test_a_claim_names_a_sentence_if_and_only_if_it_refutes_it(monkeypatch, status: str, refutes: str):
+    monkeypatch.setattr(registry, "CLAIMS", {})
+    with pytest.raises(ValueError, match="the sentence that it refutes"):
+        fields = {"statement": "It holds", "notebook": "99_none", "controls": [], "drawn": ""}
+        registry.claim("X-none", **fields, status=status, refutes=refutes)(lambda seed: 0.0)
+
+
 def test_the_pages_are_made_from_the_ledger():
     exact = {"id": "T3.1-x", "statement": "It holds", "source": "[C]", "notebook": "99_none"}
     exact |= {"test": "tests/claims/test_claims.py::test_claim[T3.1-x]", "status": "identity", "refutes": ""}
