@@ -77,7 +77,8 @@ def html(build: Path) -> None:
         else "This build has no PDF and no ePub yet; `make pdf` and `make epub` write them."
     )
     storage.write_text(build / DOWNLOADS, f"{said}\n")
-    light_pages.lighten(render(build))
+    render(build)
+    light_pages.lighten(build / "html")
     for file in files:
         shutil.copy(file, build / "html" / file.name)
 
