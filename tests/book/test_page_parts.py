@@ -95,7 +95,7 @@ def test_the_epub_has_its_title_and_formulas_and_no_buttons(html: Path, tmp_path
     assert f"<dc:title>{yaml.safe_load((ROOT / '_config.yml').read_text())['title']}</dc:title>" in about
     assert formulas.count("<math") >= 5 and "\\(" not in formulas
     assert print_book.first_fault(book) == ""
-    held = dict(re.findall(r'href="book/(\w+)\.xhtml"[^>]*?(properties="[a-z ]+")?/?>', about))
+    held = dict(re.findall(r'href="book/(\w+)\.xhtml"[^>]*?(properties="[a-z ]+")?\s*/?>', about))
     assert (held["formulas"], held["index"]) == ('properties="mathml"', "")
 
 
