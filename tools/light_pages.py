@@ -21,7 +21,7 @@ def lighten(html: Path) -> None:
     """
     Let the pages of `html` fetch the frames of their sliders when one moves, and pictures when they come near.
 
-    A page of two dozen frames is shown on a phone before they have come. The place of a picture is kept free.
+    A phone shows a page before all of its frames have come. The place of a picture is kept free.
     """
     for page in html.rglob("*.html"):
         text = page.read_text(encoding="utf-8")

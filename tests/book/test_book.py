@@ -314,7 +314,7 @@ AXE_WHEEL = pinned_downloads.Package(
     1,
 )
 RESULTS = "book/results.html"
-PHONE, DESK = 375, 1440  # pixels
+PHONE, LAPTOP, DESK = 375, 1280, 1440  # pixels
 
 
 @pytest.fixture(scope="session")
@@ -339,7 +339,7 @@ def reports(html, tab) -> dict[str, dict]:
     with browser.Server(html) as server:
         for name in names:
             tab.open(f"{server.address}/{name}", PHONE, theme="dark")
-            for width in (PHONE, DESK):
+            for width in (PHONE, LAPTOP, DESK):
                 tab.window(width)
                 for theme in ("light", "dark"):
                     tab.run(f"for (const key of ['mode', 'theme']) document.documentElement.dataset[key] = '{theme}'")
@@ -354,7 +354,7 @@ def reports(html, tab) -> dict[str, dict]:
 
 
 def test_browser_sees_no_error(reports):
-    assert len(reports) >= 4 * (len(book_pages.notebooks()) + 3)
+    assert len(reports) >= 6 * (len(book_pages.notebooks()) + 3)
     for name, seen in reports.items():
         assert seen["errors"] == [], name
         assert seen["outside"] == [] and seen["broken"] == [], name

@@ -35,11 +35,12 @@ def test_one_solution_does_not_show_the_next(stars):
     assert len(texts) == 2 and "1. one" in texts[0] and "Two." not in texts[0] and "Two." in texts[1]
 
 
-@pytest.mark.parametrize("path", book_pages.notebooks(), ids=lambda path: path.stem)
+SOLVED = [path for path in book_pages.notebooks() if any(c.id == "solutions" for c in book_pages.read(path).cells)]
+
+
+@pytest.mark.parametrize("path", SOLVED, ids=lambda path: path.stem)
 def test_each_exercise_has_its_solution(path):
     cells = {cell.id: cell.source for cell in book_pages.read(path).cells}
-    if "solutions" not in cells:
-        return
     exercises = re.findall(r"^(\d+)\. ", cells["exercises"], flags=re.M)
     folds = re.findall(r"Solution (\d+)$", page_frames.solutions(cells["solutions"]), flags=re.M)
     assert folds and folds == exercises == [str(n + 1) for n in range(len(folds))]
