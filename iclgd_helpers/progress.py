@@ -1,8 +1,8 @@
 """
-How far something is that takes a while: a bar of text, and a line in the file that the environment names.
+How far something is that takes a while: a bar of text, and a line in the file that `noting` or the environment names.
 
-A command that waits for a notebook names the file and reads it; without it there is the bar alone. Bars are text
-everywhere: Jupyter's widgets would need a package more, and leave nothing in a stored notebook.
+A command that waits for a notebook or for a job names the file and reads it; without it there is the bar alone. Bars
+are text everywhere: Jupyter's widgets would need a package more, and leave nothing in a stored notebook.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,29 @@ from iclgd_helpers.storage import part
 
 FILE = "ICLGD_PROGRESS"  # the environment variable
 SECONDS = 0.2  # between two lines, at least
+_named: ContextVar[Path | None] = ContextVar("_named", default=None)  # each thread's own
 
 
 def note(what: str, done: int = 0, total: int | None = None) -> None:
     """Say how far it is to whoever named the file; where that cannot be written, nobody is waiting for it."""
-    if name := os.environ.get(FILE):
+    if name := _named.get() or os.environ.get(FILE):
         half = part(Path(name).parent)
         try:
             half.write_text(json.dumps([what, done, total]), encoding="utf-8")
             half.replace(name)
         except (OSError, InputError):
             half.unlink(missing_ok=True)
+
+
+@contextmanager
+def noting(file: Path) -> Iterator[None]:
+    """For the length of the block, what this thread does is noted in this file, which is removed at the end."""
+    before = _named.set(file)
+    try:
+        yield
+    finally:
+        _named.reset(before)
+        file.unlink(missing_ok=True)
 
 
 def noted(file: Path) -> tuple[str, int, int | None] | None:

@@ -360,6 +360,8 @@ FAULTS = [
     ),
     *_faults(
         "experiments/dask_workers.py", "grids/test_runner.py",
+        ("It is not said how far a job is.", "found = progress.noted(", "found = None and progress.noted(",
+         "test_it_is_said_how_far_a_job_is"),
         ("A result that died with its worker counts as a failure.", 'if future.status == "lost":',
          'if future.status == "":', "test_what_a_future_says_of_its_job"),
         ("A refused job is handed to who refused it.", "not in refused_by]", "not in ()]",
@@ -672,6 +674,8 @@ FAULTS = [
         "progress.py", "unit/test_progress.py",
         ("Steps are not noted.", "self._steps += int(n or 0)", "self._steps += 0",
          "test_steps_are_noted_whether_the_bar_is_shown_or_not"),
+        ("What a job notes goes where the environment says.", "_named.set(file)", "_named.set(None)",
+         "test_each_thread_notes_in_the_file_that_it_was_given"),
     ),
     *_faults(
         "pages/figures.py", "unit/test_one_dimension.py",

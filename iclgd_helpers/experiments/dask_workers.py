@@ -28,9 +28,10 @@ from typing import Any
 
 import yaml
 
-from iclgd_helpers import storage
+from iclgd_helpers import progress, storage
 from iclgd_helpers.errors import CellError, InputError, reason
-from iclgd_helpers.experiments.performing import FAILED, Job, dask, perform, reply
+from iclgd_helpers.experiments.live_lines import stage
+from iclgd_helpers.experiments.performing import FAILED, Job, dask, perform, progress_file, reply
 from iclgd_helpers.paths import PACKAGE
 
 SETTINGS = PACKAGE / "experiments" / "dask.yaml"
@@ -350,9 +351,15 @@ class Workers:
             raise CellError(LOST)
         return {"state": FAILED, "message": message}
 
-    def now(self) -> str:
-        """What each worker computes."""
+    def now(self) -> list[str]:
+        """What each worker computes, and how far it is."""
         names = {at: worker["name"] for at, worker in self.found.items()}
         busy = {names.get(at, at): keys for at, keys in self.client.processing().items() if keys}
-        doing = (f"{name}: {', '.join(str(key).rsplit('-', 2)[0] for key in keys)}" for name, keys in busy.items())
-        return "; ".join(doing) or ("nothing yet" if names else "no worker is connected, waiting for one")
+        doing = [f"{name}: {', '.join(map(self._doing, keys))}" for name, keys in busy.items()]
+        return doing or ["nothing yet" if names else "no worker is connected, waiting for one"]
+
+    def _doing(self, key: Any) -> str:
+        name = str(key).rsplit("-", 2)[0]
+        job = self.flying.get(name)  # else it is another command's
+        found = progress.noted(progress_file(Path(job.lock))) if job else None
+        return f"{name}, {stage(*found)}" if found else name

@@ -11,7 +11,7 @@ import torch
 from iclgd_helpers import storage
 from iclgd_helpers.errors import InputError
 from iclgd_helpers.experiments import cost, dask_workers, runner, runs
-from iclgd_helpers.experiments.live_lines import duration
+from iclgd_helpers.experiments.live_lines import LiveLines, duration
 from iclgd_helpers.experiments.parameters import ExperimentParameters
 from iclgd_helpers.experiments.plans import Planned
 
@@ -88,4 +88,6 @@ def work(
         storage.require_writable(folder)
     peak = max(one.memory for one in waiting)
     with dask_workers.connected(on, len(waiting), peak_memory=peak, workers=workers, threads=threads) as client:
-        return runner.run([one.job for one in waiting], client, threads=threads)
+        lines = LiveLines()
+        draw = lines.draw if lines.live else None
+        return runner.run([one.job for one in waiting], client, lines.say, threads=threads, draw=draw)

@@ -19,7 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from iclgd_helpers import storage
+from iclgd_helpers import progress, storage
 from iclgd_helpers.errors import InputError, reason
 from iclgd_helpers.experiments import provenance
 
@@ -90,13 +90,21 @@ def perform(order: str) -> dict[str, Any]:
         return outcome(REFUSED, reason(error))
     try:
         with locked(lock) as is_ours:
-            return outcome(DONE, *_result(asked)) if is_ours else outcome(BUSY, "another process computes it")
+            if not is_ours:
+                return outcome(BUSY, "another process computes it")
+            with progress.noting(progress_file(lock)):
+                return outcome(DONE, *_result(asked))
     except InputError as error:
         return outcome(FAILED, str(error))
     except (Exception, SystemExit) as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(last.filename).name}, line {last.lineno}"
         return outcome(FAILED, f"{type(error).__name__}: {reason(error)} ({where})")
+
+
+def progress_file(lock: Path) -> Path:
+    """Where the job that holds this lock notes how far it is."""
+    return lock.with_suffix(".progress")
 
 
 def dask() -> Any:

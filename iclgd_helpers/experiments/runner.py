@@ -20,7 +20,18 @@ from typing import Any
 from iclgd_helpers.errors import InputError
 from iclgd_helpers.experiments.dask_workers import POLL_SECONDS, Workers
 from iclgd_helpers.experiments.live_lines import duration
-from iclgd_helpers.experiments.performing import BUSY, DONE, FAILED, REFUSED, STORED, Job, identities, locked, perform
+from iclgd_helpers.experiments.performing import (
+    BUSY,
+    DONE,
+    FAILED,
+    REFUSED,
+    STORED,
+    Job,
+    identities,
+    locked,
+    perform,
+    progress_file,
+)
 
 BUSY_SECONDS = 2.0  # until a job that another process has in hand is asked for again
 
@@ -49,8 +60,8 @@ class _Here:
             del self.flying[name]
             yield name, perform(self.orders.pop(name))
 
-    def now(self) -> str:
-        return "nothing"
+    def now(self) -> list[str]:
+        return [f"here: {name}" for name in self.flying]
 
 
 class _Board:
@@ -147,6 +158,7 @@ def run(
     say: Callable[[str], None] = print,
     threads: int | None = 1,
     interval: float = 60,
+    draw: Callable[[Sequence[str]], None] | None = None,
 ) -> list[str]:
     """
     Perform the jobs, the earlier ones of the list first, and print a line for each as it ends.
@@ -156,7 +168,8 @@ def run(
     jobs : each after those that it needs.
     client : as `connected` has it.
     threads : of torch, for each job; None leaves them as they are.
-    interval : seconds without a line after which one names the jobs that are being computed.
+    interval : seconds without a line after which one says what is being computed, and how far it is.
+    draw : shows that all the time instead, in lines that replace those before.
 
     Returns
     -------
@@ -178,28 +191,36 @@ def run(
             offered = ", ".join(f"{name} {amount:g}" for name, amount in job.resources.items())
             raise InputError(f"{job.name} needs a worker that offers {offered}: none is connected")
     try:
-        _perform_all(board, pool, threads, interval)
+        _perform_all(board, pool, threads, interval, draw)
     except KeyboardInterrupt:
         others = "" if client is None or client.cluster else "; workers finish and store what they have begun"
         say(f"{len(board.values)} of {len(jobs)} jobs are done and stored{others}")
         raise
     for name in board.failed:  # whose worker was killed with the lock in its hand
-        with suppress(InputError), locked(Path(board.jobs[name].lock)):
-            pass
+        with suppress(InputError), locked(lock := Path(board.jobs[name].lock)):
+            progress_file(lock).unlink(missing_ok=True)
     if board.failed:
         untried = f"; {len(board.untried)} that need them were not tried" if board.untried else ""
         say(f"{len(board.values)} of {len(jobs)} jobs are done, {len(board.failed)} failed{untried}")
     return board.failed
 
 
-def _perform_all(board: _Board, pool: _Here | Workers, threads: int | None, interval: float) -> None:
+def _perform_all(
+    board: _Board,
+    pool: _Here | Workers,
+    threads: int | None,
+    interval: float,
+    draw: Callable[[Sequence[str]], None] | None,
+) -> None:
     said = time.monotonic()
     while board.waiting or pool.flying:
         pool.look()
         board.fill(pool, threads)
+        if draw:
+            draw(pool.now())
         for name, outcome in pool.ended():
             board.take(name, outcome)
             said = time.monotonic()
-        if time.monotonic() - said > interval:
-            board.say(f"now: {pool.now()}")
+        if not draw and time.monotonic() - said > interval:
+            board.say(f"now: {'; '.join(pool.now())}")
             said = time.monotonic()

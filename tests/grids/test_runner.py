@@ -262,7 +262,8 @@ def test_a_job_that_kills_its_worker_is_named_and_no_other(tmp_path):
     deaths = [len((tmp_path / f"{one.name}.deaths").read_text().split()) for one in killers]
     assert sorted(failed) == ["killer 0", "killer 1"]
     assert all(1 <= n <= 3 for n in deaths), "while one worker alone is up, a killer may be blamed for the other's deed"
-    assert any("killer 0: failed: given up" in line for line in lines) and not list(tmp_path.glob("*.lock"))
+    assert any("killer 0: failed: given up" in line for line in lines)
+    assert not [*tmp_path.glob("*.lock"), *tmp_path.glob("*.progress")]
 
 
 def test_a_worker_that_starts_again_slowly_is_waited_for(tmp_path):
@@ -276,6 +277,19 @@ def test_a_worker_that_starts_again_slowly_is_waited_for(tmp_path):
     impatient = dask.config.set({"distributed.deploy.lost-worker-timeout": "0.1s"})
     with impatient, dask_workers.connected(workers=1, gpus=()) as client:
         assert runner.run([job(tmp_path, "dies", "die", times=1)], client, say, interval=LONGEST / 2) == []
+
+
+@pytest.mark.parametrize("is_drawn", [False, True])
+def test_it_is_said_how_far_a_job_is(tmp_path, is_drawn):
+    """In a line now and then, or in lines that are drawn again and again."""
+    jobs, said, drawn = [job(tmp_path, f"job {i}", "count", seconds=1.5) for i in range(2)], [], []
+    with dask_workers.connected(workers=1, gpus=()) as client:
+        draw = drawn.append if is_drawn else None
+        assert runner.run(jobs, client, said.append, interval=0.2, draw=draw) == []
+    now = ["; ".join(lines) for lines in drawn] if is_drawn else [line for line in said if line.startswith("now: ")]
+    assert any(line.endswith("worker-0: job 0, finetuning standard 3 of 64") for line in now), now
+    assert not is_drawn or len(said) == 2, "nothing is said twice"
+    assert not list(tmp_path.glob("*.progress"))
 
 
 # -------------------------------------------------------------------------------------------- the command's own workers

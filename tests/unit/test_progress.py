@@ -1,5 +1,7 @@
 """How far something is: noted for whoever waits, shown as text, and of no harm where nobody does."""
 
+import threading
+
 from iclgd_helpers import progress
 
 
@@ -24,6 +26,20 @@ def test_it_is_noted_five_times_a_second_at_most(tmp_path, monkeypatch):
         assert progress.noted(tmp_path / "now.json") == ("queries", 0, 9)
         bar.update(1)
         assert progress.noted(tmp_path / "now.json") == ("queries", 2, 9)
+
+
+def test_each_thread_notes_in_the_file_that_it_was_given(tmp_path, monkeypatch):
+    monkeypatch.setenv(progress.FILE, str(tmp_path / "now.json"))
+    own = tmp_path / "own.json"
+    with progress.noting(own):
+        progress.note("queries", 1, 9)
+        other = threading.Thread(target=progress.note, args=("other", 1, 2))
+        other.start()
+        other.join()
+        assert progress.noted(own) == ("queries", 1, 9)
+    assert not own.exists(), "it is over"
+    progress.note("queries", 2, 9)
+    assert progress.noted(tmp_path / "now.json") == ("queries", 2, 9) and not own.exists()
 
 
 def test_a_stage_is_over_when_its_block_is(tmp_path, monkeypatch):
