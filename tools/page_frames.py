@@ -33,6 +33,7 @@ SIGNED_OFF = (
 )
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})(?!\d|\])")
 NAMELESS_TABLE = re.compile(r"(<table[^>]*>)(?!\s*<caption)")
+SLIDER = re.compile(r'<div id="frames-[^>]*>\s*<img src="[^"]*" alt="([^"]*)"')
 DRAWS = re.compile(r"verdict_overview\.finding\(|\bfigures\.(?:show|show_vector|frames|axes)\(|\bdrawings\.")
 
 
@@ -107,8 +108,11 @@ def name_tables(cell: nbformat.NotebookNode) -> None:
 def describe_pictures(cell: nbformat.NotebookNode) -> None:
     """Put what a figure is, which the cell's metadata say, before what it shows, which was computed as it was drawn."""
     layout = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "")
-    for picture in (output.get("metadata", {}).get("image/png", {}) for output in cell.outputs):
-        if "alt" in picture:
+    for output in cell.outputs:
+        picture = output.get("metadata", {}).get("image/png", {})
+        if slider := SLIDER.search(output.get("data", {}).get("text/html", "")):
+            picture["alt"] = html.unescape(slider[1])  # whole: where no script runs, the picture stands for the slider
+        elif "alt" in picture:
             picture["alt"] = f"{layout} {picture['alt']}".strip()
 
 

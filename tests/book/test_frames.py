@@ -108,6 +108,19 @@ def test_a_picture_is_described_by_what_it_is_and_by_what_it_shows():
     assert "image/png" not in output.metadata
 
 
+def test_the_picture_that_stands_for_a_slider_tells_what_it_shows(monkeypatch):
+    """A reader of ePubs runs no script, and has the picture without the page's text."""
+    shown = []
+    monkeypatch.setattr(figures, "display", lambda data, metadata, raw: shown.append((data, metadata)))
+    figure, ax = figures.axes()
+    ax.plot([1, 2], [3, 4], label="a")
+    figures.frames([figure], ["first & only"], "A line")
+    ((data, metadata),) = shown
+    output = framed_output(with_output(data | {"image/png": ""}, shown=metadata))
+    told = output.metadata["image/png"]["alt"]
+    assert told.startswith("A line. first & only. ") and "from 3 to 4" in told
+
+
 @pytest.mark.parametrize("path", book_pages.notebooks(), ids=lambda path: path.stem)
 def test_every_table_has_a_caption(path):
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
