@@ -13,7 +13,7 @@ help:
 	@echo "make pdf       the book in one file, printed by Chromium; make epub: for reading devices"
 	@echo "make test      check everything (notebooks at the smoke preset, then the unit tests)"
 	@echo "make run       one notebook: make run NOTEBOOK=notebooks/50_prediction_alignment.ipynb ARGS='-p seed 3'"
-	@echo "make sweep     many runs: make sweep ARGS='--preset paper --task cb --cost-only' says what CB would cost"
+	@echo "make sweep     the paper's model on the six tasks (MORE=--cost-only says the cost); ARGS='--preset paper --task cb' for other runs"
 	@echo "make grid      the reproduction: what of results/ is not recorded (PLAN=confirmation: on new rows); ARGS='--cost-only' says the cost"
 	@echo "make rehearse  the 1.3 B model's exact shape with random weights, all arms on a few rows (DTYPE=bfloat16)"
 	@echo "make lab       open JupyterLab in the project's environment"
@@ -47,7 +47,7 @@ grid: environment
 
 SIX_TASKS := $(foreach task,cb sst2 sst5 subj mr agnews,--task $(task))
 sweep: environment
-	@$(PY) -m iclgd_helpers grid $(or $(ARGS),--preset paper $(SIX_TASKS))
+	@$(PY) -m iclgd_helpers grid $(or $(ARGS),--preset paper $(SIX_TASKS)) $(MORE)
 
 # What a lab's first run on the paper's model will do, without its weights; time and memory: the status page.
 DTYPE := float32

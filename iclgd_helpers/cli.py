@@ -62,20 +62,20 @@ def iclgd() -> None:
     """In-Context Learning as Gradient Descent: run its pages and experiments with your own parameters."""
 
 
-@iclgd.command(epilog="Example: iclgd run notebooks/50_prediction_alignment.ipynb --preset smoke -p seed 3")
+@iclgd.command(epilog="Example: iclgd run 50 --preset smoke -p seed 3")
 @click.argument("notebook", type=Here())
 @PRESET
 @PARAMETERS
 @click.option("--output", type=Here(), help="folder for the results [_runs/<page>-<hash>]")
 def run(notebook: Path, preset: str | None, pairs: Pairs, output: Path | None) -> None:
-    """Execute NOTEBOOK with the given parameters."""
+    """Execute NOTEBOOK, a file or the number of a page of the book, with the given parameters."""
     given = typed(pairs)
     if preset is not None:
         given_once(given, ["preset"])
         given["preset"] = preset
     from iclgd_helpers.experiments import run_notebook
 
-    folder = run_notebook.run(notebook, given, output, progress=sys.stderr.isatty())
+    folder = run_notebook.run(notebook_files.page(notebook), given, output, progress=sys.stderr.isatty())
     print(f"{folder}: {', '.join(sorted(p.name for p in folder.iterdir() if not p.name.startswith('.')))}")
 
 

@@ -417,6 +417,10 @@ FAULTS = [
     ),
     *_faults(
         "pages/decisions.py", "notebooks/test_decisions.py",
+        ("Draws are taken for all that there are.", "from_interval(effect(of_task), n, without)",
+         "from_interval(effect(of_task), n)", "test_draws_and_orders_are_samples_too"),
+        ("Rows that were seen pass for unseen ones.", "key[1] not in SEEN_TASKS", "key[1] not in ()",
+         "test_effects_on_unseen_rows_leave_three_tasks_out"),
         ("Seeds with other questions are crossed.", "for record in of_task}) > 1:", "for record in of_task}) > 99:",
          "test_seeds_are_crossed_with_the_same_questions_or_not_at_all"),
         ("A gate that is closed lets through.", "if opened is not None and one.statement.gated and not",

@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from iclgd_helpers.errors import InputError, reason
+from iclgd_helpers.paths import repository_root
 from iclgd_helpers.storage import parse_json
 
 MAX_BYTES = 10**8  # of a file; a page of this book with its figures has about a hundredth
@@ -33,6 +34,12 @@ class Cell:
     source: str
     tags: tuple[str, ...]
     is_code: bool = True
+
+
+def page(path: Path) -> Path:
+    """The page of the book that a path such as `50` means where nothing lies; else the path."""
+    pages = [] if path.exists() else (repository_root() / "notebooks").glob(f"{path.name}_*.ipynb")
+    return next((found for found in sorted(pages) if path.name.isdecimal()), path)
 
 
 def read_cells(path: Path) -> list[Cell]:

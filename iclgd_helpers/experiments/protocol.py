@@ -22,6 +22,7 @@ CONFIRMATION = "results/confirmation"
 N_CONFIRMATORY_ROWS, N_CALIBRATION_ROWS = 300, 64
 CONFIRMATORY_ARMS = ("standard", "joint", "in_context_shuffled", "standard_shuffled")
 ALL_ROWS_TASKS = tuple(_TASKS["all_rows"])
+SEEN_TASKS = tuple(_TASKS["seen"])  # some of whose rows older runs had read
 
 # Comparisons of learning rates, on training rows.
 LEARNING_RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)

@@ -24,6 +24,7 @@ from iclgd_helpers.measures.resampling import UNDEFINED, Effect
 
 Floats = NDArray[np.float64]
 REPRODUCED, REFUTED, EQUIVALENT, UNDECIDED = "reproduced", "refuted", "equivalent to none", "undecided"
+NOT_JUDGED = "not judged"  # there is no effect
 MOST_TIMES = 100  # as many seeds or questions; a plan for more is no plan
 NORMAL = float(stats.norm.ppf((1 + intervals.LEVEL) / 2))
 STEP = 1e-5  # of the central differences; columns are shares, cosines and the like
@@ -137,13 +138,20 @@ def crossed(value: float, shares: Floats) -> TaskEffect:
     return TaskEffect(value, n_seeds, n_questions, (seeds, questions, residual), parts)
 
 
-def from_interval(effect: Effect, n_seeds: int, n_questions: int) -> TaskEffect | None:
-    """An effect that was given with its 95 % interval over questions; None if it is undefined."""
+def from_interval(effect: Effect, n_questions: int, without: Sequence[float] = ()) -> TaskEffect | None:
+    """
+    An effect that was given with its 95 % interval over questions; None if it is undefined.
+
+    `without`: the effect without each of its seeds, at least three, for the variance that these add (jackknife). Where
+    there are none, one seed is all there is, and the interval is over questions alone.
+    """
     value, low, high = effect
-    if np.isnan(effect).any():
+    if np.isnan([*effect, *without]).any() or len(without) in (1, 2):
         return None
-    variance = ((high - low) / (2 * NORMAL)) ** 2
-    return TaskEffect(value, n_seeds, n_questions, (0.0, variance, 0.0), ((variance, n_questions - 1.0),))
+    parts = [(((high - low) / (2 * NORMAL)) ** 2, n_questions - 1.0)]
+    of_seeds = (len(without) - 1) * float(np.var(without)) if without else 0.0
+    parts += [(of_seeds, len(without) - 1.0)] if without else []
+    return TaskEffect(value, len(without) or 1, n_questions, (of_seeds, parts[0][0], 0.0), tuple(parts))
 
 
 def over_tasks(runs: Mapping[str, Sequence[OfMeans]]) -> Estimate | None:
@@ -178,12 +186,12 @@ def verdict(found: Estimate | None, adjusted_p: float, bound: float) -> str:
 
     Parameters
     ----------
-    found : None is undecided.
+    found : None is not judged.
     adjusted_p : its p value after `false_discovery` over all statements.
     bound : effects within it, to either side, are as good as none.
     """
     if found is None:
-        return UNDECIDED
+        return NOT_JUDGED
     if -bound < found.low and found.high < bound:
         return EQUIVALENT
     if adjusted_p > 1 - intervals.LEVEL:
@@ -202,7 +210,8 @@ def needed(found: Estimate, bound: float) -> dict[str, int | None]:
     """
     How many seeds, or else questions, a task would need so that an effect of this size is decided.
 
-    An effect is decided if its interval is on one side of 0, or within the bound. Every task gets as many times more,
+    An effect is decided if its interval is on one side of 0, or within the bound; that p values are adjusted for many
+    statements is left out. Every task gets as many times more,
     and the number is that of the task with the fewest. None: `MOST_TIMES` as many would not do, because the other
     source of variance alone leaves the effect undecided.
     """

@@ -38,7 +38,7 @@ def in_numbers(figure: Figure) -> str:
 def _panel(ax: Axes) -> str:
     rows, columns = _names(ax.yaxis), _names(ax.xaxis)
     names, upright = (rows, False) if rows else (columns, True)
-    series = _series(ax, bool(names))
+    series = {} if rows and columns else _series(ax, bool(names))  # between two names a mark has no number
     told = [f"{label} {_told(points, names, upright)}".strip() for label, points in series.items() if points]
     maps = [*ax.images, *(drawn for drawn in ax.collections if isinstance(drawn, QuadMesh))]
     told += [_range(entries.get_array()) for entries in maps]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from iclgd_helpers.experiments import readings
-from iclgd_helpers.experiments.protocol import SEEDS
+from iclgd_helpers.experiments.protocol import SEEDS, SEEN_TASKS
 from iclgd_helpers.experiments.readings import RAW, READINGS
 from iclgd_helpers.experiments.records import Record
 from iclgd_helpers.measures import hierarchical
@@ -27,7 +27,7 @@ from iclgd_helpers.pages.statements import Statement
 # Of `verdicts.json`; `n_examples` are the questions of all tasks together, `n_seeds` those of the task with the fewest.
 COLUMNS = (
     "id statement reading model rate effect low high n_seeds n_examples verdict needed p adjusted_p n_tasks by_task "
-    "new_seeds part without_the_gate"
+    "new_seeds unseen_rows part without_the_gate"
 ).split()
 CONFIRMATORY, EXPLORATORY = "confirmatory", "exploratory"
 Grid = Mapping[tuple[str, str], Sequence[Record]]  # (model, task) -> records, one a seed, in one reading
@@ -64,13 +64,16 @@ def decide(statements: Sequence[Statement], found: Sequence[Record], stored: Sto
     p_values = hierarchical.false_discovery([one.p for one in estimates if one is not None])
     adjusted = dict(zip(judged, p_values.tolist(), strict=True))
     parts = {cell(r)[0]: CONFIRMATORY if readings.has_priors(r) else EXPLORATORY for r in evidence}
-    new = [{key: _new(of_task) for key, of_task in grids[one.reading].items()} for one in asked]
-    return [
-        _row(one, estimate, adjusted.get(place, np.nan), _estimate(one, new[place], opened, stored))
-        | {"part": EXPLORATORY if one.statement.exploratory else parts[one.model]}
-        | {"without_the_gate": _numbers(_estimate(one, grids[one.reading], None, stored))}
-        for place, (one, estimate) in enumerate(zip(asked, estimates, strict=True))
-    ]
+    rows = []
+    for place, (one, estimate) in enumerate(zip(asked, estimates, strict=True)):
+        grid, part = grids[one.reading], EXPLORATORY if one.statement.exploratory else parts[one.model]
+        row = _row(one, estimate, adjusted.get(place, np.nan)) | dict.fromkeys(("new_seeds", "unseen_rows"))
+        if part == CONFIRMATORY and estimate is not None:
+            row["new_seeds"] = _numbers(_estimate(one, _new_seeds(grid), opened, stored))
+            row["unseen_rows"] = _numbers(_estimate(one, _unseen_rows(grid), opened, stored))
+        row |= {"part": part, "without_the_gate": _numbers(_estimate(one, grid, None, stored))}
+        rows.append({name: row[name] for name in COLUMNS})
+    return rows
 
 
 def _asked(statements: Sequence[Statement], models: Sequence[str]) -> Iterator[Asked]:
@@ -81,9 +84,14 @@ def _asked(statements: Sequence[Statement], models: Sequence[str]) -> Iterator[A
             yield Asked(statement, model, rate, reading)
 
 
-def _new(of_task: Sequence[Record]) -> list[Record]:
+def _new_seeds(grid: Grid) -> Grid:
     """The records of seeds that no exploratory run had."""
-    return [record for record in of_task if cell(record)[2] not in SEEDS[cell(record)[1]]]
+    return {(m, t): [r for r in of_task if cell(r)[2] not in SEEDS[t]] for (m, t), of_task in grid.items()}
+
+
+def _unseen_rows(grid: Grid) -> Grid:
+    """The records of tasks of which no older run had read a confirmatory row."""
+    return {key: of_task for key, of_task in grid.items() if key[1] not in SEEN_TASKS}
 
 
 # ------------------------------------------------------------------------------------------------------------ estimates
@@ -103,14 +111,16 @@ def task_effect(one: Asked, task: str, of_task: Sequence[Record], stored: Stored
     effect, key = one.statement.effect, (one.model, task)
     if one.statement.unit == "clips":
         sweep = stored.clips.get(key)
-        return hierarchical.from_interval(effect(sweep), 1, sweep["points"][0]["n"]) if sweep else None
+        return hierarchical.from_interval(effect(sweep), sweep["points"][0]["n"]) if sweep else None
     if one.statement.exploratory:
-        of_task = [record for record in stored.exploratory if cell(record)[:2] == key]
+        of_task = selection.of_cell(stored.exploratory, *key)
     if one.statement.unit == "orders":
-        of_task = readings.of([record for record in stored.reordered if cell(record)[:2] == key], one.reading)
+        orders = selection.in_all_orders(of_task, selection.of_cell(stored.reordered, *key))
+        of_task = readings.of(orders, one.reading)
     n = min((record.json["n_compared"] for record in of_task), default=0)
     if one.statement.unit in ("draws", "orders"):
-        return hierarchical.from_interval(effect(of_task), len(of_task), n) if len(of_task) > 1 else None
+        without = [effect([*of_task[:left], *of_task[left + 1 :]])[0] for left in range(len(of_task))]
+        return hierarchical.from_interval(effect(of_task), n, without) if len(of_task) > 2 else None
     if len({tuple(record.examples["row"][:n]) for record in of_task}) > 1:
         return None  # seeds are crossed with the same questions or not at all
     made = []
@@ -122,7 +132,7 @@ def task_effect(one: Asked, task: str, of_task: Sequence[Record], stored: Stored
     return hierarchical.of_task([found for found in made if found is not None])
 
 
-def _row(one: Asked, found: Estimate | None, adjusted_p: float, of_new_seeds: Estimate | None) -> dict[str, Any]:
+def _row(one: Asked, found: Estimate | None, adjusted_p: float) -> dict[str, Any]:
     statement, bound = one.statement, one.statement.bound
     row: dict[str, Any] = {
         "id": statement.id,
@@ -133,7 +143,7 @@ def _row(one: Asked, found: Estimate | None, adjusted_p: float, of_new_seeds: Es
         "verdict": hierarchical.verdict(found, adjusted_p, bound),
     }
     if found is None:
-        empty = dict.fromkeys(("effect", "low", "high", "needed", "p", "adjusted_p", "new_seeds"))
+        empty = dict.fromkeys(("effect", "low", "high", "needed", "p", "adjusted_p"))
         return row | empty | {"n_seeds": 0, "n_examples": 0, "n_tasks": 0, "by_task": {}}
     is_open = row["verdict"] == hierarchical.UNDECIDED
     return row | {
@@ -147,7 +157,6 @@ def _row(one: Asked, found: Estimate | None, adjusted_p: float, of_new_seeds: Es
         "adjusted_p": adjusted_p,
         "n_tasks": len(found.tasks),
         "by_task": {task: effect.value for task, effect in found.tasks.items()},
-        "new_seeds": _numbers(of_new_seeds),
     }
 
 

@@ -90,19 +90,14 @@ def effects_of(statement: Statement, key: tuple[str, str], rate: str, stored: St
     """The effect of each seed, or the one of the whole task, with the ids of its runs."""
     if statement.unit == "clips":
         return [(statement.effect(stored.clips[key]), "sweep of clips")] if key in stored.clips else []
-    mine = _of(stored.found, key)
+    mine = selection.of_cell(stored.exploratory if statement.exploratory else stored.found, *key)
     if statement.unit == "seeds":
         found = ((_effect(statement, record, SUFFIX[rate]), record.json["id"]) for record in mine)
         return [(effect, run) for effect, run in found if effect is not None]
     if statement.unit == "orders":
-        others = _of(stored.reordered, key)
-        mine = [record for record in mine if cell(record) in map(cell, others)] + others
+        mine = selection.in_all_orders(mine, selection.of_cell(stored.reordered, *key))
     runs = " ".join(record.json["id"] for record in mine)
     return [(statement.effect(mine), runs)] if len(mine) > 1 else []
-
-
-def _of(found: Sequence[Record], key: tuple[str, str]) -> list[Record]:
-    return [record for record in found if cell(record)[:2] == key]
 
 
 def _effect(statement: Statement, record: Record, suffix: str) -> Effect | None:

@@ -20,6 +20,7 @@ CELL = (
     "Mean over seeds; s: Student's 95 % interval over seeds; q: 95 % interval over questions, its ends averaged over "
     "seeds. Last lines: seeds times questions."
 )
+CELL_OF_STEPS = CELL.replace("questions", "steps")
 MAIN = ("zero_shot", "in_context", "in_context_shuffled", *arms.METHODS)
 # What is read from a record: (value, low, high, n), the interval being over questions.
 Quantity = Callable[[Record], tuple[float | None, float | None, float | None, int]]
@@ -94,7 +95,7 @@ def by_task(long: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else empty
 
 
-def show(long: pd.DataFrame, name: str, digits: int = 3) -> HTML:
+def show(long: pd.DataFrame, name: str, digits: int = 3, caption: str = CELL) -> HTML:
     """
     The table of `collect` as a page shows it, above a link to all its seeds and run ids as `<name>.csv`.
 
@@ -105,7 +106,7 @@ def show(long: pd.DataFrame, name: str, digits: int = 3) -> HTML:
     summary["cell"] = [_cell(row, digits) for _, row in summary.iterrows()]
     wide = summary.pivot_table(index=["model", "task"], columns="quantity", values="cell", aggfunc="first", sort=False)
     wide = wide.reindex(columns=list(dict.fromkeys(long["quantity"]))).fillna("–").rename_axis(columns=None)
-    return tables.table(wide, (long, name), caption=CELL)
+    return tables.table(wide, (long, name), caption=caption)
 
 
 def _cell(row: pd.Series, digits: int) -> str:

@@ -66,6 +66,17 @@ def grid() -> list[Record]:
     return select(records.load_all(RECORDS))
 
 
+def of_cell(found: Iterable[Record], model: str, task: str) -> list[Record]:
+    """The records of one model and task."""
+    return [record for record in found if cell(record)[:2] == (model, task)]
+
+
+def in_all_orders(as_drawn: Iterable[Record], reordered: Sequence[Record]) -> list[Record]:
+    """Records in other orders, behind the one as drawn of the same draw; none where there are no others."""
+    draws = {cell(record) for record in reordered}
+    return [*(record for record in as_drawn if cell(record) in draws), *reordered]
+
+
 def reordered(**variant: Any) -> list[Record]:
     """The stored records of the grid's demonstrations in other orders; `variant` as for `select`."""
     everything = records.load_all(RECORDS)

@@ -43,6 +43,7 @@ class Statement:
     fewest : how many tasks have to be judged by the counting rule.
     answers : whether its effect is made of answers, so that the two readings differ.
     exploratory : whether it is judged on exploratory runs, for the confirmatory ones do not have what it asks for.
+    threshold : whether an effect of zero is at a threshold within the statement, and not the absence of an effect.
     """
 
     id: str
@@ -58,6 +59,7 @@ class Statement:
     fewest: int = 3
     answers: bool = False
     exploratory: bool = False
+    threshold: bool = False
 
 
 # ------------------------------------------------------------------------------------------------------------- answers
@@ -189,11 +191,11 @@ STATEMENTS = (
     Statement("R4", "paper", "In-context learning changes more predictions than finetuning.", "Figure 1",
               "share of changed predictions, in-context minus finetuned", changes_more, **_ANSWERS),
     Statement("R5", "paper", "Changed predictions overlap little.", "Table 1, Jaccard",
-              "Jaccard index of changes below 0.5", jaccard_low, **_ANSWERS),
+              "Jaccard index of changes below 0.5", jaccard_low, threshold=True, **_ANSWERS),
     Statement("R6", "paper", "Changes to a wrong label overlap less than changes to the right one.", "Table 1, Jaccard",
               "Jaccard on correct minus on incorrect changes", jaccard_gap, **_ANSWERS),
     Statement("R7", "archive", "In-context learning recalls what finetuning puts right.",
-              "Rec2FTP in the logs; Dai et al.", "Rec2FTP above 0.5", recall, **_ANSWERS),
+              "Rec2FTP in the logs; Dai et al.", "Rec2FTP above 0.5", recall, threshold=True, **_ANSWERS),
     Statement("R8", "stricter", "It recalls more of that than of zero-shot errors in general.", "page 50",
               "Rec2FTP above the share of all zero-shot errors put right", recall_above_base, **_ANSWERS),
     Statement("R9", "paper", "SimAOU of finetuning is above the random baseline.", "Table 2",
@@ -232,12 +234,13 @@ STATEMENTS = (
               larger_than_standard_below, **_NORMS),
     Statement("R19", "archive", "Layer-causal finetuning ends in near-constant predictions.", "counts in the logs",
               "largest share of one class above 0.9 (page 70 asks 0.95) and above zero-shot's",
-              collapse, gated=False, **_ANSWERS),
+              collapse, gated=False, threshold=True, **_ANSWERS),
     Statement("R20", "archive", "In-context accuracy depends on the demonstrations drawn.", "counts in the logs",
               "typical difference between two seeds on the same questions, above 0.05",
-              draws_differ, gated=False, unit="draws", **_ANSWERS, **_ONE),
+              draws_differ, gated=False, unit="draws", threshold=True, **_ANSWERS, **_ONE),
     Statement("R21", "stricter", "In-context accuracy depends on the order of demonstrations.", "varied here",
               "typical difference between two orders of the same demonstrations, above 0.05",
-              draws_differ, gated=False, unit="orders", fewest=2, exploratory=True, **_ANSWERS, **_ONE),
+              draws_differ, gated=False, unit="orders", fewest=2, exploratory=True, threshold=True,
+              **_ANSWERS, **_ONE),
 )  # fmt: skip
 BY_ID = {statement.id: statement for statement in STATEMENTS}

@@ -9,17 +9,23 @@ from typing import Any
 from IPython.display import HTML
 
 from iclgd_helpers import storage
-from iclgd_helpers.measures.hierarchical import EQUIVALENT, REFUTED, REPRODUCED, UNDECIDED
+from iclgd_helpers.measures.hierarchical import EQUIVALENT, NOT_JUDGED, REFUTED, REPRODUCED, UNDECIDED
 from iclgd_helpers.pages.decisions import EXPLORATORY
 from iclgd_helpers.pages.statements import BY_ID, STATEMENTS
+from iclgd_helpers.pages.verdict_tables import AT_THRESHOLD, in_a_word
 from iclgd_helpers.paths import resolve_path
 
 Row = Mapping[str, Any]  # of `decisions.decide`
-SIGNS = {REPRODUCED: "▲", REFUTED: "▼", EQUIVALENT: "=", UNDECIDED: "?"}
-CLASSES = {REPRODUCED: "reproduced", REFUTED: "refuted", EQUIVALENT: "none", UNDECIDED: "undecided"}
+SIGNS = {REPRODUCED: "▲", REFUTED: "▼", EQUIVALENT: "=", AT_THRESHOLD: "=", UNDECIDED: "?"}
+CLASSES = {
+    REPRODUCED: "reproduced",
+    REFUTED: "refuted",
+    EQUIVALENT: "none",
+    AT_THRESHOLD: "none",
+    UNDECIDED: "undecided",
+}
 REACH = 5.0  # bounds to either side of the axis; what lies further off is drawn at its end
 WIDTH, HEIGHT, MARGIN = 100, 14, 5  # of the axis; a dot at its end is drawn whole
-NO_EVIDENCE = "not judged"
 STORED = "results/verdicts.json"
 
 
@@ -68,8 +74,8 @@ def _cell(row: Row | None, label: str, span: int = 1) -> str:
     if row is None or row["effect"] is None:
         described = row and row["without_the_gate"]
         picture = drawn(described, BY_ID[row["id"]].bound, "described") if row and described else ""
-        return f'{start}<span class="chip">{NO_EVIDENCE}</span>{picture}</td>'
-    chip = f'<span class="chip {CLASSES[row["verdict"]]}">{worded(row)}</span>'
+        return f'{start}<span class="chip">{NOT_JUDGED}</span>{picture}</td>'
+    chip = f'<span class="chip {CLASSES[in_a_word(row)]}">{worded(row)}</span>'
     numbers = [row["effect"], row["low"], row["high"]]
     return f"{start}{chip}{drawn(numbers, BY_ID[row['id']].bound, 'effect')}</td>"
 
@@ -100,7 +106,7 @@ def drawn(numbers: Sequence[float], bound: float, kind: str) -> str:
 
 def worded(row: Row) -> str:
     """The verdict with its sign, or that there was nothing to judge."""
-    return NO_EVIDENCE if row["effect"] is None else f"{SIGNS[row['verdict']]} {row['verdict']}"
+    return NOT_JUDGED if row["effect"] is None else f"{SIGNS[in_a_word(row)]} {in_a_word(row)}"
 
 
 def stored() -> list[dict[str, Any]]:
@@ -113,7 +119,7 @@ def finding(rows: Sequence[Row], *ids: str) -> list[tuple[str, str]]:
     """
     What came out of some statements, at the protocol's learning rate: a lead and the rest of a line for each.
 
-    One last line names those that are not judged for any model or reading, and why if that is the gate.
+    One last line names those that are not judged for any model or reading, and why.
     """
     said, nowhere = [], []
     for name in ids:
@@ -121,7 +127,7 @@ def finding(rows: Sequence[Row], *ids: str) -> list[tuple[str, str]]:
         words = [f"{row['model']}, {_reading(row)}: {_in_words(row)}" for row in mine if row["effect"] is not None]
         left = len(mine) - len(words)
         if words:
-            words += [f"{left} of {len(mine)} pairs of model and reading {NO_EVIDENCE}"] if left else []
+            words += [f"{left} of {len(mine)} pairs of model and reading {NOT_JUDGED}"] if left else []
             said.append((f"{name} {BY_ID[name].says}", "; ".join(words) + "."))
         else:
             nowhere.append(name)
@@ -132,10 +138,13 @@ def finding(rows: Sequence[Row], *ids: str) -> list[tuple[str, str]]:
 
 
 def _not_judged(rows: Sequence[Row], ids: Sequence[str]) -> str:
-    """A lead; it blames the gate only where there is evidence on each of the statements that the gate withholds."""
-    withheld = {row["id"] for row in rows if row["effect"] is None and row["without_the_gate"] is not None}
-    why = " because in-context learning helps on too few tasks" if withheld.issuperset(ids) else ""
-    return f"Not judged for any model or reading{why}:"
+    """A lead, with the reasons that there are: the gate withholds what is there, or too little was recorded."""
+    mine = [row for row in rows if row["id"] in ids]
+    withheld = [row["without_the_gate"] is not None for row in mine]
+    is_whole = all(withheld) and {row["id"] for row in mine}.issuperset(ids)
+    reasons = ["in-context learning helps on too few tasks"] if any(withheld) else []
+    reasons += [] if is_whole else ["too few records have what is asked"]
+    return f"Not judged for any model or reading, because {' or '.join(reasons)}:"
 
 
 def _reading(row: Row) -> str:
@@ -145,12 +154,12 @@ def _reading(row: Row) -> str:
 
 
 def _in_words(row: Row) -> str:
-    return f"{row['verdict']}, effect {row['effect']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+    return f"{in_a_word(row)}, effect {row['effect']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
 
 
 def counted(rows: Iterable[Row]) -> dict[str, int]:
-    """How many verdicts of each kind, all four words named."""
-    said = [row["verdict"] for row in rows]
+    """How many verdicts of each kind, all of the words named."""
+    said = [in_a_word(row) for row in rows]
     return {word: said.count(word) for word in SIGNS}
 
 
@@ -168,12 +177,13 @@ def lines(rows: Sequence[Row], n_runs: Mapping[str, tuple[int, int]]) -> list[tu
         parts = {row["part"] for row in rows if row["model"] == model} - {EXPLORATORY}
         where = "" if parts else f" on exploratory rows (confirmatory runs: {there} of {wanted})"
         counts = ", ".join(f"{n} {word}" for word, n in counted(mine).items())
-        said.append((f"{model}:", f"{counts}, of {len(mine)} verdicts, one a statement and reading{where}."))
-    for word in (REPRODUCED, REFUTED, EQUIVALENT):
+        explored = dict.fromkeys(row["id"] for row in mine if row["part"] == EXPLORATORY) if parts else {}
+        beside = f" ({', '.join(explored)} on exploratory rows)" if explored else ""
+        said.append((f"{model}:", f"{counts}, of {len(mine)} verdicts, one a statement and reading{beside}{where}."))
+    for word in (REPRODUCED, REFUTED, EQUIVALENT, AT_THRESHOLD):
         if names := always(rows, word):
-            said.append(
-                (f"{word.capitalize()} wherever judged:", "; ".join(f"{BY_ID[n].says[:-1]} ({n})" for n in names) + ".")
-            )
+            lead = f"{word.capitalize()} wherever judged, at the protocol's learning rate:"
+            said.append((lead, "; ".join(f"{BY_ID[n].says[:-1]} ({n})" for n in names) + "."))
     judged = {row["id"] for row in rows if row["effect"] is not None}
     if nowhere := [one.id for one in STATEMENTS if one.id not in judged]:
         said.append(
@@ -187,7 +197,7 @@ def lines(rows: Sequence[Row], n_runs: Mapping[str, tuple[int, int]]) -> list[tu
 def always(rows: Sequence[Row], word: str) -> list[str]:
     """Statements whose every verdict is that word, wherever they are judged."""
     judged = [row for row in rows if row["effect"] is not None]
-    return [one.id for one in STATEMENTS if {r["verdict"] for r in judged if r["id"] == one.id} == {word}]
+    return [one.id for one in STATEMENTS if {in_a_word(r) for r in judged if r["id"] == one.id} == {word}]
 
 
 def bias_only(rows: Sequence[Row]) -> list[str]:
@@ -195,5 +205,5 @@ def bias_only(rows: Sequence[Row]) -> list[str]:
     said: dict[tuple[str, str, str], set[str]] = {}
     for row in rows:
         said.setdefault((row["id"], row["model"], row["rate"]), set()).add(row["verdict"])
-    differing = {name for (name, _model, _rate), words in said.items() if len(words - {UNDECIDED}) > 1}
+    differing = {name for (name, _model, _rate), words in said.items() if len(words - {UNDECIDED, NOT_JUDGED}) > 1}
     return [one.id for one in STATEMENTS if one.id in differing]

@@ -7,9 +7,11 @@ from typing import Any
 
 import pandas as pd
 
+from iclgd_helpers.measures import hierarchical
 from iclgd_helpers.pages import tables
-from iclgd_helpers.pages.statements import Statement
+from iclgd_helpers.pages.statements import BY_ID, Statement
 
+AT_THRESHOLD = "at its threshold"
 COLUMNS = ("id", "statement", "kind", "model", "rate", "verdict", "tasks", "without_the_gate")
 
 
@@ -50,6 +52,12 @@ def statements_table(statements: Sequence[Statement]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["id", "kind", "statement", "source", "positive effect", "bound", "gated"])
 
 
+def in_a_word(row: Mapping[str, Any]) -> str:
+    """The verdict; an effect as good as none of a statement with a threshold is at that threshold."""
+    is_at_threshold = row["verdict"] == hierarchical.EQUIVALENT and BY_ID[row["id"]].threshold
+    return AT_THRESHOLD if is_at_threshold else str(row["verdict"])
+
+
 def decided(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """The verdicts of `decisions.decide`, one row each, as a page shows them."""
     shown = [
@@ -58,12 +66,13 @@ def decided(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
             "model": row["model"],
             "rate": row["rate"],
             "reading": row["reading"],
-            "verdict": row["verdict"] if row["effect"] is not None else "not judged",
+            "verdict": in_a_word(row),
             "effect": tables.with_interval(row["effect"], (row["low"], row["high"]), missing="–"),
             "adjusted p": "–" if row["adjusted_p"] is None else f"{row['adjusted_p']:.2g}",
             "rows": row["part"],
             "tasks": row["n_tasks"],
             "new seeds alone": tables.with_interval(*_parts(row["new_seeds"]), missing="–"),
+            "unseen rows alone": tables.with_interval(*_parts(row["unseen_rows"]), missing="–"),
             "would decide": _needed(row["needed"]),
         }
         for row in rows

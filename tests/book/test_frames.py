@@ -2,10 +2,12 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from iclgd_helpers.experiments import notebook_files
 from iclgd_helpers.experiments.notebook_files import parameters_cell
 from iclgd_helpers.pages import claims, figures
 from tools import book_pages, claims_pages, idea_drawing, page_frames
@@ -148,9 +150,13 @@ def test_no_two_pages_write_one_table():
 
 
 def test_every_page_says_how_it_is_run():
+    """The command's number leads to the page, from whichever folder."""
     for path in book_pages.notebooks():
         line = page_frames.run_line(path, {})
-        assert f"iclgd run {path.stem[:2]}" in line and ("seed" in line) == ("seed" in parameters_cell(path))
+        number = re.search(r"iclgd run (\d+)", line)[1]
+        assert notebook_files.page(Path("anywhere", number)) == path
+        assert ("seed" in line) == ("seed" in parameters_cell(path))
+    assert notebook_files.page(Path("5")) == Path("5") and notebook_files.page(PAGE) == PAGE
 
 
 def test_the_landing_pages_drawing_is_what_its_script_draws():

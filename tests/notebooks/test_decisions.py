@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -71,7 +72,7 @@ def test_the_gate_reads_the_texts_that_all_seeds_share() -> None:
 def test_a_gated_statement_needs_three_open_tasks() -> None:
     (open_, *_), (shut, *_) = said(a_grid(), id="R3"), said(a_grid(False), id="R3")
     assert open_["n_tasks"] == 6 and open_["verdict"] == "reproduced"
-    assert shut["effect"] is None and shut["verdict"] == "undecided" and shut["n_tasks"] == 0
+    assert shut["effect"] is None and shut["verdict"] == "not judged" and shut["n_tasks"] == 0
     assert shut["without_the_gate"] and open_["without_the_gate"][0] == pytest.approx(open_["effect"])
     soup = BeautifulSoup(verdict_overview.table([shut]).data, "html.parser")
     assert soup.find("circle")["class"] == ["described"] and "a description" in soup.find("svg")["aria-label"]  # type: ignore[index]
@@ -176,6 +177,55 @@ def test_sweeps_and_orders_have_their_own_evidence() -> None:
     assert rows[0]["effect"] == pytest.approx(0.15)
 
 
+def in_order(order: int, right: Sequence[bool], seed: int = 2, task: str = "sst2") -> Record:
+    """A record of the grid that answers these questions right in context."""
+    (record, *_) = (r for r in a_grid() if selection.cell(r)[1] == "mr")
+    given = record.json["parameters"] | {"task": task, "seed": seed, "order": order}
+    examples = record.examples.iloc[: len(right)].copy()
+    labels = examples["label"].to_numpy()
+    scores = np.zeros((len(right), labels.max() + 2))
+    scores[np.arange(len(right)), np.where(right, labels, labels + 1)] = 1.0
+    examples["log_probability/in_context"] = list(scores)
+    json = record.json | {"parameters": given, "n_compared": len(right)}
+    return dataclasses.replace(record, json=json, examples=examples)
+
+
+def test_draws_and_orders_are_samples_too() -> None:
+    """The interval of a difference between orders has a part that comes from which orders there are."""
+    rng = np.random.default_rng(0)
+    orders = [in_order(order, rng.random(60) < share) for order, share in enumerate((0.5, 0.55, 0.6, 0.95))]
+    stored = judging.Stored([], orders[1:], exploratory=orders[:1])
+    asked = decisions.Asked(BY_ID["R21"], MODEL, "protocol", "raw")
+    found = decisions.task_effect(asked, "sst2", [], stored)
+    assert found is not None and found.n_seeds == 4, "the order as drawn is one of them"
+    value, low, high = BY_ID["R21"].effect(orders)
+    without = [BY_ID["R21"].effect([r for r in orders if r is not left])[0] for left in orders]
+    of_seeds, of_questions, _ = found.variances
+    assert found.value == value and of_questions == pytest.approx(((high - low) / (2 * hierarchical.NORMAL)) ** 2)
+    assert of_seeds == pytest.approx(3 / 4 * np.sum((without - np.mean(without)) ** 2)) and of_seeds > 0
+    few = judging.Stored([], orders[1:2], exploratory=orders[:1])
+    assert decisions.task_effect(asked, "sst2", [], few) is None, "two orders say nothing of a third"
+    alike = judging.Stored([], [orders[0]] * 3, exploratory=orders[:1])
+    assert decisions.task_effect(asked, "sst2", [], alike).variances[0] == 0, "control"  # type: ignore[union-attr]
+
+
+def test_effects_on_unseen_rows_leave_three_tasks_out() -> None:
+    (row,) = said(a_grid(), id="R1", reading="raw")
+    tasks = [task for task in row["by_task"] if task not in ("sst2", "subj", "cb")]
+    assert row["unseen_rows"][0] == pytest.approx(np.mean([row["by_task"][task] for task in tasks])) and len(tasks) == 3
+    assert row["unseen_rows"][1] < row["unseen_rows"][0] < row["unseen_rows"][2]
+    without = {"calibrated": None}
+    old = [dataclasses.replace(r, json={k: v for k, v in r.json.items() if k not in without}) for r in a_grid()]
+    assert said(old, id="R1", reading="raw")[0]["unseen_rows"] is None, "all rows of exploratory runs were seen"
+
+
+def test_an_effect_of_zero_is_at_a_threshold_where_there_is_one() -> None:
+    row = said(a_grid(), id="R1", reading="raw")[0] | {"verdict": hierarchical.EQUIVALENT}
+    assert verdict_tables.in_a_word(row) == "equivalent to none"
+    assert verdict_tables.in_a_word(row | {"id": "R19"}) == "at its threshold"
+    assert verdict_tables.in_a_word(row | {"id": "R19", "verdict": "refuted"}) == "refuted"
+
+
 # ---------------------------------------------------------------------------------------------------------------- shown
 def test_overview_has_a_word_and_an_interval_for_each_model_and_reading() -> None:
     rows = decisions.decide(FEW, a_grid(), NOTHING)
@@ -210,10 +260,15 @@ def test_lines_count_and_say_what_is_interim() -> None:
     rows += [row | {"rate": "chosen", "effect": -1.0, "verdict": "refuted"} for row in rows]  # another table's
     lines = dict(verdict_overview.lines(rows, {MODEL: (26, 26), "other": (2, 26)}))
     numbers = [int(n) for n in re.findall(r"(\d+) [a-z]", lines[f"{MODEL}:"])]
-    assert sum(numbers[:4]) == numbers[4] == n_judged
+    n_words = len(verdict_overview.SIGNS)
+    assert sum(numbers[:n_words]) == numbers[n_words] == n_judged
     assert "exploratory" not in lines[f"{MODEL}:"]
     assert lines["other:"].endswith("on exploratory rows (confirmatory runs: 2 of 26).")
-    assert "R1" in lines["Reproduced wherever judged:"]
+    assert "R1" in lines["Reproduced wherever judged, at the protocol's learning rate:"]
+    rows[0]["part"] = "exploratory"
+    assert (
+        f"({rows[0]['id']} on exploratory rows)" in dict(verdict_overview.lines(rows, {MODEL: (26, 26)}))[f"{MODEL}:"]
+    )
 
 
 def test_a_pages_finding_is_in_the_words_of_its_verdicts() -> None:
@@ -228,7 +283,7 @@ def test_a_pages_finding_is_in_the_words_of_its_verdicts() -> None:
     nothing = [row | {"effect": None, "without_the_gate": None} for row in rows]
     assert verdict_overview.finding(nothing, "R1", "R13") == [
         (
-            "Not judged for any model or reading:",
+            "Not judged for any model or reading, because too few records have what is asked:",
             "; ".join(f"{BY_ID[name].says[:-1]} ({name})" for name in ("R1", "R13")) + ".",
         )
     ]
@@ -236,8 +291,14 @@ def test_a_pages_finding_is_in_the_words_of_its_verdicts() -> None:
     assert "in-context learning helps on too few tasks" in verdict_overview.finding(withheld, "R13")[0][0]
     every = [withheld[0] | {"id": name} for name in BY_ID]
     (lead, names) = next(line for line in verdict_overview.lines(every, {}) if line[0].startswith("Not judged"))
-    assert not any("too few" in lead for lead, _ in verdict_overview.lines(every[1:], {})), "the control: no evidence"
-    assert "too few tasks" in lead and names.startswith(f"{len(BY_ID)} of {len(BY_ID)} statements (R1, ")
+    assert any("too few records" in lead for lead, _ in verdict_overview.lines(every[1:], {})), (
+        "the control: no evidence"
+    )
+    assert (
+        "too few tasks" in lead
+        and "records" not in lead
+        and names.startswith(f"{len(BY_ID)} of {len(BY_ID)} statements (R1, ")
+    )
     half = verdict_overview.finding([row | {"effect": None} if row["id"] == "R1" else row for row in rows], "R1", "R13")
     assert [lead[:3] for lead, _ in half] == ["R13", "Not"]
     assert {row["id"] for row in verdict_overview.stored()} == set(BY_ID)

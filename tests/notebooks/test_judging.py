@@ -77,6 +77,13 @@ def test_other_units_give_one_effect_of_the_whole_task(unit: str, n: int | None)
     assert judging.judged(asked, (MODEL, "sst2"), "protocol", stored).state == "missing"
 
 
+def test_exploratory_statements_are_counted_on_exploratory_records() -> None:
+    stored = Stored([made_up(MODEL, "cb", 21)], exploratory=[made_up(MODEL, "cb", seed) for seed in (3, 4)])
+    for is_exploratory, runs in ((True, [f"{MODEL}-cb-3", f"{MODEL}-cb-4"]), (False, [f"{MODEL}-cb-21"])):
+        asked = statement(exploratory=is_exploratory)
+        assert [run for _, run in judging.effects_of(asked, (MODEL, "cb"), "protocol", stored)] == runs
+
+
 def test_control_one_record_is_no_draw() -> None:
     stored = Stored([made_up(MODEL, "cb", 3)])
     assert judging.effects_of(statement(unit="draws"), (MODEL, "cb"), "protocol", stored) == []

@@ -120,7 +120,7 @@ def estimate(value: float, half: float, p: float = 0.001) -> Estimate:
         (estimate(0.02, 0.01), 0.01, EQUIVALENT),
         (estimate(-0.02, 0.029), 0.5, EQUIVALENT),
         (estimate(0.02, 0.04), 0.5, UNDECIDED),
-        (None, float("nan"), UNDECIDED),
+        (None, float("nan"), hierarchical.NOT_JUDGED),
     ],
 )
 def test_verdict(found: Estimate | None, p: float, said: str) -> None:
