@@ -174,7 +174,9 @@ def page(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def judged(page: dict[str, Any], found: Iterable[Record]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Verdicts and effects of these records, beside what else the page has read."""
-    return judging.judge(page["STATEMENTS"], dataclasses.replace(page["stored"], found=list(found)))
+    records = list(found)
+    stored = dataclasses.replace(page["stored"], found=records, exploratory=records)
+    return judging.judge(page["STATEMENTS"], stored)
 
 
 def verdicts(page: dict[str, Any], found: Any, which: str) -> list[str]:
