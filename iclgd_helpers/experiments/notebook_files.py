@@ -38,8 +38,9 @@ class Cell:
 
 def page(path: Path) -> Path:
     """The page of the book that a path such as `50` means where nothing lies; else the path."""
-    pages = [] if path.exists() else (repository_root() / "notebooks").glob(f"{path.name}_*.ipynb")
-    return next((found for found in sorted(pages) if path.name.isdecimal()), path)
+    if not path.name.isdecimal() or path.exists():
+        return path
+    return next((repository_root() / "notebooks").glob(f"{path.name}_*.ipynb"), path)
 
 
 def read_cells(path: Path) -> list[Cell]:

@@ -211,9 +211,8 @@ def needed(found: Estimate, bound: float) -> dict[str, int | None]:
     How many seeds, or else questions, a task would need so that an effect of this size is decided.
 
     An effect is decided if its interval is on one side of 0, or within the bound; that p values are adjusted for many
-    statements is left out. Every task gets as many times more,
-    and the number is that of the task with the fewest. None: `MOST_TIMES` as many would not do, because the other
-    source of variance alone leaves the effect undecided.
+    statements is left out. Every task gets as many times more, and the number is that of the task with the fewest.
+    None: `MOST_TIMES` as many would not do, because the other source of variance alone leaves the effect undecided.
     """
     distance = max(abs(found.value), bound - abs(found.value))
     quantile = stats.t.ppf((1 + intervals.LEVEL) / 2, found.degrees)

@@ -85,6 +85,7 @@ WORDS = [
     ("run", [PAGE, "-p", "sed", "3"], "did you mean 'seed'"),
     ("run", ["50", "-p", "sed", "3"], "did you mean 'seed'"),
     ("run", ["51"], "no notebook at"),
+    ("run", ["**"], "no notebook at"),
     ("run", [PAGE, "-p", "seed", "1", "-p", "seed", "2"], "-p seed is given twice"),
     ("run", [PAGE, *SMOKE, "-p", "preset", "paper"], "--preset and -p preset are both given"),
     ("run", [PAGE, "--preset", " "], "it is empty"),
