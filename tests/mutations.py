@@ -231,6 +231,8 @@ FAULTS = [
          "test_finetuning_equals_naive[float64-llama-standard-all]"),
         ("Layers are not detached from those below.", "return (inputs[0].detach(),", "return (inputs[0],",
          "test_a_layers_loss_has_no_gradient_in_other_layers[llama]"),
+        ("Of the products with the head's parts, one is kept.", "words).sum(0)", "words)[0]",
+         "test_the_vocabulary_loss_in_parts[40-3-products3-None]"),
         ("The loss asks for the present token, not the next one.", "row[place + 1] for", "row[place] for",
          "test_finetuning_equals_naive[float64-llama-standard-all]"),
         ("The label loss reads the state of the label itself.", "places[start - 1 : start - 1 +",

@@ -59,10 +59,24 @@ def shown_run(notebook: Path, parameters: dict[str, Any]) -> tuple[str | None, b
     return given.model_dump_json() if has_model and runs else None, has_model
 
 
+def n_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def n_lanes() -> int:
     """How many pages are executed at a time."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(MOST_LANES, cores)
+    return min(MOST_LANES, n_cores())
+
+
+def n_threads(page: Page, beside: bool) -> int:
+    """
+    How many threads a page's libraries get. Without a model, one does.
+
+    Pages beside each other share the cores. With more threads than cores, a product waits for the thread that shares
+    its core, and those of finetuning gain little from two.
+    """
+    return max(1, n_cores() // (n_lanes() if beside else 1)) if page.computes else 1
 
 
 def next_page(waiting: Sequence[Page], busy: Collection[str | None], stored: Collection[str | None]) -> Page | None:
@@ -124,16 +138,15 @@ class Lanes:
         return self.costs
 
     def _begin(self, notebook_execution: Any, server: warm_kernels.Server | None) -> None:
-        """Fill the lanes. A page without a model leaves the other cores to those that have one."""
-        lanes = n_lanes()
-        while len(self.running) < lanes:
+        """Fill the lanes."""
+        while len(self.running) < n_lanes():
             page = next_page(self.waiting, {page.run for page in self.running}, self.stored)
             if page is None:
                 return
             self.waiting.remove(page)
             page.costs_file.unlink(missing_ok=True)
-            one_thread = lanes > 1 and not page.computes and "OMP_NUM_THREADS" not in os.environ
-            environment = {"OMP_NUM_THREADS": "1"} if one_thread else {}
+            threads = n_threads(page, beside=bool(self.waiting or self.running))
+            environment = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(threads)}
             execution = notebook_execution.Execution(page.notebook, page.target, page.parameters, server, environment)
             self.running[page] = notebook_execution.Running(execution)
             if not self.lines.live:

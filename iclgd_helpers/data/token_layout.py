@@ -6,7 +6,7 @@ import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from iclgd_helpers.data.chat import Chat, Pieces
 from iclgd_helpers.data.tasks import Example, Task
@@ -15,8 +15,10 @@ from iclgd_helpers.errors import InputError, shortened
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+T = TypeVar("T")
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class TokenTree:
     """
     A trunk of tokens, and labels that continue it: each label sees the trunk and its own tokens, no other label.
@@ -69,7 +71,7 @@ def _shape(
     return tuple(depth), tuple(branch), tuple(places)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Query:
     """
     One example to be labelled: its prompt, the label of class 0 (the same for every example and arm), and the others.
@@ -279,7 +281,7 @@ class Layout:
             raise InputError(
                 f"the prompt of row {example.row + 1} is empty: fill in its text, or add words to the template"
             )
-        predict, scored = len(trunk) - 1, self._scored(labels)
+        predict, scored = len(trunk) - 1, _shared(self._scored(labels))
         read = predict + len(labels[0]) if token_read == "label" else predict
         tree = TokenTree.of(trunk, scored, whole=labels[0])
         return Query(tree, scored, self.label_score, example.label, example.row, predict, read, is_merged)
@@ -364,9 +366,15 @@ def _encode(tokenizer: PreTrainedTokenizerBase, *several: Pieces) -> list[tuple[
     read = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"] if texts else []
     found = iter(read)
     return [
-        tuple(token for piece in pieces for token in (next(found) if isinstance(piece, str) else (piece,)))
+        tuple(_shared(token) for piece in pieces for token in (next(found) if isinstance(piece, str) else (piece,)))
         for pieces in joined
     ]
+
+
+@functools.cache
+def _shared(value: T) -> T:
+    """The first of all equal values: many thousand texts repeat a few tokens and labels."""
+    return value
 
 
 def _joined(pieces: Pieces) -> Iterator[str | int]:

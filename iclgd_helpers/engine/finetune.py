@@ -25,6 +25,7 @@ METHODS = ("standard", "joint", "sequential")
 LOSS_SCALE = 2.0**12  # of float16; a power of two, so that scaling itself rounds nothing
 LEARNER_BYTES, STEP_TOKENS = 2**30, 512  # weights of the learners, and tokens before the head, held side by side
 WORDS_AT_ONCE = 4096  # rows of the head that are multiplied while they are in a cache
+FEW_ROWS = 256  # up to so many, one product of a BLAS library leaves its threads waiting for each other
 
 Inputs = tuple[Tensor, ...]  # what a layer's module is called with
 Keywords = dict[str, Any]
@@ -421,24 +422,25 @@ class _VocabularyLoss(torch.autograd.Function):
     def forward(
         ctx: Any, states: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None, cap: float | None = None
     ) -> Tensor:
-        precise = precise_dtype(weight)
+        precise, parts = precise_dtype(weight), _parts(states)
         largest = states.new_full((len(states), 1), -torch.inf, dtype=precise)  # of the logits so far
         normaliser = torch.zeros_like(largest)
         expected = torch.zeros(states.shape, dtype=precise, device=states.device)
         for start in range(0, len(weight), WORDS_AT_ONCE):
-            words = weight[start : start + WORDS_AT_ONCE]
-            logits = (states @ words.T).to(precise)
+            block = weight[start : start + WORDS_AT_ONCE]
+            words = block.reshape(parts if len(block) % parts == 0 else 1, -1, block.shape[1])  # [part, word, d_model]
+            logits = torch.bmm(states.expand(len(words), -1, -1), words.mT).to(precise)  # [part, row, word]
             if bias is not None:
-                logits += bias[start : start + WORDS_AT_ONCE]
+                logits += bias[start : start + WORDS_AT_ONCE].view(len(words), 1, -1)
             slope = None
             if cap is not None:
                 logits, slope = _squeezed(logits, cap)
-            before, largest = largest, torch.maximum(largest, logits.amax(1, keepdim=True))
+            before, largest = largest, torch.maximum(largest, logits.amax((0, 2))[:, None])
             shrink = (before - largest).exp()
             share = logits.sub_(largest).exp_()
-            normaliser = normaliser * shrink + share.sum(1, keepdim=True)
+            normaliser = normaliser * shrink + share.sum((0, 2))[:, None]
             share = share if slope is None else share * slope
-            expected = expected.mul_(shrink).add_((share.to(words.dtype) @ words).to(precise))
+            expected = expected.mul_(shrink).add_(torch.bmm(share.to(words.dtype), words).sum(0).to(precise))
         target = weight[targets].to(precise)
         reached = (states.to(precise) * target).sum(1)
         if bias is not None:
@@ -454,6 +456,12 @@ class _VocabularyLoss(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
         (of_states,) = ctx.saved_tensors
         return (gradient[:, None] * of_states).to(ctx.dtype), None, None, None, None
+
+
+def _parts(states: Tensor) -> int:
+    """In how many products, a thread for each, the head is multiplied with `states` (`[row, d_model]`)."""
+    alone = states.device.type != "cpu" or states.dtype.itemsize < 4 or len(states) > FEW_ROWS
+    return 1 if alone else torch.get_num_threads()
 
 
 def _squeezed(logits: Tensor, cap: float) -> tuple[Tensor, Tensor]:

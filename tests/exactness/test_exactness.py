@@ -1,5 +1,6 @@
 """The engine is exact: it equals a naive implementation, and changes nothing that it should not change."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import naive
@@ -329,20 +330,45 @@ def test_learners_together_equal_each_alone(double: Material, method: str, limit
     assert all(not all(map(torch.equal, first, other.update.values)) for other in together[1:])  # negative control
 
 
-@pytest.mark.parametrize("at_once", [1, 40, 10_000])
-def test_the_vocabulary_loss_in_parts(at_once: int, monkeypatch):
-    """Loss and gradient are those of a softmax over the whole vocabulary, whatever the parts, however large a logit."""
+@pytest.fixture
+def set_threads() -> Iterator[Callable[[int], None]]:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def capped_loss(states, weight, targets, bias, cap):
+    """The naive one, through all logits at once."""
+    logits = states @ weight.T + bias
+    return F.cross_entropy(logits if cap is None else cap * torch.tanh(logits / cap), targets, reduction="none")
+
+
+@pytest.mark.parametrize("cap", [None, 1000.0])
+@pytest.mark.parametrize(("at_once", "threads", "products"), [
+    (1, 1, [1] * 33), (10, 2, [2, 2, 2, 1]), (40, 1, [1]), (40, 3, [3]), (10_000, 2, [1]),
+])  # fmt: skip
+def test_the_vocabulary_loss_in_parts(
+    at_once: int, threads: int, products: list[int], cap: float | None, set_threads, monkeypatch
+):
+    """
+    Loss and gradient are those of a softmax over the whole vocabulary, however large a logit, whatever the parts:
+    the words at once, and in how many products, where a block of words can be divided by the threads.
+    """
     monkeypatch.setattr(finetune, "WORDS_AT_ONCE", at_once)
+    set_threads(threads)
+    multiply, seen = torch.bmm, []
+    monkeypatch.setattr(torch, "bmm", lambda one, other: (seen.append(len(one)), multiply(one, other))[1])
     generator = torch.Generator().manual_seed(0)
     states, weight = (torch.randn(n, 7, generator=generator, dtype=torch.float64) * 20 for n in (5, 33))
-    targets = torch.randint(33, (5,), generator=generator)
+    targets, bias = torch.randint(33, (5,), generator=generator), weight[:, 0] * 9
     losses, gradients = [], []
-    for loss in (finetune._VocabularyLoss.apply, lambda s, w, t: F.cross_entropy(s @ w.T, t, reduction="none")):
+    for loss in (finetune._VocabularyLoss.apply, capped_loss):
         leaf = states.clone().requires_grad_()
-        losses.append(loss(leaf, weight, targets))
+        losses.append(loss(leaf, weight, targets, bias, cap))
         gradients.append(torch.autograd.grad((losses[-1] * torch.arange(1, 6)).sum(), leaf)[0])
     assert torch.allclose(*losses, rtol=1e-12) and torch.allclose(*gradients, rtol=1e-9, atol=1e-9)
     assert float(gradients[0].abs().max()) > 1
+    assert seen[::2] == seen[1::2] == products
 
 
 def gradients_by_layer(material: Material) -> list[list[list[torch.Tensor | None]]]:

@@ -50,6 +50,14 @@ def test_what_others_wait_for_comes_first_then_the_longest():
     assert order(BOOK, 1)[2] == 645
 
 
+@pytest.mark.parametrize(("cores", "alone", "beside"), [(1, 1, 1), (2, 2, 1), (3, 3, 1), (16, 16, 8)])
+def test_pages_beside_each_other_share_the_cores(monkeypatch, cores, alone, beside):
+    monkeypatch.setattr(page_lanes, "n_cores", lambda: cores)
+    with_model, without = page("10", "a run"), page("01")
+    assert [page_lanes.n_threads(with_model, value) for value in (False, True)] == [alone, beside]
+    assert [page_lanes.n_threads(without, value) for value in (False, True)] == [1, 1]
+
+
 def test_without_estimates_the_books_order_stays():
     assert order([page(name) for name in "abc"], 1)[0] == ["a", "b", "c"]
     assert order([page("a"), page("b", "run"), page("c", "run")], 1)[0] == ["b", "a", "c"]
@@ -162,6 +170,17 @@ def test_two_pages_run_at_once_each_with_its_own_memory(two_pages, tmp_path):
     costs = {name: json.loads((tmp_path / "_build" / "pages" / f"{name}.json").read_text()) for name in "12"}
     assert costs["1"]["peak_gb"] - costs["2"]["peak_gb"] > 0.3, "not that of both lanes"
     assert [line.split()[:2] for line in said.splitlines()[:2]] == [["1", "begins"], ["2", "begins"]]
+
+
+def test_a_page_has_the_threads_that_it_is_given(two_pages, tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    note = "import os\nfrom pathlib import Path\nPath({0!r}).write_text(os.environ['OMP_NUM_THREADS'])"
+    texts = [note.format(str(tmp_path / name)) for name in "ab"]
+    assert two_pages(*texts).communicate(timeout=120)[1] == ""
+    assert [(tmp_path / name).read_text() for name in "ab"] == ["1", "1"], "without a model"
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert two_pages(*(text + " or 1" for text in texts)).communicate(timeout=120)[1] == ""
+    assert [(tmp_path / name).read_text() for name in "ab"] == ["3", "3"], "what its user asks for"
 
 
 def test_a_page_that_fails_ends_the_other_one(two_pages, tmp_path):
