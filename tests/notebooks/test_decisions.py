@@ -271,6 +271,18 @@ def test_lines_count_and_say_what_is_interim() -> None:
     )
 
 
+def test_what_the_gate_withholds_is_said_where_in_context_learning_helps() -> None:
+    row = {"model": MODEL, "reading": "raw", "effect": None, "verdict": "not judged"}
+    ungated = {"R3": [0.2, 0.1, 0.3], "R4": [0.0, -0.1, 0.1], "R5": [-0.2, -0.3, -0.1], "R17": None}
+    rows = [row | {"id": name, "without_the_gate": value} for name, value in ungated.items()]
+    helps = row | {"id": "R1", "effect": 0.1, "verdict": "reproduced", "without_the_gate": [0.1, 0.05, 0.15]}
+    ((lead, words),) = verdict_overview.withheld([helps, *rows])
+    assert lead == f"{MODEL}, raw reading: R1 is reproduced, yet the gate withholds 3 statements."
+    assert words.endswith("not adjusted for their number: holds: R3; does not hold: R5; undecided: R4.")
+    assert not verdict_overview.withheld([helps | {"verdict": "undecided"}, *rows]), "control: it does not help"
+    assert not verdict_overview.withheld([helps | {"reading": "calibrated"}, *rows]), "control: of another reading"
+
+
 def test_a_pages_finding_is_in_the_words_of_its_verdicts() -> None:
     rows = decisions.decide(FEW, a_grid(), NOTHING)
     (line, other) = verdict_overview.finding(rows, "R1", "R13")
@@ -288,7 +300,7 @@ def test_a_pages_finding_is_in_the_words_of_its_verdicts() -> None:
         )
     ]
     withheld = [row | {"effect": None, "without_the_gate": [0.1, 0.0, 0.2]} for row in rows]
-    assert "in-context learning helps on too few tasks" in verdict_overview.finding(withheld, "R13")[0][0]
+    assert "the gate opens on too few tasks" in verdict_overview.finding(withheld, "R13")[0][0]
     every = [withheld[0] | {"id": name} for name in BY_ID]
     (lead, names) = next(line for line in verdict_overview.lines(every, {}) if line[0].startswith("Not judged"))
     assert any("too few records" in lead for lead, _ in verdict_overview.lines(every[1:], {})), (
