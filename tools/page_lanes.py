@@ -76,7 +76,7 @@ def n_threads(page: Page, beside: bool) -> int:
     Pages beside each other share the cores. With more threads than cores, a product waits for the thread that shares
     its core, and those of finetuning gain little from two.
     """
-    return max(1, n_cores() // (n_lanes() if beside else 1)) if page.computes else 1
+    return n_cores() // (n_lanes() if beside else 1) if page.computes else 1
 
 
 def next_page(waiting: Sequence[Page], busy: Collection[str | None], stored: Collection[str | None]) -> Page | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from IPython.display import HTML
 
 from iclgd_helpers import storage
+from iclgd_helpers.measures import hierarchical
 from iclgd_helpers.measures.hierarchical import EQUIVALENT, NOT_JUDGED, REFUTED, REPRODUCED, UNDECIDED
 from iclgd_helpers.pages.decisions import EXPLORATORY
 from iclgd_helpers.pages.statements import BY_ID, STATEMENTS
@@ -26,7 +28,6 @@ CLASSES = {
 }
 REACH = 5.0  # bounds to either side of the axis; what lies further off is drawn at its end
 WIDTH, HEIGHT, MARGIN = 100, 14, 5  # of the axis; a dot at its end is drawn whole
-HELPS = ("R1", REPRODUCED)  # in-context learning beats zero-shot
 STORED = "results/verdicts.json"
 
 
@@ -203,17 +204,22 @@ def withheld(rows: Sequence[Row]) -> list[tuple[str, str]]:
     The gate asks single tasks, on few training texts, so it may be closed where the mean over tasks is clear.
     """
     said = []
-    for model, reading in [(row["model"], row["reading"]) for row in rows if (row["id"], row["verdict"]) == HELPS]:
+    for model, reading in [(r["model"], r["reading"]) for r in rows if r["id"] == "R1" and r["verdict"] == REPRODUCED]:
         mine = [row for row in rows if (row["model"], row["reading"], row["effect"]) == (model, reading, None)]
-        ranges = {row["id"]: row["without_the_gate"][1:] for row in mine if row["without_the_gate"]}
-        sides: dict[str, list[str]] = {"holds": [], "does not hold": [], "undecided": []}
-        for name, (low, high) in ranges.items():
-            sides["holds" if low > 0 else "does not hold" if high < 0 else "undecided"].append(name)
-        words = "; ".join(f"{side}: {', '.join(names)}" for side, names in sides.items() if names)
-        lead = f"{model}, {reading} reading: R1 is reproduced, yet the gate withholds {len(ranges)} statements."
-        rest = "By the 95 % interval without the gate, which is no verdict and not adjusted for their number"
-        said += [(lead, f"{rest}: {words}.")] if ranges else []
+        words = {row["id"]: _ungated(row) for row in mine if row["without_the_gate"]}
+        alike = {word: ", ".join(name for name in words if words[name] == word) for word in SIGNS}
+        lead = f"{model}, {reading} reading: R1 is reproduced, yet the gate withholds {len(words)} statements."
+        rest = "Without the gate, and not adjusted for their number, the rule would say"
+        named = "; ".join(f"{word}: {names}" for word, names in alike.items() if names)
+        said += [(lead, f"{rest} {named}. These are no verdicts.")] if words else []
     return said
+
+
+def _ungated(row: Row) -> str:
+    """The rule's word without the gate; where p is not adjusted, it is below the level if the interval leaves out 0."""
+    value, low, high = row["without_the_gate"]
+    found = hierarchical.Estimate(value, low, high, float(low <= 0 <= high), math.inf, {})
+    return in_a_word({**row, "verdict": hierarchical.verdict(found, found.p, BY_ID[row["id"]].bound)})
 
 
 def always(rows: Sequence[Row], word: str) -> list[str]:

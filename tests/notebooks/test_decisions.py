@@ -273,12 +273,14 @@ def test_lines_count_and_say_what_is_interim() -> None:
 
 def test_what_the_gate_withholds_is_said_where_in_context_learning_helps() -> None:
     row = {"model": MODEL, "reading": "raw", "effect": None, "verdict": "not judged"}
-    ungated = {"R3": [0.2, 0.1, 0.3], "R4": [0.0, -0.1, 0.1], "R5": [-0.2, -0.3, -0.1], "R17": None}
+    ungated = {"R3": [0.2, 0.1, 0.3], "R4": [0.0, -0.1, 0.1], "R5": [0.01, 0.005, 0.02]}
+    ungated |= {"R12": [-0.005, -0.008, -0.001], "R14": [-0.2, -0.3, -0.1], "R17": None}
     rows = [row | {"id": name, "without_the_gate": value} for name, value in ungated.items()]
     helps = row | {"id": "R1", "effect": 0.1, "verdict": "reproduced", "without_the_gate": [0.1, 0.05, 0.15]}
     ((lead, words),) = verdict_overview.withheld([helps, *rows])
-    assert lead == f"{MODEL}, raw reading: R1 is reproduced, yet the gate withholds 3 statements."
-    assert words.endswith("not adjusted for their number: holds: R3; does not hold: R5; undecided: R4.")
+    assert lead == f"{MODEL}, raw reading: R1 is reproduced, yet the gate withholds 5 statements."
+    named = "reproduced: R3; refuted: R14; equivalent to none: R12; at its threshold: R5; undecided: R4"
+    assert f" the rule would say {named}." in words, "effects within a bound are as good as none, whatever their sign"
     assert not verdict_overview.withheld([helps | {"verdict": "undecided"}, *rows]), "control: it does not help"
     assert not verdict_overview.withheld([helps | {"reading": "calibrated"}, *rows]), "control: of another reading"
 

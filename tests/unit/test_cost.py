@@ -65,8 +65,8 @@ def counted_in_matrices(run) -> int:
         return torch.stack(projected)
 
     with pytest.MonkeyPatch.context() as patch, FlopCounterMode(display=False) as counter:
-        patch.setattr(finetune, "_project", one_by_one)  # a learner's projections are products of matrices, too,
-        # and those with the head's parts:
+        # Products with each learner's projections, and with each part of the head, are products of matrices, too.
+        patch.setattr(finetune, "_project", one_by_one)
         patch.setattr(torch, "bmm", lambda one, other: torch.stack([x @ y for x, y in zip(one, other, strict=True)]))
         run()
     operators = counter.get_flop_counts()["Global"]
