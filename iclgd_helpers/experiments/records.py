@@ -9,10 +9,13 @@ from __future__ import annotations
 import hashlib
 import io
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from iclgd_helpers import storage
 from iclgd_helpers.errors import InputError, reason
@@ -57,6 +60,17 @@ class Record:
     def comparisons(self) -> dict[str, Any]:
         """The same of the comparisons: those of which no arm has diverged."""
         return {name: found for name, found in self.json["comparisons"].items() if not found.get("diverged")}
+
+    def column(self, name: str) -> NDArray[Any]:
+        """A column of `examples` over the questions that all arms have seen, `[question, …]`; it is made once."""
+        if name not in self._columns:
+            values = self.examples[name].iloc[: self.json["n_compared"]].to_numpy()
+            self._columns[name] = np.stack(list(values)) if values.dtype == object else values[:, None]
+        return self._columns[name]
+
+    @cached_property
+    def _columns(self) -> dict[str, NDArray[Any]]:
+        return {}
 
     @property
     def remarks(self) -> list[str]:

@@ -26,6 +26,8 @@ def over_examples(statistic: Callable[..., float], *columns: NDArray[Any]) -> In
     Resamples in which the statistic is NaN are left out; (NaN, NaN) if that is all of them.
     """
     draws = np.random.default_rng(0).integers(0, len(columns[0]), (RESAMPLES, len(columns[0])))
+    if statistic is np.mean and columns[0].ndim == 1:  # the same sums, without a call for each resample
+        return _percentiles(columns[0][draws].mean(1))
     return _percentiles(np.array([statistic(*(column[i] for column in columns)) for i in draws]))
 
 

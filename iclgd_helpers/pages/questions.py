@@ -16,11 +16,6 @@ from iclgd_helpers.experiments.records import Record
 from iclgd_helpers.measures import metrics
 
 
-def _column(record: Record, name: str) -> NDArray[Any]:
-    values = record.examples[name].iloc[: record.json["n_compared"]].to_numpy()
-    return np.stack(list(values)) if values.dtype == object else values[:, None]
-
-
 def truth(record: Record) -> NDArray[Any]:
     """The right class."""
     return np.asarray(record.examples["label"])[: record.json["n_compared"]]
@@ -29,7 +24,7 @@ def truth(record: Record) -> NDArray[Any]:
 def predicted(record: Record, arm: str) -> NDArray[Any]:
     """The predicted class."""
     record.arms[arm]  # KeyError
-    return np.asarray(_column(record, f"log_probability/{arm}").argmax(-1))
+    return np.asarray(record.column(f"log_probability/{arm}").argmax(-1))
 
 
 def right(record: Record, arm: str) -> NDArray[Any]:
@@ -53,7 +48,7 @@ def overlap(record: Record, comparison: str, which: str = "all") -> tuple[NDArra
 def similarity(record: Record, column: str) -> NDArray[np.float64]:
     """A column `<metric>/<comparison>`: mean over the layers in which it is defined, NaN if that is none."""
     record.comparisons[column.split("/")[1]]  # KeyError
-    values = _column(record, column).astype(float)
+    values = record.column(column).astype(float)
     defined = ~np.isnan(values)
     counts = np.where(defined.any(1), defined.sum(1), np.nan)
     return np.asarray(np.where(defined, values, 0).sum(1) / counts)
