@@ -292,6 +292,8 @@ FAULTS = [
          "test_coverage[accuracy]"),
         ("Columns are resampled apart.", "*(column[i] for column in columns)",
          "*(column[(i + n) % len(i)] for n, column in enumerate(columns))", "test_columns_are_resampled_jointly"),
+        ("A mean is taken over resamples.", "columns[0][draws].mean(1)", "columns[0][draws].mean(0)",
+         "test_the_mean_has_no_call_a_resample_and_the_same_ends[7]"),
     ),
     *_faults(
         "measures/intervals.py", "unit/test_statistics.py",

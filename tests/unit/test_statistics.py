@@ -53,6 +53,15 @@ def test_columns_are_resampled_jointly():
     assert high - low > 0.2
 
 
+@pytest.mark.parametrize("n", [1, 7, 56, 100, 801])
+def test_the_mean_has_no_call_a_resample_and_the_same_ends(n: int):
+    """To the last bit: records hold these numbers."""
+    generator = np.random.default_rng(n)
+    for values in (generator.normal(size=n), generator.random(n) < 0.7, generator.normal(size=n).astype(np.float32)):
+        called = intervals.over_examples(lambda drawn: np.mean(drawn), values)
+        assert intervals.over_examples(np.mean, values) == called
+
+
 def test_undefined_resamples_are_left_out():
     def of_positive(values):
         return float(values[values > 0].mean()) if (values > 0).any() else float("nan")
