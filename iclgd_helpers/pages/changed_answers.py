@@ -125,5 +125,5 @@ def chance_laid_out(table: pd.DataFrame) -> pd.DataFrame:
     order = [(reading, kind) for reading in ("raw", "calibrated") for kind in ("seen", "chance")]
     places = list(TASKS)
     rows = sorted(wide.index, key=lambda key: (key[0], places.index(key[1])))
-    wide = wide.reindex(index=rows, columns=pd.MultiIndex.from_tuples(order)).fillna("–")
+    wide = wide.reindex(index=rows, columns=pd.MultiIndex.from_tuples(order)).astype(object).fillna("–")
     return wide.rename(index=TASKS, level="task")
