@@ -58,8 +58,8 @@ def _take_literally(figure: Figure) -> None:
         label
         for axis in (axis for ax in figure.axes for axis in (ax.xaxis, ax.yaxis))
         for kind in ("major", "minor")
+        for label in axis.get_ticklabels(which=kind)  # this makes them
         if isinstance(getattr(axis, f"get_{kind}_formatter")(), LogFormatter)
-        for label in axis.get_ticklabels(which=kind)  # this makes them, which takes time
     }
     for text in figure.findobj(Text):
         text.set_parse_math(text in written)

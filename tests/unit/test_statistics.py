@@ -57,7 +57,8 @@ def test_columns_are_resampled_jointly():
 def test_the_mean_has_no_call_a_resample_and_the_same_ends(n: int):
     """To the last bit: records hold these numbers."""
     generator = np.random.default_rng(n)
-    for values in (generator.normal(size=n), generator.random(n) < 0.7, generator.normal(size=n).astype(np.float32)):
+    single = generator.normal(size=n).astype(np.float32)
+    for values in (generator.normal(size=n), generator.random(n) < 0.7, single, generator.normal(size=(n, 3))):
         called = intervals.over_examples(lambda drawn: np.mean(drawn), values)
         assert intervals.over_examples(np.mean, values) == called
 
